@@ -1,0 +1,1 @@
+//! TransGQLA: turns a GQA checkpoint into a GQLA one, layer by layer.

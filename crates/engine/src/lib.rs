@@ -1,0 +1,69 @@
+//! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
+
+mod request;
+
+use std::time::Duration;
+
+use gqla_model::DecodePath;
+pub use request::{Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob};
+
+/// A running model. The server and the tools know nothing more of it.
+pub trait Engine: Send + Sync {
+    /// What is being served.
+    fn info(&self) -> &EngineInfo;
+
+    /// Queues a sequence; returns at once. Dropping nothing and waiting for nothing: all news comes by the sink.
+    fn submit(&self, request: Request) -> Result<(), SubmitError>;
+
+    /// Counters and gauges as of the last step.
+    fn stats(&self) -> EngineStats;
+
+    /// Refuses new sequences, lets running ones finish for at most `deadline`, then aborts them and stops.
+    fn shutdown(&self, deadline: Duration);
+}
+
+/// Facts about a running model that never change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineInfo {
+    /// The decode path in use; `None` for a plain (unconverted) GQA model, which has only one.
+    pub path: Option<DecodePath>,
+    /// Tensor-parallel ranks.
+    pub tensor_parallel: u32,
+    /// Draft tokens per step.
+    pub multi_token_prediction: u32,
+    /// Prompt plus answer, in tokens.
+    pub context_length: usize,
+    /// Tokens per cache block.
+    pub block_size: usize,
+    /// Blocks in the cache.
+    pub num_blocks: usize,
+    /// Cache elements one token takes in one layer.
+    pub kv_elements_per_token_layer: usize,
+    /// Cache bytes one token takes in all layers.
+    pub kv_bytes_per_token: usize,
+    /// Vocabulary size.
+    pub vocab_size: usize,
+    /// The instruction set the kernels picked at run time, e.g. `avx512-bf16`.
+    pub instruction_set: &'static str,
+}
+
+/// Counters (ever growing) and gauges of a running model.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences in the running batch.
+    pub running: usize,
+    /// Sequences waiting for room.
+    pub waiting: usize,
+    /// Cache blocks in use.
+    pub blocks_used: usize,
+    /// Prompt tokens computed so far.
+    pub prompt_tokens: u64,
+    /// Tokens delivered so far.
+    pub generated_tokens: u64,
+    /// Steps run so far.
+    pub steps: u64,
+    /// Sequences evicted from the cache to be recomputed later.
+    pub preemptions: u64,
+    /// Time since the scheduler last went round; what liveness is judged by.
+    pub since_last_heartbeat: Duration,
+}

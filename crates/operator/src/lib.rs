@@ -1,0 +1,1 @@
+//! Watches GQLADeployments and nodes, plans per GPU pool, rolls out and reports.

@@ -1,0 +1,3 @@
+//! The gqla-operator binary.
+
+fn main() {}

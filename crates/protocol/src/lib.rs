@@ -1,0 +1,1 @@
+//! OpenAI wire types, their validation and the chat template, without I/O.

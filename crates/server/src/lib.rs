@@ -1,0 +1,1 @@
+//! The inference pod: OpenAI API over an Engine, probes, metrics and drain.

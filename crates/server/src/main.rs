@@ -1,0 +1,3 @@
+//! The gqla-server binary.
+
+fn main() {}

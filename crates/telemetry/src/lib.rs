@@ -1,0 +1,1 @@
+//! Logging, the Prometheus registry, the admin server and graceful shutdown.

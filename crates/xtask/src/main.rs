@@ -1,0 +1,3 @@
+//! cargo xtask: demo, test, e2e, bench, gen and lint.
+
+fn main() {}
