@@ -1,0 +1,256 @@
+//! What `config.json` says a model is.
+//!
+//! The engine computes exactly one thing: a LLaMA block with plain or latent attention. A configuration that asks for
+//! anything else (biases, another activation, scaled rotary frequencies) is refused here rather than computed wrongly.
+//! Mixture-of-experts families are read as far as their attention shape, which is all the planner needs.
+
+mod fields;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use gqla_model::{AttentionShape, ShapeError};
+
+use fields::Fields;
+
+/// A model's dimensions and constants, from `config.json` or GGUF metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// `llama` for a plain model, `llama_gqla` for a converted one; other families keep their own name.
+    pub model_type: String,
+    /// The attention every layer uses.
+    pub attention: AttentionConfig,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the dense feed-forward block.
+    pub intermediate_size: usize,
+    /// Decoder layers, without multi-token-prediction layers.
+    pub num_hidden_layers: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest context the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Epsilon of the input, post-attention and final norms.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Whether the output head is the embedding; then the checkpoint has no `lm_head.weight`.
+    pub tie_word_embeddings: bool,
+    /// The token a sequence begins with.
+    pub bos_token_id: Option<u32>,
+    /// The tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+    /// Multi-token-prediction layers the configuration promises.
+    pub num_nextn_predict_layers: usize,
+}
+
+/// The two kinds of attention a checkpoint can have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttentionConfig {
+    /// Grouped-query attention: `q_proj`, `k_proj`, `v_proj`, half-split rotary embedding over the whole head.
+    Plain {
+        /// Query heads.
+        num_attention_heads: usize,
+        /// Key/value heads.
+        num_key_value_heads: usize,
+        /// Dimension of every head.
+        head_dim: usize,
+    },
+    /// Group-query latent attention: `kv_a_proj_with_mqa`, `kv_b_proj`, interleaved rotary embedding over `d_rope`.
+    Latent {
+        /// Heads, groups and dimensions.
+        shape: AttentionShape,
+        /// Rank of a factored query projection; `None` means one `q_proj`.
+        q_lora_rank: Option<usize>,
+        /// Whether latents pass an RMS norm (`q_a_layernorm`, `kv_a_layernorm`).
+        qk_latent_layernorm: bool,
+    },
+}
+
+impl ModelConfig {
+    /// Reads the text of a `config.json`; `file` is only for messages.
+    ///
+    /// # Errors
+    /// Names the field that is missing, has the wrong type, or asks for something this engine does not compute.
+    pub fn parse(json: &str, file: &Path) -> Result<Self, ConfigError> {
+        let fields = Fields::parse(json, file)?;
+        let model_type = fields.string("model_type")?;
+        let latent = fields.optional_usize("kv_lora_rank")?.is_some();
+        let is_llama = matches!(model_type.as_str(), "llama" | "llama_gqla");
+        if is_llama {
+            refuse_what_is_not_computed(&fields)?;
+        }
+        let attention = if latent { latent_attention(&fields)? } else { plain_attention(&fields)? };
+        Ok(Self {
+            attention,
+            hidden_size: fields.usize("hidden_size")?,
+            intermediate_size: fields.usize("intermediate_size")?,
+            num_hidden_layers: fields.usize("num_hidden_layers")?,
+            vocab_size: fields.usize("vocab_size")?,
+            max_position_embeddings: fields.usize("max_position_embeddings")?,
+            rms_norm_eps: fields.optional_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope_theta: rope_theta(&fields)?,
+            tie_word_embeddings: fields.bool_or("tie_word_embeddings", false)?,
+            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
+            eos_token_ids: fields.token_ids("eos_token_id")?,
+            num_nextn_predict_layers: fields.count_or_zero("num_nextn_predict_layers")?,
+            model_type,
+        })
+    }
+}
+
+fn plain_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> {
+    let num_attention_heads = fields.usize("num_attention_heads")?;
+    let num_key_value_heads = fields.optional_usize("num_key_value_heads")?.unwrap_or(num_attention_heads);
+    if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+        return Err(fields.wrong(
+            "num_key_value_heads",
+            num_key_value_heads,
+            format!(
+                "a divisor of num_attention_heads={num_attention_heads} \
+                 ({num_attention_heads} mod {num_key_value_heads} = {})",
+                num_attention_heads % num_key_value_heads
+            ),
+        ));
+    }
+    let head_dim = match fields.optional_usize("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => fields.usize("hidden_size")? / num_attention_heads,
+    };
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        return Err(fields.wrong(
+            "head_dim",
+            head_dim,
+            "an even number: rotary embeddings turn pairs of channels",
+        ));
+    }
+    Ok(AttentionConfig::Plain { num_attention_heads, num_key_value_heads, head_dim })
+}
+
+fn latent_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> {
+    let num_attention_heads = fields.u32("num_attention_heads")?;
+    let shape = AttentionShape {
+        num_attention_heads,
+        // MLA is the case G = H, and older MLA configurations leave G out.
+        num_key_value_heads: match fields.optional_usize("num_key_value_heads")? {
+            Some(_) => fields.u32("num_key_value_heads")?,
+            None => num_attention_heads,
+        },
+        kv_lora_rank: fields.u32("kv_lora_rank")?,
+        qk_nope_head_dim: fields.u32("qk_nope_head_dim")?,
+        qk_rope_head_dim: fields.u32("qk_rope_head_dim")?,
+        v_head_dim: fields.u32("v_head_dim")?,
+    };
+    shape.validate().map_err(|source| ConfigError::Shape { file: fields.file().to_owned(), source })?;
+    if !fields.bool_or("rope_interleave", true)? {
+        return Err(fields.unsupported(
+            "rope_interleave",
+            "false",
+            "latent rotary keys are interleaved pairs",
+        ));
+    }
+    Ok(AttentionConfig::Latent {
+        shape,
+        q_lora_rank: fields.optional_usize("q_lora_rank")?,
+        qk_latent_layernorm: fields.bool_or("qk_latent_layernorm", true)?,
+    })
+}
+
+/// transformers 4 writes `rope_theta`, transformers 5 `rope_parameters.rope_theta`; some writers emit both.
+fn rope_theta(fields: &Fields<'_>) -> Result<f64, ConfigError> {
+    let nested = fields.object("rope_parameters")?;
+    let old = fields.optional_f64("rope_theta")?;
+    let new = nested.as_ref().map(|nested| nested.optional_f64("rope_theta")).transpose()?.flatten();
+    let theta = old.or(new).unwrap_or(10_000.0);
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(fields.wrong("rope_theta", theta, "a positive number"));
+    }
+    Ok(theta)
+}
+
+fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    for field in ["attention_bias", "mlp_bias"] {
+        if fields.bool_or(field, false)? {
+            return Err(fields.unsupported(field, "true", "only projections without biases are computed"));
+        }
+    }
+    let activation = fields.optional_string("hidden_act")?.unwrap_or_else(|| "silu".to_owned());
+    if activation != "silu" {
+        return Err(fields.unsupported("hidden_act", &activation, "only `silu` is computed"));
+    }
+    for field in ["rope_scaling", "rope_parameters"] {
+        let Some(rope) = fields.object(field)? else { continue };
+        let kind = rope.optional_string("rope_type")?.or(rope.optional_string("type")?);
+        if let Some(kind) = kind.filter(|kind| kind != "default") {
+            return Err(fields.unsupported(
+                field,
+                &format!("rope_type `{kind}`"),
+                "only unscaled rotary frequencies are computed",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read `{}`: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not a JSON object.
+    #[error("`{}` is not a JSON object: {source}", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where parsing stopped.
+        source: serde_json::Error,
+    },
+    /// A field every model of the family has is absent.
+    #[error("`{}` has no field `{field}`, without which the model's shape is unknown", file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+    },
+    /// A field has a value that cannot be.
+    #[error("`{field}` in `{}` is {actual}, expected {expected}", file.display())]
+    Wrong {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+        /// What it says.
+        actual: String,
+        /// What it may say.
+        expected: String,
+    },
+    /// A field asks for something the engine does not compute.
+    #[error("`{field}` in `{}` is {actual}, which is not supported: {reason}", file.display())]
+    Unsupported {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+        /// What it says.
+        actual: String,
+        /// What would be supported.
+        reason: String,
+    },
+    /// The latent attention's dimensions contradict each other.
+    #[error("the attention in `{}` is impossible: {source}", file.display())]
+    Shape {
+        /// The file.
+        file: PathBuf,
+        /// The arithmetic.
+        source: ShapeError,
+    },
+}

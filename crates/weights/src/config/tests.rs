@@ -1,0 +1,144 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::Dtype;
+
+fn converted() -> Value {
+    json!({
+        "model_type": "llama_gqla", "hidden_size": 128, "intermediate_size": 224, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": null,
+        "kv_lora_rank": 36, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+        "q_lora_rank": null, "qk_latent_layernorm": false, "rope_interleave": true,
+        "bos_token_id": 0, "eos_token_id": 1,
+    })
+}
+
+fn with(field: &str, value: Value) -> Value {
+    let mut config = converted();
+    config[field] = value;
+    config
+}
+
+fn parse(config: &Value) -> Result<ModelConfig, ConfigError> {
+    ModelConfig::parse(&config.to_string(), Path::new("m/config.json"))
+}
+
+#[test]
+fn a_converted_model_is_latent() {
+    let config = parse(&converted()).unwrap();
+    let AttentionConfig::Latent { shape, q_lora_rank: None, qk_latent_layernorm: false } = config.attention
+    else {
+        panic!("{:?}", config.attention)
+    };
+    assert_eq!((shape.num_attention_heads, shape.num_key_value_heads, shape.kv_lora_rank), (8, 2, 36));
+    assert_eq!(config.eos_token_ids, [1]);
+    assert_eq!(config.rms_norm_eps, 1e-5);
+}
+
+#[test]
+fn a_plain_model_may_leave_head_dim_and_groups_out() {
+    let config = json!({
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "vocab_size": 49152, "max_position_embeddings": 8192,
+        "rope_parameters": { "rope_type": "default", "rope_theta": 1e5 }, "eos_token_id": [2, 7],
+    });
+    let config = parse(&config).unwrap();
+    let plain = AttentionConfig::Plain { num_attention_heads: 9, num_key_value_heads: 9, head_dim: 64 };
+    assert_eq!((config.attention, config.rope_theta), (plain, 1e5));
+    assert_eq!(config.eos_token_ids, [2, 7]);
+}
+
+#[test]
+fn mla_without_groups_has_one_per_head() {
+    let config = parse(&with("num_key_value_heads", Value::Null)).unwrap();
+    let AttentionConfig::Latent { shape, .. } = config.attention else { panic!() };
+    assert_eq!(shape.num_key_value_heads, 8);
+}
+
+#[test]
+fn each_refusal_names_file_field_and_reason() {
+    let cases = [
+        (with("hidden_size", Value::Null), "`m/config.json` has no field `hidden_size`"),
+        (
+            with("hidden_size", json!("128")),
+            "`hidden_size` in `m/config.json` is \"128\", expected a whole number",
+        ),
+        (with("hidden_size", json!(0)), "is 0, expected a whole number from 1"),
+        (with("num_key_value_heads", json!(3)), "(8 mod 3 = 2)"),
+        (with("qk_rope_head_dim", json!(7)), "shape.qkRopeHeadDim=7 is odd"),
+        (
+            with("attention_bias", json!(true)),
+            "`attention_bias` in `m/config.json` is true, which is not supported",
+        ),
+        (with("hidden_act", json!("gelu")), "is gelu, which is not supported: only `silu`"),
+        (with("rope_scaling", json!({"rope_type": "yarn"})), "rope_type `yarn`"),
+        (with("rope_interleave", json!(false)), "latent rotary keys are interleaved pairs"),
+        (with("eos_token_id", json!("x")), "expected a token id or a list of token ids"),
+        (with("rope_theta", json!(-1.0)), "is -1, expected a positive number"),
+    ];
+    for (config, expected) in cases {
+        let message = parse(&config).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message:?} should contain {expected:?}");
+    }
+}
+
+#[test]
+fn plain_groups_must_divide_heads() {
+    let mut config = with("kv_lora_rank", Value::Null);
+    config["num_key_value_heads"] = json!(3);
+    let message = parse(&config).unwrap_err().to_string();
+    assert!(message.contains("a divisor of num_attention_heads=8 (8 mod 3 = 2)"), "{message}");
+}
+
+#[test]
+fn glm_is_read_for_its_shape() {
+    let config = json!({
+        "model_type": "glm4_moe_lite", "hidden_size": 2048, "intermediate_size": 10240, "num_hidden_layers": 47,
+        "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 154880,
+        "max_position_embeddings": 202752, "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64, "v_head_dim": 256, "num_nextn_predict_layers": 1, "rope_theta": 1e6,
+    });
+    let config = parse(&config).unwrap();
+    assert_eq!(config.num_nextn_predict_layers, 1);
+    assert!(matches!(
+        config.attention,
+        AttentionConfig::Latent { q_lora_rank: Some(768), qk_latent_layernorm: true, .. }
+    ));
+}
+
+proptest! {
+    #[test]
+    fn parse_reads_back_what_to_json_writes(
+        groups in 1u32..8, per_group in 1u32..8, rank in 1u32..999, half_rope in 1u32..64, eps in 1e-9f32..1e-2,
+        theta in 1.0f64..1e7, eos in proptest::collection::vec(0u32..999, 0..3), plain: bool, tied: bool,
+        q_lora_rank in proptest::option::of(1usize..99), norm: bool,
+    ) {
+        let attention = if plain {
+            AttentionConfig::Plain {
+                num_attention_heads: (groups * per_group) as usize,
+                num_key_value_heads: groups as usize,
+                head_dim: 2 * half_rope as usize,
+            }
+        } else {
+            let shape = AttentionShape {
+                num_attention_heads: groups * per_group, num_key_value_heads: groups, kv_lora_rank: rank,
+                qk_nope_head_dim: 16, qk_rope_head_dim: 2 * half_rope, v_head_dim: 8,
+            };
+            AttentionConfig::Latent { shape, q_lora_rank, qk_latent_layernorm: norm }
+        };
+        let config = ModelConfig {
+            model_type: if plain { "llama" } else { "llama_gqla" }.to_owned(), attention, hidden_size: 64,
+            intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
+            rms_norm_eps: eps, rope_theta: theta, tie_word_embeddings: tied, bos_token_id: None,
+            eos_token_ids: eos, num_nextn_predict_layers: 0,
+        };
+        prop_assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
+    }
+
+    #[test]
+    fn any_text_parses_or_errs(text in "\\PC*") {
+        let _ = ModelConfig::parse(&text, Path::new("m/config.json"));
+    }
+}

@@ -1,0 +1,81 @@
+//! The inverse of parsing: the `config.json` of a converted checkpoint.
+
+use serde_json::{Map, Value, json};
+
+use super::{AttentionConfig, ModelConfig};
+use crate::Dtype;
+
+impl ModelConfig {
+    /// The fields of a `config.json` from which [`Self::parse`] reads this configuration back. A converter may add
+    /// its own fields.
+    pub fn to_json(&self, dtype: Dtype) -> Map<String, Value> {
+        let architecture = match self.attention {
+            AttentionConfig::Plain { .. } => "LlamaForCausalLM",
+            AttentionConfig::Latent { .. } => "LlamaGQLAForCausalLM",
+        };
+        let mut fields = object(json!({
+            "architectures": [architecture],
+            "attention_bias": false,
+            "bos_token_id": self.bos_token_id,
+            "dtype": dtype.config_name(),
+            "eos_token_id": ids(&self.eos_token_ids),
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "mlp_bias": false,
+            "model_type": self.model_type,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_nextn_predict_layers": self.num_nextn_predict_layers,
+            // Through the shortest decimal, so that 1e-5 is not written as 9.99999974737875e-6.
+            "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
+            "rope_parameters": { "rope_type": "default", "rope_theta": self.rope_theta },
+            "rope_scaling": null,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "vocab_size": self.vocab_size,
+        }));
+        fields.extend(self.attention.to_json());
+        fields
+    }
+}
+
+impl AttentionConfig {
+    fn to_json(&self) -> Map<String, Value> {
+        object(match self {
+            Self::Plain { num_attention_heads, num_key_value_heads, head_dim } => json!({
+                "num_attention_heads": num_attention_heads,
+                "num_key_value_heads": num_key_value_heads,
+                "head_dim": head_dim,
+            }),
+            Self::Latent { shape, q_lora_rank, qk_latent_layernorm } => json!({
+                "num_attention_heads": shape.num_attention_heads,
+                "num_key_value_heads": shape.num_key_value_heads,
+                "kv_lora_rank": shape.kv_lora_rank,
+                "qk_nope_head_dim": shape.qk_nope_head_dim,
+                "qk_rope_head_dim": shape.qk_rope_head_dim,
+                "v_head_dim": shape.v_head_dim,
+                // transformers sizes the rotary table by `head_dim`.
+                "head_dim": shape.qk_rope_head_dim,
+                "q_lora_rank": q_lora_rank,
+                "qk_latent_layernorm": qk_latent_layernorm,
+                "rope_interleave": true,
+            }),
+        })
+    }
+}
+
+pub(crate) fn ids(ids: &[u32]) -> Value {
+    match ids {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
