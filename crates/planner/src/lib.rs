@@ -1,1 +1,38 @@
 //! Chooses path, tensor parallelism and multi-token prediction for a model on a GPU class, and says why.
+//!
+//! Which decode path is faster follows from heads, groups, ranks, query tokens per pass and the device's ridge, not from
+//! the device's name: DeepSeek's shape wants absorb on an H100 and GQA on an H20, GLM-4.7-Flash wants absorb on both. So
+//! nothing here looks a path up; it is computed by the roofline of the attention core ([`AttentionCore`]), with
+//! weights and cache made to fit ([`plan`]).
+//!
+//! Everything is a function of its arguments: no clock, environment, file, network or randomness. Projections, weight
+//! reads, all-reduces and kernel efficiency are not modelled yet; the names of the figures say so.
+//!
+//! ```
+//! use gqla_model::DecodePath;
+//! use gqla_planner::{Catalogue, Constraints, Goal, ModelName, plan, shape};
+//!
+//! let catalogue = Catalogue::builtin();
+//! let h20 = &catalogue.get("H20").ok_or("H20 is built in")?.spec;
+//! let decision = plan(&shape(ModelName::DeepseekAttention), h20, &Goal::default(), &Constraints::default())?;
+//! assert_eq!(decision.chosen.path, DecodePath::Gqa);
+//! assert_eq!(decision.chosen.multi_token_prediction, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod catalogue;
+mod explain;
+mod gpu;
+mod identify;
+mod memory;
+mod models;
+mod plan;
+mod roofline;
+mod search;
+
+pub use catalogue::{CPU_CLASS, Catalogue};
+pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError};
+pub use identify::{Identification, PRODUCT_LABEL, Refusal, identify};
+pub use models::{ModelName, UnknownModel, shape};
+pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan};
+pub use roofline::{AttentionCore, BYTES_PER_ELEMENT, Bound, RopeLayout};

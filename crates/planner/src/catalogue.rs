@@ -1,0 +1,278 @@
+//! The accelerators known without being told, and how a fleet adds its own.
+//!
+//! Memory is what the driver reports (MiB in the `nvidia.com/gpu.memory` label), not the marketing size: that is what
+//! weights and caches have to fit into. Labels are exact, because `NVIDIA-H20` is a prefix of `NVIDIA-H200`.
+
+use std::borrow::Cow;
+
+use crate::gpu::{Confidence, GpuClass, GpuSpec};
+
+/// The class of nodes without an accelerator.
+pub const CPU_CLASS: &str = "CPU";
+
+/// A set of GPU classes with unique names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Catalogue {
+    classes: Vec<GpuClass>,
+}
+
+impl Catalogue {
+    /// The classes that ship with the product.
+    pub fn builtin() -> Self {
+        Self { classes: ENTRIES.iter().map(Entry::class).collect() }
+    }
+
+    /// Adds `class`, replacing the one of the same name. Its product labels win over everyone else's.
+    #[must_use]
+    pub fn with(mut self, class: GpuClass) -> Self {
+        self.classes.retain(|known| !known.name().eq_ignore_ascii_case(class.name()));
+        self.classes.insert(0, class);
+        self
+    }
+
+    /// Finds a class by name, ignoring case.
+    pub fn get(&self, name: &str) -> Option<&GpuClass> {
+        self.classes.iter().find(|class| class.name().eq_ignore_ascii_case(name))
+    }
+
+    /// The class whose product labels contain `product` exactly. Old drivers omit the `NVIDIA-` prefix.
+    pub fn by_product(&self, product: &str) -> Option<&GpuClass> {
+        let is_product = |label: &Cow<'static, str>| {
+            label == product || label.strip_prefix("NVIDIA-").is_some_and(|short| short == product)
+        };
+        self.classes.iter().find(|class| class.product_labels.iter().any(is_product))
+    }
+
+    /// All classes, added ones first.
+    pub fn iter(&self) -> impl Iterator<Item = &GpuClass> {
+        self.classes.iter()
+    }
+}
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+/// One row of the table below, in the units data sheets use.
+struct Entry {
+    name: &'static str,
+    teraflops: f64,
+    terabytes_per_second: f64,
+    mebibytes: u64,
+    multiprocessors: Option<u32>,
+    pci: &'static [u16],
+    labels: &'static [Cow<'static, str>],
+    source: &'static str,
+    confidence: Confidence,
+}
+
+impl Entry {
+    fn class(&self) -> GpuClass {
+        GpuClass {
+            spec: GpuSpec {
+                name: Cow::Borrowed(self.name),
+                flops_per_second: self.teraflops * 1e12,
+                bytes_per_second: self.terabytes_per_second * 1e12,
+                memory_bytes: self.mebibytes << 20,
+            },
+            multiprocessors: self.multiprocessors,
+            pci_device_ids: Cow::Borrowed(self.pci),
+            product_labels: Cow::Borrowed(self.labels),
+            source: Cow::Borrowed(self.source),
+            confidence: self.confidence,
+        }
+    }
+}
+
+const fn label(text: &'static str) -> Cow<'static, str> {
+    Cow::Borrowed(text)
+}
+
+/// `NVIDIA-H100-SXM5-80GB` and `NVIDIA-H20-SXM5-96GB` come from documentation, not from a driver; people label test
+/// nodes with them, and they name one card each.
+static ENTRIES: [Entry; 13] = [
+    Entry {
+        name: "H100",
+        teraflops: 989.0,
+        terabytes_per_second: 3.35,
+        mebibytes: 81_559,
+        multiprocessors: Some(132),
+        pci: &[0x2330],
+        labels: &[label("NVIDIA-H100-80GB-HBM3"), label("NVIDIA-H100-SXM5-80GB")],
+        source: "NVIDIA H100 data sheet (SXM)",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "H100-PCIe",
+        teraflops: 756.0,
+        terabytes_per_second: 2.0,
+        mebibytes: 81_559,
+        multiprocessors: Some(114),
+        pci: &[0x2331],
+        labels: &[label("NVIDIA-H100-PCIe")],
+        source: "NVIDIA H100 data sheet (PCIe)",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "H100-NVL",
+        teraflops: 835.0,
+        terabytes_per_second: 3.9,
+        mebibytes: 95_000,
+        multiprocessors: Some(132),
+        pci: &[0x2321],
+        labels: &[label("NVIDIA-H100-NVL")],
+        source: "NVIDIA H100 data sheet (NVL); memory rounded down, the label value was not seen",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "H200",
+        teraflops: 989.0,
+        terabytes_per_second: 4.8,
+        mebibytes: 143_771,
+        multiprocessors: Some(132),
+        pci: &[0x2335],
+        labels: &[label("NVIDIA-H200")],
+        source: "NVIDIA H200 data sheet (SXM)",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "H20",
+        teraflops: 148.0,
+        terabytes_per_second: 4.0,
+        mebibytes: 97_871,
+        multiprocessors: Some(78),
+        pci: &[0x2329],
+        labels: &[label("NVIDIA-H20"), label("NVIDIA-H20-SXM5-96GB")],
+        source: "two independent published tables; no public data sheet",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "H20-3e",
+        teraflops: 148.0,
+        terabytes_per_second: 4.8,
+        mebibytes: 143_000,
+        multiprocessors: Some(78),
+        pci: &[0x232c],
+        labels: &[label("NVIDIA-H20-3e")],
+        source: "sellers' pages; the bandwidth is inferred from the H200's memory, not published",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "A100",
+        teraflops: 312.0,
+        terabytes_per_second: 2.039,
+        mebibytes: 81_920,
+        multiprocessors: Some(108),
+        pci: &[0x20b2],
+        labels: &[label("NVIDIA-A100-SXM4-80GB")],
+        source: "NVIDIA A100 data sheet (SXM, 80 GB)",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "A100-40GB",
+        teraflops: 312.0,
+        terabytes_per_second: 1.555,
+        mebibytes: 39_538,
+        multiprocessors: Some(108),
+        pci: &[],
+        labels: &[label("NVIDIA-A100-SXM4-40GB")],
+        source: "NVIDIA A100 data sheet (40 GB); memory as old drivers report it",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "A100-PCIe",
+        teraflops: 312.0,
+        terabytes_per_second: 1.935,
+        mebibytes: 81_920,
+        multiprocessors: Some(108),
+        pci: &[0x20b5],
+        labels: &[label("NVIDIA-A100-PCIE-80GB"), label("NVIDIA-A100-80GB-PCIe")],
+        source: "NVIDIA A100 data sheet (PCIe, 80 GB)",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "L40S",
+        teraflops: 362.05,
+        terabytes_per_second: 0.864,
+        mebibytes: 46_068,
+        multiprocessors: Some(142),
+        pci: &[0x26b9],
+        labels: &[label("NVIDIA-L40S")],
+        source: "NVIDIA L40S data sheet",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "L20",
+        teraflops: 119.5,
+        terabytes_per_second: 0.864,
+        mebibytes: 46_068,
+        multiprocessors: None,
+        pci: &[0x26ba],
+        labels: &[label("NVIDIA-L20")],
+        source: "vendors' pages",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "B200",
+        teraflops: 2250.0,
+        terabytes_per_second: 7.7,
+        mebibytes: 183_359,
+        multiprocessors: Some(148),
+        pci: &[0x2901],
+        labels: &[label("NVIDIA-B200")],
+        source: "published system tables; data sheets give up to 8.0 TB/s",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: CPU_CLASS,
+        teraflops: 0.17,
+        terabytes_per_second: 0.03,
+        mebibytes: 16_384,
+        multiprocessors: None,
+        pci: &[],
+        labels: &[],
+        source: "one 2-core AVX2 machine, measured (f32 FMA peak, DRAM read); other machines differ",
+        confidence: Confidence::Low,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_is_valid_and_no_name_label_or_pci_id_is_claimed_twice() {
+        let (mut names, mut labels, mut pci) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for class in Catalogue::builtin().iter() {
+            class.spec.validate().unwrap();
+            assert!(names.insert(class.name().to_ascii_lowercase()), "{}", class.name());
+            assert!(
+                class.product_labels.iter().all(|label| labels.insert(label.clone())),
+                "{}",
+                class.name()
+            );
+            assert!(class.pci_device_ids.iter().all(|id| pci.insert(*id)), "{}", class.name());
+        }
+    }
+
+    #[test]
+    fn ridges_are_those_of_the_published_table() {
+        let ridge = |name: &str| Catalogue::builtin().get(name).unwrap().spec.ridge().round();
+        let table = ["h100", "h200", "h20", "a100", "l40s", "b200"].map(ridge);
+        assert_eq!(table, [295.0, 206.0, 37.0, 153.0, 419.0, 292.0]);
+    }
+
+    #[test]
+    fn an_added_class_replaces_its_namesake_and_takes_its_labels() {
+        let mut faster = Catalogue::builtin().get("H20").unwrap().clone();
+        faster.spec.bytes_per_second = 4.4e12;
+        let catalogue = Catalogue::builtin().with(faster);
+        assert_eq!(catalogue.get("h20").unwrap().spec.bytes_per_second, 4.4e12);
+        assert_eq!(catalogue.by_product("NVIDIA-H20").unwrap().spec.bytes_per_second, 4.4e12);
+        assert_eq!(catalogue.iter().count(), Catalogue::builtin().iter().count());
+    }
+}

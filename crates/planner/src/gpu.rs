@@ -1,0 +1,79 @@
+//! What the cost model needs to know of one accelerator.
+
+use std::borrow::Cow;
+
+/// The numbers a roofline is drawn from. Callers may build their own, for hardware the catalogue lacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuSpec {
+    /// Class name as users write it, such as `H20`.
+    pub name: Cow<'static, str>,
+    /// Dense bf16 peak, FLOP/s.
+    pub flops_per_second: f64,
+    /// Peak memory bandwidth, bytes/s.
+    pub bytes_per_second: f64,
+    /// Memory of one device as the driver reports it, bytes.
+    pub memory_bytes: u64,
+}
+
+impl GpuSpec {
+    /// FLOPs the device can do while it reads one byte: work below it is bound by memory, above it by compute.
+    pub fn ridge(&self) -> f64 {
+        self.flops_per_second / self.bytes_per_second
+    }
+
+    /// Refuses numbers no device has.
+    pub fn validate(&self) -> Result<(), GpuSpecError> {
+        let rates = [("FLOP/s", self.flops_per_second), ("bandwidth", self.bytes_per_second)];
+        for (quantity, value) in rates {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(GpuSpecError { name: self.name.to_string(), quantity, value });
+            }
+        }
+        if self.memory_bytes == 0 {
+            return Err(GpuSpecError { name: self.name.to_string(), quantity: "memory", value: 0.0 });
+        }
+        Ok(())
+    }
+}
+
+/// A specification with a rate or size that is not a positive number.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("GPU class `{name}`: {quantity} is {value}, expected a finite number above 0")]
+pub struct GpuSpecError {
+    name: String,
+    quantity: &'static str,
+    value: f64,
+}
+
+/// How far a catalogue entry's numbers can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confidence {
+    /// The vendor's data sheet, or several independent publications that agree.
+    High,
+    /// Inferred or published only second-hand; override it with a measured value where one exists.
+    Low,
+}
+
+/// One kind of accelerator: its specification and the names it goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuClass {
+    /// The numbers to plan with.
+    pub spec: GpuSpec,
+    /// Streaming multiprocessors, where published.
+    pub multiprocessors: Option<u32>,
+    /// PCI device ids under vendor 10de.
+    pub pci_device_ids: Cow<'static, [u16]>,
+    /// Values of `nvidia.com/gpu.product` that mean this class, each matched whole.
+    pub product_labels: Cow<'static, [Cow<'static, str>]>,
+    /// Where the numbers come from.
+    pub source: Cow<'static, str>,
+    /// How far they can be trusted.
+    pub confidence: Confidence,
+}
+
+impl GpuClass {
+    /// The class name users write.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+}

@@ -1,0 +1,270 @@
+//! The question, the candidates and the decision.
+
+use gqla_model::{DecodePath, ModelShape, ShapeError, SplitError};
+
+use crate::{
+    explain,
+    gpu::{GpuSpec, GpuSpecError},
+    roofline::Bound,
+    search::{self, Scored},
+};
+
+/// What a pool is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Objective {
+    /// Most tokens per second and GPU.
+    #[default]
+    Throughput,
+    /// Least time per token of one stream, whatever the number of GPUs.
+    Latency,
+    /// Most tokens per unit of cost. Within one GPU class every GPU costs the same, so this ranks as throughput does.
+    Cost,
+}
+
+/// What the plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Goal {
+    /// What to optimise.
+    pub objective: Objective,
+    /// Tokens of context every sequence may reach.
+    pub context_length: u32,
+    /// Sequences to decode at once; caps the batch.
+    pub concurrency: u32,
+    /// Chance that a drafted token is accepted, given that the ones before it were. A pass with `k` drafts yields
+    /// `1 + a + … + a^k` tokens. The default, 0.8, is below what DeepSeek-V3 (0.85–0.90) and vLLM (0.81) report for
+    /// one draft; it is an assumption until a pod's own counters replace it.
+    pub acceptance: f64,
+    /// Share of device memory that weights and cache may fill.
+    pub memory_fraction: f64,
+}
+
+impl Default for Goal {
+    fn default() -> Self {
+        Self {
+            objective: Objective::Throughput,
+            context_length: 4096,
+            concurrency: 32,
+            acceptance: 0.8,
+            memory_fraction: 0.9,
+        }
+    }
+}
+
+impl Goal {
+    /// Expected tokens one pass yields when it verifies `drafts` drafted tokens.
+    pub fn tokens_per_pass(&self, drafts: u32) -> f64 {
+        let passes = f64::from(drafts) + 1.0;
+        if self.acceptance >= 1.0 {
+            return passes;
+        }
+        (1.0 - self.acceptance.powf(passes)) / (1.0 - self.acceptance)
+    }
+}
+
+/// What the user has already decided. `None` leaves the choice to the planner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Constraints {
+    /// The decode path.
+    pub path: Option<DecodePath>,
+    /// The tensor-parallel degree.
+    pub tensor_parallel: Option<u32>,
+    /// Largest degree to consider where none is set: the GPUs of one node.
+    pub max_tensor_parallel: u32,
+    /// Drafted tokens per pass; 0 switches multi-token prediction off.
+    pub multi_token_prediction: Option<u32>,
+    /// Whether weights and cache have to fit and drafts need a layer to come from. Without, only the attention core
+    /// is compared.
+    pub scope: Scope,
+}
+
+impl Default for Constraints {
+    fn default() -> Self {
+        Self {
+            path: None,
+            tensor_parallel: None,
+            max_tensor_parallel: 8,
+            multi_token_prediction: None,
+            scope: Scope::Deployment,
+        }
+    }
+}
+
+/// How much of the deployment a plan looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// A pod has to run with it: weights and cache fit, drafts have a layer.
+    #[default]
+    Deployment,
+    /// Only the attention core is compared.
+    AttentionOnly,
+}
+
+/// One way to run the model on the GPU class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The decode path.
+    pub path: DecodePath,
+    /// GPUs per replica.
+    pub tensor_parallel: u32,
+    /// Drafted tokens per pass; the pass has one query token more.
+    pub multi_token_prediction: u32,
+    /// Cache bytes read per cached token and layer on one rank.
+    pub bytes_per_token_layer: u64,
+    /// FLOPs per cached token and layer of one pass on one rank.
+    pub flops_per_token_layer: u64,
+    /// FLOPs per byte.
+    pub intensity: f64,
+    /// FLOPs per byte above which the GPU is bound by compute.
+    pub ridge: f64,
+    /// What limits the attention core.
+    pub bound: Bound,
+    /// Nanoseconds per query token, cached token and layer on one rank.
+    pub attention_ns_per_query_token: f64,
+    /// Modelled tokens per second of one replica with only the attention core taking time, at peak rates and full
+    /// context: an upper bound to compare candidates with, not a forecast of what a pod will serve.
+    pub attention_core_tokens_per_second: f64,
+    /// Tokens the cache can hold on one rank beside the weights; 0 if the weights do not fit.
+    pub kv_capacity_tokens: u64,
+    /// Sequences of the goal's context length that fit, at most the goal's concurrency.
+    pub batch: u32,
+    /// Whether a replica can run this way.
+    pub feasible: bool,
+    /// One sentence: the arithmetic of the time, or why it cannot run.
+    pub reason: String,
+}
+
+impl Candidate {
+    /// Query tokens of one attention pass, `s_q`.
+    pub fn query_tokens(&self) -> u32 {
+        1 + self.multi_token_prediction
+    }
+
+    /// Modelled attention-core tokens per second and GPU.
+    pub fn attention_core_tokens_per_second_per_gpu(&self) -> f64 {
+        self.attention_core_tokens_per_second / f64::from(self.tensor_parallel)
+    }
+}
+
+/// The best candidate, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The best feasible candidate.
+    pub chosen: Candidate,
+    /// The best feasible candidate on the other path, or, where that path is excluded, the second best.
+    pub runner_up: Option<Candidate>,
+    /// Share of the runner-up's time that the choice saves, 0 to 1; 1 without a runner-up. Under
+    /// [`Decision::CLOSE`] the model is not precise enough to call it.
+    pub margin: f64,
+    /// Why the choice was made and why the runner-up lost, in one sentence with the numbers.
+    pub reason: String,
+    /// Everything considered, best first, then what cannot run.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Decision {
+    /// Margins below this are called close.
+    pub const CLOSE: f64 = 0.15;
+
+    /// Whether the runner-up is too near for the model to tell them apart.
+    pub fn is_close(&self) -> bool {
+        self.margin < Self::CLOSE
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// The model's dimensions contradict each other.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The GPU's numbers are not positive.
+    #[error(transparent)]
+    Gpu(#[from] GpuSpecError),
+    /// A goal no pod can have.
+    #[error("goal.{field} is {value}, expected {expected}")]
+    Goal {
+        /// The field at fault.
+        field: &'static str,
+        /// What it holds.
+        value: f64,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The tensor-parallel degree asked for divides the heads or groups on no allowed path.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// A tensor-parallel search that is empty.
+    #[error("the largest tensor-parallel degree to consider is 0, expected at least 1")]
+    NoDegrees,
+    /// Nothing that the constraints allow can run.
+    #[error("no way to run this model on {gpu}: {reason}")]
+    NothingFeasible {
+        /// The GPU class.
+        gpu: String,
+        /// The reason of the candidate that came nearest.
+        reason: String,
+        /// Everything considered, each with its own reason.
+        candidates: Vec<Candidate>,
+    },
+}
+
+/// Chooses path, tensor-parallel degree and drafts for `shape` on `gpu`. The same arguments give the same answer.
+pub fn plan(
+    shape: &ModelShape,
+    gpu: &GpuSpec,
+    goal: &Goal,
+    constraints: &Constraints,
+) -> Result<Decision, PlanError> {
+    shape.validate()?;
+    gpu.validate()?;
+    validate_goal(goal)?;
+    if constraints.max_tensor_parallel == 0 && constraints.tensor_parallel.is_none() {
+        return Err(PlanError::NoDegrees);
+    }
+    decide(gpu, constraints, search::rank(shape, gpu, goal, constraints)?)
+}
+
+fn decide(gpu: &GpuSpec, constraints: &Constraints, ranked: Vec<Scored>) -> Result<Decision, PlanError> {
+    let feasible = || ranked.iter().filter(|scored| scored.candidate.feasible);
+    let Some(chosen) = feasible().next() else {
+        return Err(PlanError::NothingFeasible {
+            gpu: gpu.name.to_string(),
+            reason: ranked.first().map_or_else(String::new, |nearest| nearest.candidate.reason.clone()),
+            candidates: ranked.into_iter().map(|scored| scored.candidate).collect(),
+        });
+    };
+    let other_path = feasible().find(|other| other.candidate.path != chosen.candidate.path);
+    let runner_up = other_path.or_else(|| feasible().nth(1));
+    let margin = runner_up.map_or(1.0, |other| (1.0 - chosen.score / other.score).max(0.0));
+    let reason = explain::decision(gpu, constraints, &ranked, chosen, runner_up);
+    Ok(Decision {
+        chosen: chosen.candidate.clone(),
+        runner_up: runner_up.map(|other| other.candidate.clone()),
+        margin,
+        reason,
+        candidates: ranked.into_iter().map(|scored| scored.candidate).collect(),
+    })
+}
+
+fn validate_goal(goal: &Goal) -> Result<(), PlanError> {
+    let at_least_one = "at least 1";
+    let share = "a number above 0 and at most 1";
+    let fields = [
+        ("contextLength", f64::from(goal.context_length), goal.context_length > 0, at_least_one),
+        ("concurrency", f64::from(goal.concurrency), goal.concurrency > 0, at_least_one),
+        ("acceptance", goal.acceptance, (0.0..=1.0).contains(&goal.acceptance), "a number from 0 to 1"),
+        (
+            "memoryFraction",
+            goal.memory_fraction,
+            goal.memory_fraction > 0.0 && goal.memory_fraction <= 1.0,
+            share,
+        ),
+    ];
+    match fields.into_iter().find(|(_, _, valid, _)| !valid) {
+        Some((field, value, _, expected)) => Err(PlanError::Goal { field, value, expected }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

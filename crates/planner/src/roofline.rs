@@ -1,0 +1,110 @@
+//! The attention core on one rank: what it reads, what it computes, and which of the two takes longer.
+//!
+//! One pass of decode attention visits every cached token of every layer. Per visited token and layer a rank reads
+//! the token's cache row once and spends FLOPs for each of its heads and each of the `s_q` query tokens of the pass:
+//!
+//! | path | bytes | FLOPs |
+//! |---|---|---|
+//! | absorb | `2 (r + d_rope)` | `2 (H/TP) s_q (2r + d_rope)` |
+//! | GQA | `2 (G_l (d_nope + d_v) + d_rope)`, `G_l = max(1, G/TP)` | `2 (H/TP) s_q (d_nope + d_rope + d_v)` |
+//!
+//! The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates: launch costs, projections, weight reads
+//! and all-reduces are not in it.
+
+use gqla_model::{AttentionShape, DecodePath, TensorParallelSplit};
+
+use crate::gpu::GpuSpec;
+
+/// Bytes of one bf16 element, the type caches and weights are planned in.
+pub const BYTES_PER_ELEMENT: u64 = 2;
+
+/// How the GQA path lays out the rotary key in its cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// All groups read one copy, as our engine stores it.
+    Shared,
+    /// Each group carries its own copy, as the reference plugin and the paper's comparison store it.
+    PerGroup,
+}
+
+/// Which side of the ridge a pass is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Reading the cache takes longer.
+    Memory,
+    /// Computing on it takes longer.
+    Compute,
+}
+
+impl Bound {
+    /// `memory` or `compute`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Compute => "compute",
+        }
+    }
+}
+
+/// Cost of one attention pass per cached token and layer on one rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionCore {
+    /// Bytes read per cached token and layer.
+    pub bytes: u64,
+    /// FLOPs per cached token and layer, for all query tokens of the pass.
+    pub flops: u64,
+    /// `flops / bytes`, FLOP per byte; compare with [`GpuSpec::ridge`].
+    pub intensity: f64,
+    /// What limits the pass.
+    pub bound: Bound,
+    /// Nanoseconds of the pass per cached token and layer.
+    pub pass_ns: f64,
+    /// [`Self::pass_ns`] divided by the query tokens of the pass.
+    pub ns_per_query_token: f64,
+}
+
+impl AttentionCore {
+    /// The cost on `gpu` of a pass with `query_tokens` (`s_q`, at least 1) under `split`.
+    pub fn new(
+        shape: &AttentionShape,
+        path: DecodePath,
+        split: TensorParallelSplit,
+        query_tokens: u32,
+        layout: RopeLayout,
+        gpu: &GpuSpec,
+    ) -> Self {
+        let query_tokens = u64::from(query_tokens.max(1));
+        let bytes = BYTES_PER_ELEMENT * kv_elements(shape, path, split, layout);
+        let flops = u64::from(split.heads_per_rank) * query_tokens * shape.flops_per_head(path);
+        let memory_ns = bytes as f64 / gpu.bytes_per_second * 1e9;
+        let compute_ns = flops as f64 / gpu.flops_per_second * 1e9;
+        let pass_ns = memory_ns.max(compute_ns);
+        Self {
+            bytes,
+            flops,
+            intensity: flops as f64 / bytes as f64,
+            bound: if compute_ns > memory_ns { Bound::Compute } else { Bound::Memory },
+            pass_ns,
+            ns_per_query_token: pass_ns / query_tokens as f64,
+        }
+    }
+}
+
+/// Cache elements per token and layer of one rank. The latent of the absorb path has one rope key in any layout.
+fn kv_elements(
+    shape: &AttentionShape,
+    path: DecodePath,
+    split: TensorParallelSplit,
+    layout: RopeLayout,
+) -> u64 {
+    let shared = split.kv_elements_per_rank(shape, path);
+    match (path, layout) {
+        (DecodePath::MqaAbsorb, _) | (DecodePath::Gqa, RopeLayout::Shared) => shared,
+        (DecodePath::Gqa, RopeLayout::PerGroup) => {
+            shared + u64::from(split.groups_per_rank - 1) * u64::from(shape.qk_rope_head_dim)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
