@@ -1,0 +1,59 @@
+//! `GPUClass`: what the built-in catalogue of GPUs does not know, or knows differently.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// A kind of GPU. A name the built-in catalogue has overrides that entry; another name adds a class, which then
+/// needs memoryGiB, memoryBandwidthGBps and bf16TFLOPS.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "gqla.dev",
+    version = "v1alpha1",
+    kind = "GPUClass",
+    plural = "gpuclasses",
+    singular = "gpuclass",
+    derive = "PartialEq",
+    doc = "A kind of GPU: how its nodes are recognised, what it can do and what it costs.",
+    printcolumn(name = "Memory", type_ = "number", json_path = ".spec.memoryGiB", description = "GiB"),
+    printcolumn(
+        name = "Bandwidth",
+        type_ = "number",
+        json_path = ".spec.memoryBandwidthGBps",
+        description = "GB/s"
+    ),
+    printcolumn(name = "BF16", type_ = "number", json_path = ".spec.bf16TFLOPS", description = "TFLOP/s"),
+    printcolumn(
+        name = "Cost",
+        type_ = "number",
+        json_path = ".spec.costPerGpuHour",
+        description = "Per GPU and hour"
+    )
+)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = schema::sign_formats)]
+pub struct GPUClassSpec {
+    /// Values of the node label nvidia.com/gpu.product that mean this class, matched exactly.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub product_labels: Vec<String>,
+    /// Memory of one GPU in GiB.
+    #[serde(rename = "memoryGiB", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 16_384.0))]
+    pub memory_gib: Option<f64>,
+    /// Peak memory bandwidth in GB/s.
+    #[serde(rename = "memoryBandwidthGBps", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 1_000_000.0))]
+    pub memory_bandwidth_gbps: Option<f64>,
+    /// Peak dense bf16 rate in TFLOP/s.
+    #[serde(rename = "bf16TFLOPS", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.01, max = 1_000_000.0))]
+    pub bf16_tflops: Option<f64>,
+    /// Cost of one GPU for one hour, in any currency as long as all classes use the same. placement.strategy Cost
+    /// compares it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub cost_per_gpu_hour: Option<f64>,
+}
