@@ -34,7 +34,7 @@ impl TensorParallelSplit {
             DecodePath::Gqa if groups % degree == 0 => {
                 Ok(Self { degree, heads_per_rank, groups_per_rank: groups / degree, replication: 1 })
             }
-            DecodePath::Gqa if degree % groups == 0 => {
+            DecodePath::Gqa if degree.is_multiple_of(groups) => {
                 Ok(Self { degree, heads_per_rank, groups_per_rank: 1, replication: degree / groups })
             }
             DecodePath::Gqa => Err(SplitError::GroupsNotDivisible { groups, degree }),
