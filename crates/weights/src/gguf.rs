@@ -1,47 +1,18 @@
-//! Reads GGUF version 3 files.
+//! Reads GGUF version 3 files of the `llama` architecture.
+//!
+//! A GGUF file carries everything a directory of Hugging Face files does, differently spelled: names, dimension order
+//! (fastest first), the row order of `q` and `k` projections, and block-quantised elements. This module undoes all of
+//! that, so that nobody above it needs to know which container a model came from. Format:
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
-use std::path::{Path, PathBuf};
+mod error;
+mod metadata;
+mod model;
+mod names;
+mod quant;
+mod reader;
+#[cfg(test)]
+mod tests;
 
-use crate::{ChatTemplateSource, MapError, ModelConfig, Tensor, Tokenizer, TokenizerError};
-
-/// An opened GGUF file.
-#[derive(Debug)]
-pub(crate) struct GgufModel {}
-
-impl GgufModel {
-    pub(crate) fn open(file: &Path) -> Result<Self, GgufError> {
-        Err(GgufError::NotReadYet { file: file.to_owned() })
-    }
-    pub(crate) fn config(&self) -> Result<ModelConfig, GgufError> {
-        Err(GgufError::NotReadYet { file: PathBuf::new() })
-    }
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
-    }
-    pub(crate) fn describe(&self, _name: &str) -> Option<(&Path, Vec<usize>)> {
-        None
-    }
-    pub(crate) fn tensor(&self, _name: &str) -> Option<Tensor<'_>> {
-        None
-    }
-    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
-        Err(TokenizerError::Load { file: PathBuf::new(), reason: "GGUF is not read yet".to_owned() })
-    }
-    pub(crate) fn chat_template(&self) -> Option<ChatTemplateSource> {
-        None
-    }
-}
-
-/// Why a GGUF file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum GgufError {
-    /// The file cannot be read.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// GGUF is not read yet.
-    #[error("`{}` is a GGUF file, which this build does not read yet", file.display())]
-    NotReadYet {
-        /// The file.
-        file: PathBuf,
-    },
-}
+pub use error::GgufError;
+pub(crate) use model::GgufModel;
