@@ -1,5 +1,9 @@
 //! `gqla`: plans, conversions and measurements on the command line, one file per subcommand.
 
+mod plan;
+mod roofline;
+mod table;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -13,10 +17,18 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Choose path, tensor parallelism and drafts for a model on a GPU class
+    Plan(plan::Args),
+    /// Print the roofline figures behind the choice of a path
+    Roofline(roofline::Args),
+}
 
 fn main() -> ExitCode {
-    let result: anyhow::Result<()> = match Cli::parse().command {};
+    let result = match Cli::parse().command {
+        Command::Plan(args) => plan::run(&args),
+        Command::Roofline(args) => roofline::run(&args),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
