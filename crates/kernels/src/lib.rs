@@ -1,1 +1,25 @@
 //! CPU kernels of both decode paths and the references they are held to.
+//!
+//! Everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
+//! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
+//! paths over a paged cache, [`mod@reference`] their float64 definition.
+//!
+//! **A row's result depends on that row alone**: no kernel's order of additions changes with the batch, the chunk or
+//! the number of threads, so a sequence computes the same bits whatever it shares a step with.
+//!
+//! `unsafe` is confined to vector instructions and to threads writing disjoint parts of one buffer; the public
+//! functions are safe and check lengths.
+
+pub mod attention;
+mod gemm;
+mod math;
+mod matrix;
+pub mod ops;
+mod pool;
+pub mod reference;
+mod shared;
+mod simd;
+
+pub use matrix::{Matrix, MatrixError, WeightRows};
+pub use pool::Pool;
+pub use simd::instruction_set;

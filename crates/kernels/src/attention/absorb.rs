@@ -1,0 +1,180 @@
+//! The absorb path: the cache holds one latent row per token, `[c | k_rope]`, that every query head reads.
+//!
+//! Queries move into the latent space by `W_UKᵀ`, the weighted latents out of it by `W_UV`, group by group: the
+//! weights are never expanded to all heads, and no key or value ever exists. The value of a token is the first r
+//! channels of its latent row.
+
+use gqla_model::AttentionShape;
+
+use super::{
+    Attention, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
+    flash::{HeadSet, Keys, Values, attend},
+    sized,
+};
+use crate::{
+    Matrix, MatrixError, Pool, WeightRows,
+    gemm::RowMap,
+    matrix::{Operands, multiply_each},
+};
+
+/// Attention over cached latents.
+pub struct Absorb {
+    dims: LatentDims,
+    /// `W_UKᵀ` of every group, `[r, d_nope]`.
+    into_latent: Vec<Matrix>,
+    /// `W_UV` of every group, `[d_v, r]`.
+    out_of_latent: Vec<Matrix>,
+}
+
+impl Absorb {
+    /// Packs the up-projections of one layer.
+    pub fn new(shape: &AttentionShape, up: UpProjection<'_>) -> Result<Self, MatrixError> {
+        let dims = LatentDims::of(shape);
+        let LatentDims { groups, nope, value, rank, .. } = dims;
+        let (rows, width) = (up.0.len() / rank, nope + value);
+        if rows != groups * width || up.0.len() % rank != 0 {
+            return Err(MatrixError::Rows { rows, expected: groups * width });
+        }
+        let key_up = |group: usize| Matrix::stack(&[transpose(up.0, group * width, nope, rank).rows()], nope);
+        let value_up = |group: usize| {
+            let rows = up.0.range((group * width + nope) * rank, value * rank);
+            expect_rows(Matrix::stack(&[rows], rank)?, value)
+        };
+        Ok(Self {
+            dims,
+            into_latent: (0..groups).map(key_up).collect::<Result<_, _>>()?,
+            out_of_latent: (0..groups).map(value_up).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// `q~ = [W_UKᵀ q_nope | q_rope]` for every head, `[rows, H, r + d_rope]`.
+    fn absorb_queries(&self, pool: &Pool, projected: &[f32], rows: usize, absorbed: &mut [f32]) {
+        let d = &self.dims;
+        let (query, latent) = (d.query(), d.rank + d.rope);
+        for (row, absorbed) in absorbed.chunks_exact_mut(d.heads * latent).enumerate() {
+            let heads = projected[row * d.projected_width()..][..d.heads * query].chunks_exact(query);
+            for (q, absorbed) in heads.zip(absorbed.chunks_exact_mut(latent)) {
+                absorbed[d.rank..].copy_from_slice(&q[d.nope..]);
+            }
+        }
+        let target = absorbed.as_mut_ptr();
+        let into = |(group, matrix)| {
+            let head: usize = group * d.per_group;
+            let operands = Operands {
+                x: projected[head * query..].as_ptr(),
+                x_rows: RowMap { inner: d.per_group, stride: query, outer: d.projected_width() },
+                y: target.wrapping_add(head * latent),
+                y_rows: RowMap { inner: d.per_group, stride: latent, outer: d.heads * latent },
+                rows: rows * d.per_group,
+                accumulate: false,
+            };
+            (matrix, operands)
+        };
+        let products: Vec<_> = self.into_latent.iter().enumerate().map(into).collect();
+        // SAFETY: rows of `projected` and `absorbed` were sized by the caller; groups write different heads.
+        unsafe { multiply_each(pool, &products) }
+    }
+
+    /// `o = W_UV u` for every head.
+    fn leave_latent(&self, pool: &Pool, means: &[f32], rows: usize, out: &mut [f32]) {
+        let d = &self.dims;
+        let out = out.as_mut_ptr();
+        let leave = |(group, matrix)| {
+            let head: usize = group * d.per_group;
+            let operands = Operands {
+                x: means[head * d.rank..].as_ptr(),
+                x_rows: RowMap { inner: d.per_group, stride: d.rank, outer: d.heads * d.rank },
+                y: out.wrapping_add(head * d.value),
+                y_rows: RowMap { inner: d.per_group, stride: d.value, outer: d.heads * d.value },
+                rows: rows * d.per_group,
+                accumulate: false,
+            };
+            (matrix, operands)
+        };
+        let products: Vec<_> = self.out_of_latent.iter().enumerate().map(leave).collect();
+        // SAFETY: `out` holds every row by the caller's check; groups write different heads.
+        unsafe { multiply_each(pool, &products) }
+    }
+
+    fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32]) {
+        let d = &self.dims;
+        let latent = d.rank + d.rope;
+        for (row, block, place) in segments.iter().flat_map(Segment::places) {
+            let source = &projected[row * d.projected_width() + d.latent_offset()..][..latent];
+            cache.block_mut(block)[place * latent..][..latent].copy_from_slice(source);
+        }
+    }
+}
+
+/// A transposed copy of rows, in the format they came in.
+enum Transposed {
+    F32(Vec<f32>),
+    Bf16(Vec<u8>),
+}
+
+impl Transposed {
+    fn rows(&self) -> WeightRows<'_> {
+        match self {
+            Self::F32(values) => WeightRows::F32(values),
+            Self::Bf16(bytes) => WeightRows::Bf16(bytes),
+        }
+    }
+}
+
+/// Rows `first .. first + rows` of a matrix of `columns`, as `[columns, rows]`.
+fn transpose(weights: WeightRows<'_>, first: usize, rows: usize, columns: usize) -> Transposed {
+    let indices =
+        (0..columns).flat_map(|column| (first..first + rows).map(move |row| row * columns + column));
+    match weights {
+        WeightRows::F32(values) => Transposed::F32(indices.map(|i| values[i]).collect()),
+        WeightRows::Bf16(bytes) => {
+            Transposed::Bf16(indices.flat_map(|i| [bytes[2 * i], bytes[2 * i + 1]]).collect())
+        }
+    }
+}
+
+impl Attention for Absorb {
+    fn kv_elements(&self) -> usize {
+        self.dims.rank + self.dims.rope
+    }
+
+    fn projected_width(&self) -> usize {
+        self.dims.projected_width()
+    }
+
+    fn output_width(&self) -> usize {
+        self.dims.heads * self.dims.value
+    }
+
+    fn forward(
+        &self,
+        pool: &Pool,
+        cache: &mut LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let d = &self.dims;
+        let rows = projected.len() / d.projected_width();
+        let latent = d.rank + d.rope;
+        cache.check(segments, self.kv_elements(), rows);
+        assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
+        let absorbed = sized(&mut scratch.first, rows * d.heads * latent);
+        let means = sized(&mut scratch.second, rows * d.heads * d.rank);
+        self.absorb_queries(pool, projected, rows, absorbed);
+        self.store(cache, segments, projected);
+        let heads = HeadSet {
+            keys: Keys::Rows { dim: latent, stride: latent },
+            values: Values { block: 0, stride: latent, dim: d.rank },
+            heads: d.heads,
+            q: absorbed.as_ptr(),
+            q_rows: RowMap { inner: d.heads, stride: latent, outer: d.heads * latent },
+            out: means.as_mut_ptr(),
+            out_rows: RowMap { inner: d.heads, stride: d.rank, outer: d.heads * d.rank },
+        };
+        // SAFETY: the buffers were sized for every row above and segments write different rows.
+        unsafe { attend(pool, cache, segments, &[heads], 4, d.scale) }
+        self.leave_latent(pool, means, rows, out);
+    }
+}

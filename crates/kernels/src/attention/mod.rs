@@ -1,0 +1,137 @@
+//! Attention over a paged cache: one interface, the two decode paths and plain GQA behind it.
+//!
+//! Per layer an implementation is given the projected rows of all tokens of a step, stores what its path caches and
+//! attends. [`PerGroup`] caches per-group keys and values with the shared rope key once; [`Absorb`] caches one latent
+//! row and never materialises a key or a value; [`Plain`] is ordinary grouped-query attention. All three end in the
+//! same streaming softmax ([`flash`]).
+
+mod absorb;
+mod cache;
+mod flash;
+mod grouped;
+mod per_group;
+mod plain;
+#[cfg(test)]
+mod tests;
+
+use gqla_model::AttentionShape;
+
+pub use absorb::Absorb;
+pub use cache::{BLOCK_TOKENS, LayerCache, Segment};
+pub use per_group::PerGroup;
+pub use plain::Plain;
+
+use crate::{Matrix, MatrixError, Pool, WeightRows};
+
+/// Attention of one layer along one path.
+pub trait Attention: Send + Sync {
+    /// Cache elements one token takes in this layer.
+    fn kv_elements(&self) -> usize;
+
+    /// Width of a projected row.
+    fn projected_width(&self) -> usize;
+
+    /// Width of an output row: heads times value dimension.
+    fn output_width(&self) -> usize;
+
+    /// Stores the tokens of `segments` in `cache`, then attends.
+    ///
+    /// `projected` is `[rows, projected_width]`, already turned by the rotary embedding: `[q | c | k_rope]` for the
+    /// latent paths (each head of q as `[nope | rope]`), `[q | k | v]` for plain attention. `out` is
+    /// `[rows, output_width]`. Segments must name rows of `projected`, cover their tokens with blocks of `cache`, and
+    /// own those blocks.
+    fn forward(
+        &self,
+        pool: &Pool,
+        cache: &mut LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    );
+}
+
+/// Buffers that layers reuse; their contents never outlive a call.
+#[derive(Default)]
+pub struct Scratch {
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl Scratch {
+    /// Overwrites everything, so that a test can show that nothing is read from an earlier call.
+    pub fn poison(&mut self) {
+        self.first.fill(f32::NAN);
+        self.second.fill(f32::NAN);
+    }
+}
+
+/// Makes `buffer` hold `len` numbers and lends them.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Offsets of the parts of a latent layer's rows.
+#[derive(Clone, Copy, Debug)]
+struct LatentDims {
+    heads: usize,
+    groups: usize,
+    per_group: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    rank: usize,
+    scale: f32,
+}
+
+impl LatentDims {
+    fn of(shape: &AttentionShape) -> Self {
+        let (nope, rope) = (shape.qk_nope_head_dim as usize, shape.qk_rope_head_dim as usize);
+        Self {
+            heads: shape.num_attention_heads as usize,
+            groups: shape.num_key_value_heads as usize,
+            per_group: shape.heads_per_group() as usize,
+            nope,
+            rope,
+            value: shape.v_head_dim as usize,
+            rank: shape.kv_lora_rank as usize,
+            scale: (1.0 / ((nope + rope) as f64).sqrt()) as f32,
+        }
+    }
+
+    /// Width of one head's query.
+    fn query(&self) -> usize {
+        self.nope + self.rope
+    }
+
+    /// Where the latent starts in a projected row.
+    fn latent_offset(&self) -> usize {
+        self.heads * self.query()
+    }
+
+    fn projected_width(&self) -> usize {
+        self.latent_offset() + self.rank + self.rope
+    }
+}
+
+/// The up-projections of one latent layer, `kv_b_proj` `[G (d_nope + d_v), r]`: rows of group g are `W_UK` then
+/// `W_UV`. Both paths are built from these same rows.
+#[derive(Clone, Copy, Debug)]
+pub struct UpProjection<'a>(pub WeightRows<'a>);
+
+/// Checks that a matrix has the rows its place needs.
+fn expect_rows(matrix: Matrix, rows: usize) -> Result<Matrix, MatrixError> {
+    if matrix.outputs() == rows {
+        Ok(matrix)
+    } else {
+        Err(MatrixError::Rows { rows: matrix.outputs(), expected: rows })
+    }
+}
+
+/// Tokens of all segments.
+fn rows_of(segments: &[Segment<'_>]) -> usize {
+    segments.iter().map(|segment| segment.rows).sum()
+}

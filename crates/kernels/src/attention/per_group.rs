@@ -1,0 +1,96 @@
+//! The GQA path: per-group keys and values are made from the latent once and cached; the latent is forgotten.
+
+use gqla_model::AttentionShape;
+
+use super::{
+    Attention, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
+    flash::attend,
+    grouped::{GroupedLayout, QueryRows},
+    sized,
+};
+use crate::{
+    Matrix, MatrixError, Pool,
+    gemm::RowMap,
+    matrix::{Operands, multiply_each},
+};
+
+/// Attention over cached per-group keys and values.
+pub struct PerGroup {
+    dims: LatentDims,
+    layout: GroupedLayout,
+    /// `[G (d_nope + d_v), r]`
+    up: Matrix,
+}
+
+impl PerGroup {
+    /// Packs the up-projections of one layer.
+    pub fn new(shape: &AttentionShape, up: UpProjection<'_>) -> Result<Self, MatrixError> {
+        let dims = LatentDims::of(shape);
+        let LatentDims { groups, nope, value, rope, rank, .. } = dims;
+        let up = expect_rows(Matrix::stack(&[up.0], rank)?, groups * (nope + value))?;
+        Ok(Self { dims, layout: GroupedLayout { groups, key: nope, rope, value }, up })
+    }
+
+    fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32], kv: &[f32]) {
+        let d = &self.dims;
+        let rope_offset = d.latent_offset() + d.rank;
+        let places = segments.iter().flat_map(Segment::places);
+        for (row, block, place) in places {
+            let block = cache.block_mut(block);
+            let kv = &kv[row * self.up.outputs()..][..self.up.outputs()];
+            for (group, kv) in kv.chunks_exact(d.nope + d.value).enumerate() {
+                let (key, value) = kv.split_at(d.nope);
+                self.layout.store(block, place, group, key, value);
+            }
+            let rope = &projected[row * d.projected_width() + rope_offset..][..d.rope];
+            self.layout.store_rope(block, place, rope);
+        }
+    }
+}
+
+impl Attention for PerGroup {
+    fn kv_elements(&self) -> usize {
+        self.layout.elements()
+    }
+
+    fn projected_width(&self) -> usize {
+        self.dims.projected_width()
+    }
+
+    fn output_width(&self) -> usize {
+        self.dims.heads * self.dims.value
+    }
+
+    fn forward(
+        &self,
+        pool: &Pool,
+        cache: &mut LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let d = &self.dims;
+        let rows = projected.len() / d.projected_width();
+        cache.check(segments, self.kv_elements(), rows);
+        assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
+        let kv = sized(&mut scratch.first, rows * self.up.outputs());
+        let expand = Operands {
+            x: projected[d.latent_offset()..].as_ptr(),
+            x_rows: RowMap::even(d.projected_width()),
+            y: kv.as_mut_ptr(),
+            y_rows: RowMap::even(self.up.outputs()),
+            rows,
+            accumulate: false,
+        };
+        // SAFETY: every row of `projected` holds a latent, `kv` a row for each.
+        unsafe { multiply_each(pool, &[(&self.up, expand)]) }
+        self.store(cache, segments, projected, kv);
+        let q = QueryRows { rows: projected, width: d.projected_width(), channels: d.query() };
+        let out = out.as_mut_ptr();
+        let sets: Vec<_> =
+            (0..d.groups).map(|group| self.layout.head_set(group, d.per_group, q, out)).collect();
+        // SAFETY: lengths were checked above; groups write different columns, segments different rows.
+        unsafe { attend(pool, cache, segments, &sets, d.per_group, d.scale) }
+    }
+}

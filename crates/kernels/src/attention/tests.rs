@@ -1,0 +1,220 @@
+//! Both paths against the float64 reference, and the reference against independent figures.
+
+use std::{fs, path::Path};
+
+use gqla_model::AttentionShape;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+use super::*;
+use crate::reference::{self, AttentionInputs, AttentionOutputs, counter_noise};
+
+#[derive(Deserialize)]
+struct Checksum {
+    n: usize,
+    sum: f64,
+    abs: f64,
+    sq: f64,
+    w97: f64,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    h: u32,
+    #[serde(rename = "G")]
+    g: u32,
+    d_nope: u32,
+    d_v: u32,
+    d_rope: u32,
+    r: u32,
+    s_q: usize,
+    kv_len: usize,
+    seed: u64,
+    name: String,
+    checksum: Checksum,
+    lse_checksum: Checksum,
+    sample_idx: Vec<usize>,
+    sample: Vec<f64>,
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/attn").join(name);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn cases() -> Vec<Case> {
+    let cases: Vec<Case> = serde_json::from_slice(&fixture("attn_cases.json")).unwrap();
+    assert_eq!(cases.len(), 40);
+    cases
+}
+
+impl Case {
+    fn shape(&self) -> AttentionShape {
+        AttentionShape {
+            num_attention_heads: self.h,
+            num_key_value_heads: self.g,
+            kv_lora_rank: self.r,
+            qk_nope_head_dim: self.d_nope,
+            qk_rope_head_dim: self.d_rope,
+            v_head_dim: self.d_v,
+        }
+    }
+
+    fn inputs(&self) -> AttentionInputs {
+        let tensor = |t: u64, dims: &[usize], scale| {
+            counter_noise(1000 * self.seed + t, dims.iter().product(), scale).collect()
+        };
+        let d = LatentDims::of(&self.shape());
+        AttentionInputs {
+            shape: self.shape(),
+            s_q: self.s_q,
+            kv_len: self.kv_len,
+            q_nope: tensor(1, &[self.s_q, d.heads, d.nope], 4.0),
+            q_rope: tensor(2, &[self.s_q, d.heads, d.rope], 4.0),
+            latent: tensor(3, &[self.kv_len, d.rank], 1.0),
+            k_rope: tensor(4, &[self.kv_len, d.rope], 1.0),
+            w_uk: tensor(5, &[d.groups, d.nope, d.rank], 0.125),
+            w_uv: tensor(6, &[d.groups, d.value, d.rank], 0.125),
+        }
+    }
+}
+
+impl Checksum {
+    fn check(&self, values: &[f64], name: &str) {
+        assert_eq!(values.len(), self.n, "{name}");
+        let weighted = values.iter().enumerate().map(|(i, x)| x * (i % 97 + 1) as f64).sum::<f64>();
+        let figures = [
+            (values.iter().sum(), self.sum),
+            (values.iter().map(|x| x.abs()).sum(), self.abs),
+            (values.iter().map(|x| x * x).sum(), self.sq),
+            (weighted, self.w97),
+        ];
+        for (ours, theirs) in figures {
+            let ours: f64 = ours;
+            assert!((ours - theirs).abs() <= 1e-9 * (self.abs * 97.0), "{name}: {ours} {theirs}");
+        }
+    }
+}
+
+fn worst(a: impl IntoIterator<Item = f64>, b: &[f64]) -> f64 {
+    a.into_iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn the_generator_is_the_one_the_figures_were_made_with() {
+    let first: Vec<f64> = counter_noise(101_001, 3, 128.0).collect();
+    assert_eq!(first, [0x68 as f64, 0x51 as f64, 0x28 as f64]);
+}
+
+#[test]
+fn both_references_give_the_independent_figures() {
+    let stored = fixture("attn_outputs_f64.safetensors");
+    let stored = SafeTensors::deserialize(&stored).unwrap();
+    for case in cases() {
+        let inputs = case.inputs();
+        let both = [reference::per_group(&inputs), reference::absorb(&inputs)];
+        for AttentionOutputs { out, lse } in &both {
+            case.checksum.check(out, &case.name);
+            case.lse_checksum.check(lse, &case.name);
+            let sample = case.sample_idx.iter().map(|i| out[*i]);
+            assert!(worst(sample, &case.sample) < 1e-12, "{}", case.name);
+            for (suffix, ours) in [("out", out), ("lse", lse)] {
+                let Ok(tensor) = stored.tensor(&format!("{}.{suffix}", case.name)) else { continue };
+                let bytes = tensor.data().chunks_exact(8);
+                let theirs: Vec<_> = bytes.map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+                let ours = head_major(&case, ours);
+                assert!(worst(theirs, &ours) < 1e-12, "{} {suffix}", case.name);
+            }
+        }
+    }
+}
+
+/// The stored arrays lie head by head, `[h, s_q, _]`, although their header says `[s_q, h, _]`.
+fn head_major(case: &Case, values: &[f64]) -> Vec<f64> {
+    let heads = case.h as usize;
+    let width = values.len() / (heads * case.s_q);
+    let row = |query: usize, head: usize| &values[(query * heads + head) * width..][..width];
+    (0..heads).flat_map(|head| (0..case.s_q).flat_map(move |query| row(query, head))).copied().collect()
+}
+
+/// Projected rows of tokens `from..to`; tokens before the queries get queries of zeros.
+fn projected(inputs: &AttentionInputs, from: usize, to: usize) -> Vec<f32> {
+    let d = LatentDims::of(&inputs.shape);
+    let first_query = inputs.kv_len - inputs.s_q;
+    let mut rows = Vec::new();
+    for token in from..to {
+        for head in 0..d.heads {
+            match token.checked_sub(first_query) {
+                Some(query) => {
+                    let row = query * d.heads + head;
+                    rows.extend(&inputs.q_nope[row * d.nope..][..d.nope]);
+                    rows.extend(&inputs.q_rope[row * d.rope..][..d.rope]);
+                }
+                None => rows.extend(std::iter::repeat_n(0.0, d.query())),
+            }
+        }
+        rows.extend(&inputs.latent[token * d.rank..][..d.rank]);
+        rows.extend(&inputs.k_rope[token * d.rope..][..d.rope]);
+    }
+    rows.into_iter().map(|x| x as f32).collect()
+}
+
+fn up_projection(inputs: &AttentionInputs) -> Vec<f32> {
+    let d = LatentDims::of(&inputs.shape);
+    let groups = inputs.w_uk.chunks(d.nope * d.rank).zip(inputs.w_uv.chunks(d.value * d.rank));
+    groups.flat_map(|(uk, uv)| uk.iter().chain(uv)).map(|x| *x as f32).collect()
+}
+
+fn both_paths(inputs: &AttentionInputs) -> [Box<dyn Attention>; 2] {
+    let up = up_projection(inputs);
+    let up = UpProjection(WeightRows::F32(&up));
+    [Box::new(PerGroup::new(&inputs.shape, up).unwrap()), Box::new(Absorb::new(&inputs.shape, up).unwrap())]
+}
+
+/// Fills the cache up to the queries, then attends with them; blocks are handed out in descending order.
+fn run(attention: &dyn Attention, pool: &Pool, inputs: &AttentionInputs) -> Vec<f32> {
+    let blocks: Vec<u32> = (0..inputs.kv_len.div_ceil(BLOCK_TOKENS) as u32).rev().collect();
+    let mut cache = LayerCache::new(blocks.len(), attention.kv_elements());
+    let mut scratch = Scratch::default();
+    let mut out = Vec::new();
+    let first_query = inputs.kv_len - inputs.s_q;
+    for (from, to) in [(0, first_query), (first_query, inputs.kv_len)] {
+        let segment = Segment { first_row: 0, rows: to - from, start: from, blocks: &blocks };
+        out = vec![f32::NAN; (to - from) * attention.output_width()];
+        if from < to {
+            let rows = projected(inputs, from, to);
+            attention.forward(pool, &mut cache, &[segment], &rows, &mut scratch, &mut out);
+            scratch.poison();
+        }
+    }
+    out
+}
+
+#[test]
+fn both_paths_match_float64_in_all_forty_cases() {
+    let pool = Pool::new(None).unwrap();
+    for case in cases() {
+        let inputs = case.inputs();
+        let expected = reference::per_group(&inputs).out;
+        for (attention, path) in both_paths(&inputs).iter().zip(["gqa", "mqa-absorb"]) {
+            let ours = run(attention.as_ref(), &pool, &inputs).into_iter().map(f64::from);
+            let error = worst(ours, &expected);
+            assert!(error < 2e-5, "{} on {path}: {error:e}", case.name);
+        }
+    }
+}
+
+#[test]
+fn the_cache_holds_what_the_formulas_say() {
+    for case in cases() {
+        let inputs = case.inputs();
+        let [gqa, absorb] = both_paths(&inputs);
+        let shape = case.shape();
+        for (attention, path) in
+            [(gqa, gqla_model::DecodePath::Gqa), (absorb, gqla_model::DecodePath::MqaAbsorb)]
+        {
+            let allocated = LayerCache::new(3, attention.kv_elements()).allocated_elements();
+            assert_eq!(allocated as u64, 3 * 64 * shape.kv_elements(path), "{} on {path}", case.name);
+        }
+    }
+}

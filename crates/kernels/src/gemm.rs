@@ -1,0 +1,202 @@
+//! The register-blocked product every matrix multiplication here ends in.
+//!
+//! A tile holds R rows of activations against P vectors of outputs in registers. Each output adds its products in
+//! the order of k into one accumulator, whatever R and P are: **a row's result does not depend on which rows share
+//! its tile**, so a sequence computes the same bits alone and in a batch.
+
+#![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
+
+use crate::simd::{Simd, dispatch};
+
+/// Outputs interleaved in one panel of packed weights: 64 bytes of f32.
+pub(crate) const PANEL: usize = 16;
+
+/// Outputs one task computes. Four panels keep a decode step's weight stream long and its tasks even.
+pub(crate) const TASK_OUTPUTS: usize = 4 * PANEL;
+
+/// Rows of a tile at most: 6 x 4 accumulators fill AVX-512's 32 registers, 6 x 2 AVX2's 16.
+pub(crate) const TILE_ROWS: usize = 6;
+
+/// Where the rows of a matrix start: `inner` rows `stride` apart, then again `outer` further on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMap {
+    pub inner: usize,
+    pub stride: usize,
+    pub outer: usize,
+}
+
+impl RowMap {
+    /// Rows at one distance.
+    pub const fn even(stride: usize) -> Self {
+        Self { inner: 1, stride: 0, outer: stride }
+    }
+
+    #[inline(always)]
+    pub const fn offset(self, row: usize) -> usize {
+        row / self.inner * self.outer + row % self.inner * self.stride
+    }
+}
+
+/// A number weights are stored in; accumulation is always f32.
+///
+/// # Safety
+/// As [`Simd`]: the pointer must be valid for one vector.
+pub(crate) trait Element: Copy + Send + Sync {
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load(p) }
+    }
+}
+
+/// Bits of a bf16.
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load_bf16(p) }
+    }
+}
+
+/// `acc[r][p] += Σ_i x[r][i] · b[p][i · ldb ..]`, in the order of i.
+///
+/// # Safety
+/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of `ldb`.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
+    acc: &mut [[S::V; P]; R],
+    x: &[*const f32; R],
+    b: &[*const E; P],
+    ldb: usize,
+    k: usize,
+) {
+    let mut sums = *acc;
+    for i in 0..k {
+        // SAFETY: i < k and the caller's contract.
+        unsafe {
+            let mut w = [S::splat(0.0); P];
+            for p in 0..P {
+                w[p] = E::load::<S>(b[p].add(i * ldb));
+            }
+            for r in 0..R {
+                let x = S::splat(*x[r].add(i));
+                for p in 0..P {
+                    sums[r][p] = S::mul_add(x, w[p], sums[r][p]);
+                }
+            }
+        }
+    }
+    *acc = sums;
+}
+
+/// One task of a product with packed weights: up to [`TASK_OUTPUTS`] outputs of every row.
+pub(crate) struct PanelTask<E> {
+    /// First panel of the task.
+    pub panels: *const E,
+    pub outputs: usize,
+    pub k: usize,
+    pub x: *const f32,
+    pub x_rows: RowMap,
+    /// The task's first output of row 0.
+    pub y: *mut f32,
+    pub y_rows: RowMap,
+    pub rows: usize,
+    /// Add to what `y` holds.
+    pub accumulate: bool,
+}
+
+dispatch! {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// The pointers must cover what the task's fields say, and no other thread may touch these outputs.
+    pub(crate) unsafe fn run_panel_task<E: Element>(task: &PanelTask<E>) = panel_task; [4, 4] [2, 8] [2, 4]
+}
+
+/// `P` vectors of outputs for tiles of several rows, `P1` for a single row.
+#[inline(always)]
+unsafe fn panel_task<S: Simd, E: Element, const P: usize, const P1: usize>(task: &PanelTask<E>) {
+    let mut row = 0;
+    while row < task.rows {
+        let rows = (task.rows - row).min(TILE_ROWS);
+        // SAFETY: rows below `task.rows`; the caller's contract.
+        unsafe {
+            match rows {
+                1 => strip::<S, E, 1, P1>(task, row),
+                2 => strip::<S, E, 2, P>(task, row),
+                3 => strip::<S, E, 3, P>(task, row),
+                4 => strip::<S, E, 4, P>(task, row),
+                5 => strip::<S, E, 5, P>(task, row),
+                _ => strip::<S, E, 6, P>(task, row),
+            }
+        }
+        row += rows;
+    }
+}
+
+/// All outputs of `R` rows.
+#[inline(always)]
+unsafe fn strip<S: Simd, E: Element, const R: usize, const P: usize>(task: &PanelTask<E>, row: usize) {
+    let vectors = task.outputs.div_ceil(S::LANES);
+    let mut vector = 0;
+    // SAFETY: the caller's contract; padded outputs of the last panel exist in the weights.
+    unsafe {
+        while vector + P <= vectors {
+            block::<S, E, R, P>(task, row, vector);
+            vector += P;
+        }
+        while vector < vectors {
+            block::<S, E, R, 1>(task, row, vector);
+            vector += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
+    task: &PanelTask<E>,
+    row: usize,
+    vector: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut x = [task.x; R];
+        for r in 0..R {
+            x[r] = task.x.add(task.x_rows.offset(row + r));
+        }
+        let mut b = [task.panels; P];
+        for p in 0..P {
+            let output = (vector + p) * S::LANES;
+            b[p] = task.panels.add(output / PANEL * PANEL * task.k + output % PANEL);
+        }
+        let mut acc = [[S::splat(0.0); P]; R];
+        tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, task.k);
+        for r in 0..R {
+            let y = task.y.add(task.y_rows.offset(row + r));
+            for p in 0..P {
+                let output = (vector + p) * S::LANES;
+                finish::<S>(y.add(output), acc[r][p], task.outputs - output, task.accumulate);
+            }
+        }
+    }
+}
+
+/// Stores a vector of which `left` lanes are wanted.
+#[inline(always)]
+unsafe fn finish<S: Simd>(y: *mut f32, sum: S::V, left: usize, accumulate: bool) {
+    // SAFETY: `left` numbers may be written, the caller's contract.
+    unsafe {
+        let one = S::splat(1.0);
+        if left >= S::LANES {
+            let sum = if accumulate { S::mul_add(S::load(y), one, sum) } else { sum };
+            S::store(y, sum);
+        } else {
+            let sum = if accumulate { S::mul_add(S::load_partial(y, left), one, sum) } else { sum };
+            S::store_partial(y, sum, left);
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! One vector vocabulary, three instruction sets.
+//!
+//! Kernels are written once, generic over [`Simd`], and compiled three times: for AVX-512, for AVX2 with FMA, and for
+//! any machine. The entry points the [`dispatch!`](crate::simd::dispatch) macro makes pick one at run time, so one binary runs everywhere.
+//! Every operation is a fixed sequence of lane-wise operations: a result never depends on alignment or batch.
+
+use std::sync::OnceLock;
+
+/// What the machine can do, as far as the kernels care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// The instruction set in use, found once.
+pub(crate) fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Isa {
+    if is_x86_feature_detected!("avx512f") {
+        Isa::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Isa::Avx2
+    } else {
+        Isa::Portable
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Isa {
+    Isa::Portable
+}
+
+/// The name of the instruction set the kernels run on: `avx512f`, `avx2+fma` or `portable`.
+pub fn instruction_set() -> &'static str {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => "avx512f",
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => "avx2+fma",
+        Isa::Portable => "portable",
+    }
+}
+
+/// Lanes of f32 and what can be done with them.
+///
+/// # Safety
+/// Every function may only run on a machine that has the instruction set, and pointers must be valid for the lanes
+/// they name: [`Self::LANES`] for whole vectors, `n` for partial ones.
+pub(crate) trait Simd: Copy {
+    /// A vector.
+    type V: Copy;
+    /// Numbers in a vector.
+    const LANES: usize;
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    /// Lanes from `n` on are zero.
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
+    unsafe fn load_bf16(p: *const u16) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize);
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Sum of all lanes, in a fixed order.
+    unsafe fn sum(v: Self::V) -> f32;
+    /// Largest of all lanes.
+    unsafe fn max_lane(v: Self::V) -> f32;
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Simd;
+
+    /// 16 lanes.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+
+    // SAFETY (whole impl): the trait's contract passes to the caller that the machine has AVX-512F and that pointers
+    // cover the lanes read or written.
+    impl Simd for Avx512 {
+        type V = __m512;
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_partial(p: *const f32, n: usize) -> __m512 {
+            // SAFETY: masked lanes are not touched.
+            unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> __m512 {
+            // SAFETY: the trait's contract; a bf16 is the upper half of an f32.
+            unsafe {
+                let half = _mm256_loadu_si256(p.cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn store_partial(p: *mut f32, v: __m512, n: usize) {
+            // SAFETY: masked lanes are not touched.
+            unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(v: __m512) -> f32 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_reduce_add_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn max_lane(v: __m512) -> f32 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_reduce_max_ps(v) }
+        }
+    }
+
+    /// A mask of the first `n` of 16 lanes.
+    #[inline(always)]
+    fn first(n: usize) -> __mmask16 {
+        ((1u32 << n) - 1) as __mmask16
+    }
+
+    /// 8 lanes.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+
+    impl Simd for Avx2 {
+        type V = __m256;
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_partial(p: *const f32, n: usize) -> __m256 {
+            let mut lanes = [0.0f32; 8];
+            // SAFETY: `n` numbers can be read and n is less than 8.
+            unsafe {
+                p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n);
+                _mm256_loadu_ps(lanes.as_ptr())
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> __m256 {
+            // SAFETY: the trait's contract; a bf16 is the upper half of an f32.
+            unsafe {
+                let half = _mm_loadu_si128(p.cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m256) {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn store_partial(p: *mut f32, v: __m256, n: usize) {
+            let mut lanes = [0.0f32; 8];
+            // SAFETY: `n` numbers can be written and n is less than 8.
+            unsafe {
+                _mm256_storeu_ps(lanes.as_mut_ptr(), v);
+                p.copy_from_nonoverlapping(lanes.as_ptr(), n);
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(v: __m256) -> f32 {
+            // SAFETY: the trait's contract.
+            unsafe { super::fold(lanes(v), |a, b| a + b) }
+        }
+        #[inline(always)]
+        unsafe fn max_lane(v: __m256) -> f32 {
+            // SAFETY: the trait's contract.
+            unsafe { super::fold(lanes(v), f32::max) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(v: __m256) -> [f32; 8] {
+        let mut lanes = [0.0f32; 8];
+        // SAFETY: the caller has AVX; the array has 8 lanes.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+}
+
+/// Halves 8 lanes three times.
+#[inline(always)]
+fn fold(v: [f32; 8], op: impl Fn(f32, f32) -> f32) -> f32 {
+    let four = [op(v[0], v[4]), op(v[1], v[5]), op(v[2], v[6]), op(v[3], v[7])];
+    op(op(four[0], four[2]), op(four[1], four[3]))
+}
+
+/// Eight lanes in an array, which any machine's compiler can put into whatever registers there are.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn zip(a: [f32; 8], b: [f32; 8], op: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    std::array::from_fn(|i| op(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 8] {
+        // SAFETY: 8 numbers can be read.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> [f32; 8] {
+        // SAFETY: `n` numbers can be read.
+        std::array::from_fn(|i| if i < n { unsafe { *p.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> [f32; 8] {
+        // SAFETY: 8 numbers can be read.
+        std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { *p.add(i) }) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 8]) {
+        // SAFETY: 8 numbers can be written.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(p: *mut f32, v: [f32; 8], n: usize) {
+        // SAFETY: `n` numbers can be written and n is less than 8.
+        unsafe { p.copy_from_nonoverlapping(v.as_ptr(), n) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        // Without an FMA instruction `f32::mul_add` is a library call.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn sum(v: [f32; 8]) -> f32 {
+        fold(v, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn max_lane(v: [f32; 8]) -> f32 {
+        fold(v, f32::max)
+    }
+}
+
+/// Makes an entry point `fn name(args)` that runs `body::<S, …>(args)` compiled for the machine's instruction set.
+/// Constants after the vector type are given per instruction set, in the order AVX-512, AVX2, portable.
+macro_rules! dispatch {
+    (
+        $(#[$meta:meta])*
+        $vis:vis unsafe fn $name:ident $(<$t:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+        = $body:ident; [$($c512:literal),*] [$($c2:literal),*] [$($c0:literal),*]
+    ) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis unsafe fn $name $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's contract; the feature is enabled here.
+                unsafe { $body::<$crate::simd::Avx512, $($t,)? $($c512),*>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's contract; the features are enabled here.
+                unsafe { $body::<$crate::simd::Avx2, $($t,)? $($c2),*>($($arg),*) }
+            }
+            // SAFETY: `isa` answers only what this machine has; the rest is the caller's contract.
+            unsafe {
+                match $crate::simd::isa() {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::simd::Isa::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::simd::Isa::Avx2 => avx2($($arg),*),
+                    $crate::simd::Isa::Portable => $body::<$crate::simd::Portable, $($t,)? $($c0),*>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(crate) use dispatch;
