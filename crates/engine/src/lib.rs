@@ -1,10 +1,20 @@
 //! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
+//!
+//! [`cpu`] computes; around it, `runner` is the engine's thread, `scheduler` decides each step, `blocks` hands out
+//! cache blocks and `sampling` draws tokens. A sequence's tokens depend on its own prompt and parameters alone,
+//! never on what shares its steps.
 
+mod blocks;
+pub mod cpu;
 mod request;
+mod runner;
+mod sampling;
+mod scheduler;
 
 use std::time::Duration;
 
 use gqla_model::DecodePath;
+pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
 pub use request::{Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob};
 
 /// A running model. The server and the tools know nothing more of it.

@@ -1,0 +1,74 @@
+//! Why a model cannot be run.
+
+use gqla_kernels::MatrixError;
+use gqla_model::DecodePath;
+use gqla_weights::TensorError;
+
+/// Why a checkpoint cannot be run on the CPU.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The model family has no implementation here.
+    #[error(
+        "the CPU engine runs model_type `llama` and `llama_gqla`, this checkpoint's config says `{model_type}`: \
+         serve it with runtime.kind VLLM, or convert a LLaMA-family model with `gqla convert`"
+    )]
+    UnsupportedModel {
+        /// What config.json says.
+        model_type: String,
+    },
+    /// A variant of a known family that is not implemented.
+    #[error("the CPU engine does not run {what}")]
+    UnsupportedVariant {
+        /// The variant.
+        what: String,
+    },
+    /// A path was asked of a model that has none to choose from.
+    #[error(
+        "decode path `{path}` was asked for, but this checkpoint has plain grouped-query attention, which decodes \
+         only one way: leave the path out, or convert the model with `gqla convert` first"
+    )]
+    NoSuchPath {
+        /// The path.
+        path: DecodePath,
+    },
+    /// A tensor is missing or has another shape than the configuration says.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A layer's weights do not fit together.
+    #[error("layer {layer}: {source}")]
+    Matrix {
+        /// The layer.
+        layer: usize,
+        /// The arithmetic.
+        source: MatrixError,
+    },
+    /// A model-wide matrix is broken.
+    #[error("tensor `{name}`: {source}")]
+    Head {
+        /// Its name.
+        name: &'static str,
+        /// The arithmetic.
+        source: MatrixError,
+    },
+    /// The cache would be too small for a single block.
+    #[error(
+        "a cache of {bytes} bytes holds no block: {block_tokens} tokens take {block_bytes} bytes; raise the cache size"
+    )]
+    CacheTooSmall {
+        /// Bytes allowed.
+        bytes: usize,
+        /// Tokens of a block.
+        block_tokens: usize,
+        /// Bytes a block takes.
+        block_bytes: usize,
+    },
+    /// No sequence could ever run.
+    #[error("{field} is 0, expected at least 1")]
+    Zero {
+        /// The setting.
+        field: &'static str,
+    },
+    /// The system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}

@@ -1,0 +1,129 @@
+//! One step through the layers.
+
+use gqla_kernels::{
+    Matrix,
+    attention::{LayerCache, Scratch, Segment},
+    ops::{rms_norm, rms_norm_row, swiglu},
+};
+
+use super::model::{Layer, Model};
+
+/// Everything a step writes: the caches, and activations that no later step reads.
+pub(super) struct Workspace {
+    caches: Vec<LayerCache>,
+    activations: Activations,
+}
+
+#[derive(Default)]
+struct Activations {
+    /// The residual stream, `[rows, hidden]`.
+    residual: Vec<f32>,
+    normed: Vec<f32>,
+    projected: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    activated: Vec<f32>,
+    logits: Vec<f32>,
+    scratch: Scratch,
+}
+
+impl Workspace {
+    /// Caches of `blocks` blocks for every layer.
+    pub fn new(model: &Model, blocks: usize) -> Self {
+        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements());
+        Self { caches: model.layers.iter().map(cache).collect(), activations: Activations::default() }
+    }
+}
+
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}
+
+impl Model {
+    /// Computes `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
+    pub(super) fn forward<'w>(
+        &self,
+        workspace: &'w mut Workspace,
+        tokens: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[usize],
+    ) -> &'w [f32] {
+        let Workspace { caches, activations } = workspace;
+        let hidden = self.norm.len();
+        let residual = sized(&mut activations.residual, tokens.len() * hidden);
+        for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(hidden)) {
+            self.embedding.read_row(*token as usize, row);
+        }
+        for (layer, cache) in self.layers.iter().zip(caches) {
+            self.attend(layer, cache, segments, activations);
+            self.feed_forward(layer, activations);
+        }
+        self.head(wanted, activations)
+    }
+
+    fn attend(&self, layer: &Layer, cache: &mut LayerCache, segments: &[Segment<'_>], a: &mut Activations) {
+        let rows = a.residual.len() / self.norm.len();
+        rms_norm(
+            &self.pool,
+            &a.residual,
+            &layer.input_norm,
+            self.eps,
+            sized(&mut a.normed, rows * self.norm.len()),
+        );
+        let projected = sized(&mut a.projected, rows * layer.projection.outputs());
+        layer.projection.multiply(&self.pool, &a.normed, projected);
+        self.position(layer, segments, projected);
+        let attended = sized(&mut a.attended, rows * layer.attention.output_width());
+        layer.attention.forward(&self.pool, cache, segments, projected, &mut a.scratch, attended);
+        layer.output.multiply_add(&self.pool, attended, &mut a.residual);
+    }
+
+    /// Norms the latents where the model has such a norm, and turns queries and keys.
+    fn position(&self, layer: &Layer, segments: &[Segment<'_>], projected: &mut [f32]) {
+        let width = layer.projection.outputs();
+        for segment in segments {
+            for i in 0..segment.rows {
+                let row = &mut projected[(segment.first_row + i) * width..][..width];
+                if let Some(norm) = &layer.latent_norm {
+                    let latent = &mut row[norm.offset..][..norm.weight.len()];
+                    let raw = latent.to_vec();
+                    rms_norm_row(&raw, &norm.weight, norm.eps, latent);
+                }
+                for heads in &self.rotary {
+                    for head in 0..heads.count {
+                        let start = heads.offset + head * heads.stride;
+                        self.rope.apply(&mut row[start..start + heads.dim], segment.start + i);
+                    }
+                }
+            }
+        }
+    }
+
+    fn feed_forward(&self, layer: &Layer, a: &mut Activations) {
+        rms_norm(&self.pool, &a.residual, &layer.post_norm, self.eps, &mut a.normed);
+        let rows = a.residual.len() / self.norm.len();
+        let width = layer.down.inputs();
+        let gate_up = sized(&mut a.gate_up, rows * 2 * width);
+        layer.gate_up.multiply(&self.pool, &a.normed, gate_up);
+        let activated = sized(&mut a.activated, rows * width);
+        swiglu(&self.pool, gate_up, width, activated);
+        layer.down.multiply_add(&self.pool, activated, &mut a.residual);
+    }
+
+    fn head<'a>(&self, wanted: &[usize], a: &'a mut Activations) -> &'a [f32] {
+        let hidden = self.norm.len();
+        let head: &Matrix = self.head.as_ref().unwrap_or(&self.embedding);
+        let normed = sized(&mut a.normed, wanted.len() * hidden);
+        for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(hidden)) {
+            rms_norm_row(&a.residual[row * hidden..][..hidden], &self.norm, self.eps, normed);
+        }
+        let logits = sized(&mut a.logits, wanted.len() * head.outputs());
+        head.multiply(&self.pool, normed, logits);
+        logits
+    }
+}
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -1,0 +1,14 @@
+//! The CPU backend: LLaMA-family models, plain or converted, in f32 arithmetic over the checkpoint's own weights.
+//!
+//! A converted model decodes along either path; the paths are two implementations of
+//! [`Attention`](gqla_kernels::attention::Attention) over one set of weights. A plain model has one path.
+
+mod engine;
+mod error;
+mod forward;
+mod load;
+mod model;
+
+pub use engine::{CpuEngine, CpuEngineConfig};
+pub use error::LoadError;
+pub use model::{LogitsError, Model};

@@ -1,0 +1,298 @@
+//! The engine's thread: admits, steps, draws and delivers until told to stop.
+//!
+//! Generic over what computes logits ([`StepModel`]), so that its behaviour under errors and cancellation is tested
+//! without a model. Whatever goes wrong in a step, a panic included, ends every sequence with
+//! [`Finish::Error`] and leaves the engine dead: it takes nothing more and its heartbeat stops, which is what the
+//! liveness probe looks at.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use gqla_kernels::attention::Segment;
+
+use crate::{
+    EngineStats, Finish, Request, SubmitError,
+    sampling::{draw, logprobs},
+    scheduler::{Limits, Scheduler, Slice},
+};
+
+/// How often an idle engine shows that it lives.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// Computes logits for the tokens of a step.
+pub(crate) trait StepModel: Send + 'static {
+    /// Runs `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String>;
+}
+
+/// Bounds of a running engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub limits: Limits,
+    pub blocks: usize,
+    pub queued: usize,
+    pub vocab: usize,
+}
+
+#[derive(Default)]
+struct Inbox {
+    queue: VecDeque<Request>,
+    /// When to abort what still runs; set once.
+    deadline: Option<Instant>,
+    dead: bool,
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    bounds: Bounds,
+    started: Instant,
+    /// Milliseconds after `started`.
+    heartbeat: AtomicU64,
+    running: AtomicUsize,
+    preempted: AtomicUsize,
+    blocks_used: AtomicUsize,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    steps: AtomicU64,
+    preemptions: AtomicU64,
+}
+
+/// A handle on the engine's thread; dropping it aborts what runs.
+pub(crate) struct Runner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Runner {
+    pub fn start(model: impl StepModel, bounds: Bounds) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            bounds,
+            started: Instant::now(),
+            heartbeat: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
+            preempted: AtomicUsize::new(0),
+            blocks_used: AtomicUsize::new(0),
+            prompt_tokens: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+        });
+        let body = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || body.run(model))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        self.shared.bounds.check(&request)?;
+        let mut inbox = self.shared.inbox();
+        if inbox.dead || inbox.deadline.is_some() {
+            return Err(SubmitError::ShuttingDown);
+        }
+        if inbox.queue.len() >= self.shared.bounds.queued {
+            return Err(SubmitError::QueueFull { limit: self.shared.bounds.queued });
+        }
+        inbox.queue.push_back(request);
+        self.shared.arrived.notify_one();
+        Ok(())
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        let shared = &*self.shared;
+        let heartbeat = Duration::from_millis(shared.heartbeat.load(Ordering::Relaxed));
+        EngineStats {
+            running: shared.running.load(Ordering::Relaxed),
+            waiting: shared.inbox().queue.len() + shared.preempted.load(Ordering::Relaxed),
+            blocks_used: shared.blocks_used.load(Ordering::Relaxed),
+            prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
+            steps: shared.steps.load(Ordering::Relaxed),
+            preemptions: shared.preemptions.load(Ordering::Relaxed),
+            since_last_heartbeat: shared.started.elapsed().saturating_sub(heartbeat),
+        }
+    }
+
+    pub fn shutdown(&self, deadline: Duration) {
+        let at = Instant::now() + deadline;
+        let mut inbox = self.shared.inbox();
+        inbox.deadline = Some(inbox.deadline.map_or(at, |earlier| earlier.min(at)));
+        drop(inbox);
+        self.shared.arrived.notify_one();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic was caught in the thread and told to every sequence.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.shutdown(Duration::ZERO);
+    }
+}
+
+impl Bounds {
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let (prompt, max_tokens) = (request.prompt.len(), request.sampling.max_tokens as usize);
+        let context = self.limits.context;
+        let known = |id: &u32| (*id as usize) < self.vocab;
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt + max_tokens > context {
+            return Err(SubmitError::TooLong { prompt, max_tokens, context });
+        }
+        match request.prompt.iter().position(|id| !known(id)) {
+            Some(position) => {
+                let id = request.prompt[position];
+                Err(SubmitError::UnknownToken { id, position, vocab_size: self.vocab })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut model: impl StepModel) {
+        let mut scheduler = Scheduler::new(self.bounds.blocks, self.bounds.limits);
+        let outcome = loop {
+            self.beat();
+            if !self.admit(&mut scheduler) {
+                break Finish::Aborted;
+            }
+            let step = catch_unwind(AssertUnwindSafe(|| self.step(&mut model, &mut scheduler)));
+            if let Err(why) = step.unwrap_or_else(|panic| Err(message_of(panic.as_ref()))) {
+                tracing::error!(why, "the engine stops: a step failed");
+                break Finish::Error(format!("the engine failed: {why}"));
+            }
+            self.publish(&scheduler);
+        };
+        self.end(scheduler, &outcome);
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits until there is something to do; false when it is time to end.
+    fn admit(&self, scheduler: &mut Scheduler) -> bool {
+        let mut inbox = self.inbox();
+        while scheduler.is_idle() && inbox.queue.is_empty() {
+            if inbox.deadline.is_some() {
+                return false;
+            }
+            let waited = self.arrived.wait_timeout(inbox, HEARTBEAT);
+            inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.beat();
+        }
+        if inbox.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return false;
+        }
+        scheduler.admit(|fits| {
+            let tokens = inbox.queue.front().map(|request| request.prompt.len())?;
+            if fits(tokens) { inbox.queue.pop_front() } else { None }
+        });
+        drop(inbox);
+        self.publish(scheduler);
+        true
+    }
+
+    fn step(&self, model: &mut impl StepModel, scheduler: &mut Scheduler) -> Result<(), String> {
+        let slices = scheduler.plan();
+        let (mut tokens, mut wanted, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+        for Slice { sequence, start, len, draws } in slices.iter().copied() {
+            let sequence = &scheduler.running[sequence];
+            segments.push(Segment { first_row: tokens.len(), rows: len, start, blocks: &sequence.blocks });
+            tokens.extend(&sequence.tokens[start..start + len]);
+            if draws {
+                wanted.push(tokens.len() - 1);
+            }
+        }
+        let logits = model.step(&tokens, &segments, &wanted)?;
+        let mut rows = logits.chunks_exact(self.bounds.vocab);
+        let (mut prompt, mut generated) = (0, 0);
+        for slice in &slices {
+            prompt += scheduler.prompt_tokens(slice) as u64;
+            scheduler.computed(slice);
+            if slice.draws {
+                let row = rows.next().ok_or("the model answered too few logits")?;
+                generated += u64::from(draw_next(scheduler, slice, row));
+            }
+        }
+        self.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+        self.generated_tokens.fetch_add(generated, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        scheduler.retire();
+        Ok(())
+    }
+
+    fn publish(&self, scheduler: &Scheduler) {
+        self.running.store(scheduler.running.len(), Ordering::Relaxed);
+        self.preempted.store(scheduler.preempted(), Ordering::Relaxed);
+        self.blocks_used.store(scheduler.blocks_used(), Ordering::Relaxed);
+        self.preemptions.store(scheduler.preemptions(), Ordering::Relaxed);
+    }
+
+    /// Ends everything, accepted or running, and refuses what comes later.
+    fn end(&self, mut scheduler: Scheduler, finish: &Finish) {
+        let queue = {
+            let mut inbox = self.inbox();
+            inbox.dead = true;
+            std::mem::take(&mut inbox.queue)
+        };
+        for sequence in scheduler.drain() {
+            // The sink may be what panicked; the others must hear all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| sequence.end(finish.clone())));
+        }
+        for mut request in queue {
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                let _ = (request.sink)(crate::Event::Finished(finish.clone()));
+            }));
+        }
+        self.running.store(0, Ordering::Relaxed);
+        self.preempted.store(0, Ordering::Relaxed);
+        self.blocks_used.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Draws and delivers a sequence's next token; true when one was delivered.
+fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32]) -> bool {
+    let context = scheduler.context();
+    let sequence = &mut scheduler.running[slice.sequence];
+    match draw(logits, &sequence.sampling, sequence.tokens.len()) {
+        Ok(id) => {
+            let logprob = sequence.sampling.logprobs.map(|top| logprobs(logits, id, top));
+            sequence.accept(id, logprob, context)
+        }
+        Err(broken) => {
+            sequence.fail(broken.to_string());
+            false
+        }
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without text".to_owned())
+}
+
+#[cfg(test)]
+mod tests;
