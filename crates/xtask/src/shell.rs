@@ -1,0 +1,63 @@
+//! Running programs: every step prints what it does, how long it took, and on failure the end of its output.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// Lines of a failed program's output worth showing.
+const TAIL_LINES: usize = 40;
+
+/// Where everything that may be kept between runs lives: `$XDG_CACHE_HOME/gqla`, else `~/.cache/gqla`.
+pub fn cache_dir() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set: set one, caches live below it")?)
+            .join(".cache"),
+    };
+    Ok(base.join("gqla"))
+}
+
+/// The root of the checkout this was built from.
+pub fn repo_root() -> Result<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).map(Path::to_owned).context("crates/xtask has no grandparent folder")
+}
+
+/// Prints a heading, runs `work` and prints how long it took.
+pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("==> {title}");
+    let start = Instant::now();
+    let result = work().with_context(|| format!("step `{title}` failed"));
+    let verdict = if result.is_ok() { "done" } else { "FAILED" };
+    eprintln!("    {verdict} in {:.1} s", start.elapsed().as_secs_f64());
+    result
+}
+
+/// Runs a program with its output passed through; fails unless it exits with 0.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
+
+/// Runs a program and returns what it printed; on failure the error holds the end of its output.
+pub fn capture(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} ended with {}\n{}", output.status, tail(&output));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{command:?} printed something that is not UTF-8"))
+}
+
+fn tail(output: &Output) -> String {
+    let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
