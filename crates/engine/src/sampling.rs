@@ -161,7 +161,7 @@ mod tests {
         assert!(top_k[0] == 0.0 && top_k[4] == 0.0 && top_k[2] > 0.0);
         let top_p = frequencies(&params(1.0, 0, 0.7));
         assert!(top_p[0] == 0.0 && top_p[2] == 0.0 && (top_p[1] - 0.5).abs() < 0.02);
-        assert_eq!(frequencies(&params(1.0, 0, 0.0))[1], 1.0);
+        assert!(frequencies(&params(1.0, 0, 0.0))[1] > 0.999);
     }
 
     #[test]

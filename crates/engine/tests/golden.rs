@@ -1,0 +1,188 @@
+//! The CPU models against logits and texts of independent PyTorch code.
+
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+use gqla_engine::{
+    Checkpoint, Engine, Event, Finish, Request, SamplingParams,
+    cpu::{CpuEngine, CpuEngineConfig, LoadError, Model},
+};
+use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
+use safetensors::SafeTensors;
+
+const CASES: [(&str, Option<DecodePath>); 4] = [
+    ("llama_gqla_a", Some(Gqa)),
+    ("llama_gqla_a", Some(MqaAbsorb)),
+    ("llama_tied", None),
+    ("llama_untied", None),
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a").join(name)
+}
+
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn open(name: &str) -> Self {
+        Self(fs::read(fixture(name).join("golden.safetensors")).unwrap())
+    }
+
+    fn words<T>(&self, name: &str, convert: impl Fn([u8; 4]) -> T) -> Vec<T> {
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|word| convert(word.try_into().unwrap())).collect()
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        self.words(name, u32::from_le_bytes)
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.words(name, f32::from_le_bytes)
+    }
+}
+
+/// Largest difference over the largest expected magnitude.
+fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(ours.len(), expected.len());
+    assert!(ours.iter().all(|x| x.is_finite()));
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    ours.iter().zip(expected).fold(0.0f32, |max, (a, b)| max.max((a - b).abs())) / largest
+}
+
+fn config(path: Option<DecodePath>) -> CpuEngineConfig {
+    CpuEngineConfig { path, threads: Some(2), ..CpuEngineConfig::default() }
+}
+
+fn start(name: &str, config: CpuEngineConfig) -> CpuEngine {
+    CpuEngine::start(&Checkpoint::open(&fixture(name)).unwrap(), config).unwrap()
+}
+
+fn submit(engine: &CpuEngine, prompt: &[u32], temperature: f32, seed: u64) -> Receiver<Event> {
+    let (sender, events) = channel();
+    let sampling = SamplingParams {
+        max_tokens: 32,
+        temperature,
+        top_p: 1.0,
+        top_k: 0,
+        seed,
+        stop_token_ids: Vec::new(),
+        logprobs: Some(2),
+    };
+    let sink: gqla_engine::Sink = Box::new(move |event| {
+        let _ = sender.send(event);
+        ControlFlow::Continue(())
+    });
+    engine.submit(Request { prompt: prompt.to_vec(), sampling, sink }).unwrap();
+    events
+}
+
+/// Tokens with the bits of their log-probabilities.
+fn collect(events: &Receiver<Event>) -> Vec<(u32, u32)> {
+    let mut tokens = Vec::new();
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).unwrap() {
+            Event::Token { id, logprob } => tokens.push((id, logprob.unwrap().logprob.to_bits())),
+            Event::Finished(finish) => {
+                assert_eq!(finish, Finish::Length);
+                return tokens;
+            }
+        }
+    }
+}
+
+fn ids(tokens: &[(u32, u32)]) -> Vec<u32> {
+    tokens.iter().map(|(id, _)| *id).collect()
+}
+
+#[test]
+fn logits_match_the_golden_ones() {
+    for (name, path) in CASES {
+        let golden = Golden::open(name);
+        let model = Model::load(&Checkpoint::open(&fixture(name)).unwrap(), path).unwrap();
+        for i in 0..3 {
+            let logits = model.logits(&golden.ids(&format!("ids_{i}"))).unwrap();
+            let error = relative_error(&logits, &golden.floats(&format!("logits_{i}")));
+            assert!(error < 1e-4, "{name} {path:?} logits_{i}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn greedy_texts_are_the_golden_ones() {
+    for (name, path) in CASES {
+        let golden = Golden::open(name);
+        let engine = start(name, config(path));
+        let prompts: Vec<_> = (0..3).map(|i| golden.ids(&format!("ids_{i}"))).collect();
+        let together: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt, 0.0, 0)).collect();
+        for (i, events) in together.iter().enumerate() {
+            assert_eq!(ids(&collect(events)), golden.ids(&format!("greedy_{i}")), "{name} {path:?} {i}");
+        }
+    }
+}
+
+#[test]
+fn a_sequence_computes_the_same_bits_alone_and_among_others() {
+    for (name, path) in CASES {
+        let engine = start(name, config(path));
+        let prompts: Vec<Vec<u32>> =
+            [5, 70, 131, 200].iter().map(|len| (0..*len).map(|i| i * 31 % 512).collect()).collect();
+        let submit = |(i, prompt): (usize, &Vec<u32>)| submit(&engine, prompt, 0.9, i as u64);
+        let alone: Vec<_> = prompts.iter().enumerate().map(|item| collect(&submit(item))).collect();
+        let together: Vec<_> = prompts.iter().enumerate().map(submit).collect();
+        let together: Vec<_> = together.iter().map(collect).collect();
+        assert_eq!(alone, together, "{name} {path:?}");
+    }
+}
+
+#[test]
+fn a_preempted_sequence_continues_with_the_same_bits() {
+    for path in [Gqa, MqaAbsorb] {
+        let golden = Golden::open("llama_gqla_a");
+        let roomy = start("llama_gqla_a", config(Some(path)));
+        let block_bytes = roomy.info().kv_bytes_per_token * roomy.info().block_size;
+        let tight = CpuEngineConfig { kv_cache_bytes: 4 * block_bytes, ..config(Some(path)) };
+        let tight = start("llama_gqla_a", tight);
+        assert_eq!(tight.info().num_blocks, 4);
+        let prompt = &golden.ids("ids_2")[..50];
+        let run = |engine: &CpuEngine| -> Vec<_> {
+            let events: Vec<_> = (0..4).map(|seed| submit(engine, prompt, 1.0, seed)).collect();
+            events.iter().map(collect).collect()
+        };
+        assert_eq!(run(&tight), run(&roomy));
+        assert!(tight.stats().preemptions > 0);
+        assert_eq!(roomy.stats().preemptions, 0);
+    }
+}
+
+#[test]
+fn the_engine_says_what_its_cache_takes() {
+    for (path, elements) in [(Gqa, 80), (MqaAbsorb, 52)] {
+        let engine = start("llama_gqla_a", config(Some(path)));
+        let info = engine.info();
+        assert_eq!(info.path, Some(path));
+        assert_eq!(info.kv_elements_per_token_layer, elements);
+        assert_eq!(info.kv_bytes_per_token, elements * 3 * 4);
+    }
+    assert_eq!(start("llama_tied", config(None)).info().path, None);
+}
+
+#[test]
+fn a_plain_model_has_no_paths_to_choose_from() {
+    let checkpoint = Checkpoint::open(&fixture("llama_tied")).unwrap();
+    let error = Model::load(&checkpoint, Some(MqaAbsorb)).err().unwrap();
+    assert!(matches!(error, LoadError::NoSuchPath { path: MqaAbsorb }), "{error}");
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    let model = Model::load(&Checkpoint::open(&fixture("llama_tied")).unwrap(), None).unwrap();
+    let error = model.logits(&[1, 512]).unwrap_err();
+    assert_eq!(error.to_string(), "token 512 at position 1 is outside the vocabulary of 512");
+}
