@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use crate::{generate, shell};
 
 /// Check formatting, lints, documentation, dependencies and the source tree.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Run only the checks of these names
     #[arg(value_name = "CHECK")]

@@ -1,8 +1,18 @@
 //! `cargo xtask`: everything that is done to this repository by more than one command.
 
+mod binaries;
+mod cluster;
+mod demo;
+mod demo_model;
+mod e2e;
 mod generate;
+mod images;
 mod lint;
+mod progress;
+mod python;
+mod scenario;
 mod shell;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +26,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the product on a real cluster on this machine, until Ctrl-C
+    Demo(demo::Args),
+    /// Run everything CI runs
+    Test,
+    /// Run the demo's steps on a real cluster and assert on what a user sees
+    E2e,
+    /// Start an empty test cluster, until Ctrl-C
+    Cluster(cluster::ClusterArgs),
     /// Check formatting, lints, documentation, dependencies and the source tree
     Lint(lint::Args),
     /// Write generated files: the CRDs and the chart's copy of them
@@ -24,6 +42,10 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test => test::run_all(),
+        Command::E2e => e2e::run(),
+        Command::Cluster(args) => tokio::runtime::Runtime::new()?.block_on(cluster::run(args)),
         Command::Lint(args) => lint::run(&args),
         Command::Gen(args) => generate::run(&args),
     }

@@ -15,8 +15,11 @@ const TAIL_LINES: usize = 40;
 pub fn cache_dir() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set: set one, caches live below it")?)
-            .join(".cache"),
+        _ => PathBuf::from(
+            std::env::var_os("HOME")
+                .context("neither XDG_CACHE_HOME nor HOME is set: set one, caches live below it")?,
+        )
+        .join(".cache"),
     };
     Ok(base.join("gqla"))
 }
@@ -39,7 +42,8 @@ pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Runs a program with its output passed through; fails unless it exits with 0.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {command:?}"))?;
+    let status =
+        command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {command:?}"))?;
     if !status.success() {
         bail!("{command:?} ended with {status}");
     }
@@ -48,11 +52,13 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a program and returns what it printed; on failure the error holds the end of its output.
 pub fn capture(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} ended with {}\n{}", output.status, tail(&output));
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{command:?} printed something that is not UTF-8"))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{command:?} printed something that is not UTF-8"))
 }
 
 fn tail(output: &Output) -> String {

@@ -1,0 +1,90 @@
+//! One end-to-end run of the demo's steps on a real cluster, asserting on what a user would see.
+//!
+//! Cases run in order on one cluster, because a start costs more than most cases; each leaves what the next needs.
+
+mod answers;
+mod decisions;
+mod lifecycle;
+mod objects;
+mod refusals;
+mod rollout;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{binaries, demo_model, progress, python, scenario::World, shell::step};
+
+/// Runs every case and fails when one did.
+pub fn run() -> Result<()> {
+    let binaries = binaries::build()?;
+    let model = demo_model::prepare(&binaries.gqla)?;
+    let python = python::with_openai()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let world = step("Start the fleet and install the operator", || {
+        runtime.block_on(World::start(&binaries, &model, progress::bars()))
+    })?;
+    let mut tally = Tally::default();
+    runtime.block_on(async {
+        tally.case("a real model answers on the planned paths", answers::talks(&world, &python)).await;
+        tally
+            .case("throughput adds up to the clients' usage", answers::throughput_matches_usage(&world))
+            .await;
+        tally
+            .case(
+                "H100 and H20 get different paths, and the shape decides",
+                decisions::follow_the_shape(&world),
+            )
+            .await;
+        tally.case("an unreadable model is named and stops nobody", refusals::unreadable_model(&world)).await;
+        tally
+            .case("a flipped path and a removed pool leave no orphan", rollout::flip_and_remove(&world))
+            .await;
+        tally
+            .case("an operator restarted mid-rollout keeps every object", rollout::operator_restart(&world))
+            .await;
+        tally
+            .case(
+                "a CRD that gained a field works after helm upgrade",
+                lifecycle::upgrade_with_new_field(&world),
+            )
+            .await;
+        tally.case("kubectl delete leaves nothing behind", lifecycle::delete_leaves_nothing(&world)).await;
+        tally
+            .case("helm uninstall keeps CRDs, objects and serving pods", lifecycle::uninstall_keeps(&world))
+            .await;
+        tally.case("the cluster ends without a trace", lifecycle::teardown(world)).await;
+    });
+    tally.verdict()
+}
+
+/// Counts cases and prints each with its time.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+}
+
+impl Tally {
+    async fn case(&mut self, name: &str, case: impl Future<Output = Result<()>>) {
+        let start = Instant::now();
+        match case.await {
+            Ok(()) => {
+                self.passed += 1;
+                eprintln!("    ok   {name} ({:.1} s)", start.elapsed().as_secs_f64());
+            }
+            Err(error) => {
+                self.failed += 1;
+                eprintln!("    FAIL {name} ({:.1} s): {error:#}", start.elapsed().as_secs_f64());
+            }
+        }
+    }
+
+    fn verdict(self) -> Result<()> {
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed > 0 {
+            bail!("{} end-to-end cases failed", self.failed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,26 @@
+//! `cargo xtask test`: everything CI runs, in the order that fails fastest.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    binaries, demo_model, e2e, lint,
+    shell::{repo_root, run, step},
+};
+
+/// Runs all of it; the first failure ends the run.
+pub fn run_all() -> Result<()> {
+    lint::run(&lint::Args::default())?;
+    let binaries = binaries::build()?;
+    let model = demo_model::prepare(&binaries.gqla)?;
+    step("Unit, property, golden, recording-server and API-server tests", || {
+        run(Command::new(env!("CARGO"))
+            .current_dir(repo_root()?)
+            .args(["test", "--workspace", "--locked", "--quiet"])
+            .env("GQLA_TEST_MODEL_DIR", &model.source)
+            .env("GQLA_TEST_GQLA_DIR", &model.converted)
+            .env("GQLA_TEST_EVAL_TEXT", &model.eval_text))
+    })?;
+    e2e::run()
+}
