@@ -150,8 +150,8 @@ pub(crate) fn check<'a>(
         };
         if actual != expected {
             let file = file.to_owned();
-            let terms = terms(config);
-            return Err(LayoutError::Shape { file, tensor: name, expected, actual, formula, terms });
+            let arithmetic = format!("{formula} with {}", terms(config));
+            return Err(LayoutError::Shape { file, tensor: name, expected, actual, arithmetic });
         }
     }
     for index in 0..config.num_nextn_predict_layers {
@@ -202,7 +202,7 @@ pub enum LayoutError {
     },
     /// A tensor has another shape than the configuration implies.
     #[error(
-        "tensor `{tensor}` in `{}` has shape {actual:?}, expected {expected:?} = {formula} with {terms}",
+        "tensor `{tensor}` in `{}` has shape {actual:?}, expected {expected:?} = {arithmetic}",
         file.display()
     )]
     Shape {
@@ -214,10 +214,8 @@ pub enum LayoutError {
         expected: Vec<usize>,
         /// Its shape in the file.
         actual: Vec<usize>,
-        /// How the expected shape follows.
-        formula: &'static str,
-        /// The configuration's numbers.
-        terms: String,
+        /// How the expected shape follows, with the configuration's numbers.
+        arithmetic: String,
     },
     /// Draft layers are promised and absent.
     #[error(
