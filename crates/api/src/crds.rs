@@ -1,13 +1,39 @@
 //! The CustomResourceDefinitions as objects and as the YAML that is committed and shipped in the chart.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 
 use crate::{GPUClass, GQLADeployment};
 
 /// Every CustomResourceDefinition of this API, in the order to install them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![GPUClass::crd(), GQLADeployment::crd()]
+    [GPUClass::crd(), GQLADeployment::crd()].map(tidied).into()
+}
+
+fn tidied(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
+        tidy(schema);
+    }
+    crd
+}
+
+/// Removes what the derived schema says and Kubernetes takes amiss: unsigned formats, which the API server warns
+/// about, and `nullable`, which would let an explicit null past `has()` in the rules (without it nulls are dropped).
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
+        schema.format = Some("int64".to_owned());
+    }
+    schema.properties.iter_mut().flatten().for_each(|(_, property)| tidy(property));
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        tidy(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        tidy(values);
+    }
 }
 
 /// A definition that cannot be written as YAML.

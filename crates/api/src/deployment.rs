@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DecodeSpec, GQLADeploymentStatus, PlacementSpec, PodTemplateSpec, PoolSpec, RolloutSpec, RuntimeSpec,
-    rules, schema,
+    rules,
 };
 
 /// What the user wants served, and where.
@@ -83,14 +83,13 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = rules::add_deployment_rules)]
-#[schemars(transform = schema::sign_formats)]
 pub struct GQLADeploymentSpec {
     /// The model and where its files are.
     pub model: ModelSpec,
     /// The server that decodes it.
     #[serde(default)]
     pub runtime: RuntimeSpec,
-    /// What one replica has to hold.
+    /// What plans are made for.
     #[serde(default)]
     pub goal: GoalSpec,
     /// Path, tensor parallelism and drafts of every pool that does not override them.
@@ -155,16 +154,30 @@ pub struct PersistentVolumeClaimSource {
     pub path: String,
 }
 
-/// What one replica has to hold. The planner refuses plans whose weights and cache do not fit a GPU's memory.
+/// What plans are made for. The planner refuses plans whose weights and cache do not fit a GPU's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct GoalSpec {
-    /// Longest context of one request, in tokens; the server refuses longer ones. The default is the model's own.
+    /// Throughput wants most tokens per second and GPU, Latency least time per token of one stream.
+    pub objective: Objective,
+    /// Longest context of one request, in tokens: plans leave room for it, the server refuses longer ones. Absent,
+    /// plans leave room for 4096 and the server accepts what the model allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16_777_216))]
     pub context_length: Option<u32>,
-    /// Requests one replica decodes at once. The default is the planner's.
+    /// Requests one replica decodes at once: plans leave room for them, the server queues further ones. Absent,
+    /// plans assume 32 and the server decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub concurrency: Option<u32>,
+}
+
+/// See [`GoalSpec::objective`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Objective {
+    /// Most tokens per second and GPU.
+    #[default]
+    Throughput,
+    /// Least time per token of one stream.
+    Latency,
 }

@@ -4,8 +4,6 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
-
 /// A kind of GPU. A name the built-in catalogue has overrides that entry; another name adds a class, which then
 /// needs memoryGiB, memoryBandwidthGBps and bf16TFLOPS.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,7 +31,6 @@ use crate::schema;
     )
 )]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(transform = schema::sign_formats)]
 pub struct GPUClassSpec {
     /// Values of the node label nvidia.com/gpu.product that mean this class, matched exactly.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -20,7 +20,8 @@ pub use condition::{ConditionReason, ConditionType};
 pub use crds::{RenderError, crds, render};
 pub use decode::{DecodeOverrides, DecodeSpec, MultiTokenPrediction, PathChoice, TensorParallel};
 pub use deployment::{
-    GQLADeployment, GQLADeploymentSpec, GoalSpec, ModelSource, ModelSpec, PersistentVolumeClaimSource,
+    GQLADeployment, GQLADeploymentSpec, GoalSpec, ModelSource, ModelSpec, Objective,
+    PersistentVolumeClaimSource,
 };
 pub use gpu_class::{GPUClass, GPUClassSpec};
 pub use placement::{PlacementSpec, PlacementStrategy, PoolSpec, RolloutSpec};

@@ -174,7 +174,7 @@ impl Scope {
 
     fn degree_divides_heads(&self) -> Rule {
         let Self { degree, subject, .. } = self;
-        let condition = format!("type({degree}) != int || int({degree}) < 1 || {HEADS} % int({degree}) == 0");
+        let condition = format!("{degree} == 'Auto' || int({degree}) < 1 || {HEADS} % int({degree}) == 0");
         let message = format!(
             "{subject} + 'tensorParallel=' + string(int({degree})) + ' does not divide \
              spec.model.shape.numAttentionHeads=' + string({HEADS}) + ' (' + string({HEADS}) + ' mod ' \
@@ -186,7 +186,7 @@ impl Scope {
     fn degree_fits_groups(&self) -> Rule {
         let Self { degree, path, subject, .. } = self;
         let condition = format!(
-            "{path} != 'GQA' || type({degree}) != int || int({degree}) < 1 || {GROUPS} % int({degree}) == 0 \
+            "{path} != 'GQA' || {degree} == 'Auto' || int({degree}) < 1 || {GROUPS} % int({degree}) == 0 \
              || int({degree}) % {GROUPS} == 0"
         );
         let message = format!(
@@ -200,7 +200,8 @@ impl Scope {
 
     fn drafts_have_layers(&self) -> Rule {
         let Self { drafts, subject, .. } = self;
-        let condition = format!("type({drafts}) != int || int({drafts}) < 1 || {DRAFT_LAYERS} > 0");
+        let condition =
+            format!("{drafts} == 'Auto' || {drafts} == 'Off' || int({drafts}) < 1 || {DRAFT_LAYERS} > 0");
         let message = format!(
             "{subject} + 'multiTokenPrediction=' + string(int({drafts})) + ' needs prediction layers, but \
              spec.model.shape.numNextnPredictLayers=' + string({DRAFT_LAYERS})"

@@ -3,30 +3,27 @@
 //! k8s-openapi can derive them, but drags kilobytes of prose about quantities into every map and declares no
 //! maxima, which CEL's cost estimate needs.
 
-use schemars::{Schema, SchemaGenerator, json_schema, transform::RecursiveTransform, transform::Transform};
-use serde_json::Value;
+use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// Int-or-string that is `Auto` or at least 1.
+/// `Auto` or 1 to 1024. Patterns judge only strings and limits only numbers.
 pub(crate) fn tensor_parallel(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
+        "pattern": "^Auto$",
         "maxLength": 8,
-        "x-kubernetes-validations": [{
-            "rule": "type(self) == int ? int(self) >= 1 && int(self) <= 1024 : type(self) == string && self == 'Auto'",
-            "message": "tensorParallel must be Auto or a number from 1 to 1024",
-        }],
+        "minimum": 1,
+        "maximum": 1024,
     })
 }
 
-/// Int-or-string that is `Auto`, `Off` or at most 8.
+/// `Auto`, `Off` or 0 to 8.
 pub(crate) fn multi_token_prediction(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
+        "pattern": "^(Auto|Off)$",
         "maxLength": 8,
-        "x-kubernetes-validations": [{
-            "rule": "type(self) == int ? int(self) >= 0 && int(self) <= 8 : type(self) == string && self in ['Auto', 'Off']",
-            "message": "multiTokenPrediction must be Auto, Off or a number from 0 to 8",
-        }],
+        "minimum": 0,
+        "maximum": 8,
     })
 }
 
@@ -162,16 +159,4 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
             },
         },
     })
-}
-
-/// Replaces Rust's unsigned formats, which the API server does not know and warns about, by `int64`.
-pub(crate) fn sign_formats(schema: &mut Schema) {
-    RecursiveTransform(|schema: &mut Schema| {
-        let unsigned =
-            schema.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint"));
-        if unsigned {
-            schema.insert("format".to_owned(), "int64".into());
-        }
-    })
-    .transform(schema);
 }

@@ -10,7 +10,6 @@ use crate::{Device, schema};
 /// What the operator observed and decided.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(transform = schema::sign_formats)]
 pub struct GQLADeploymentStatus {
     /// Generation of the spec this status answers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,7 +77,8 @@ pub struct PoolStatus {
     pub replicas: i32,
     /// Replicas ready.
     pub ready: i32,
-    /// Modelled tokens per second of one replica.
+    /// Modelled tokens per second of one replica with only attention taking time, at peak rates: a bound to compare
+    /// plans with, not a forecast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_tokens_per_second: Option<f64>,
     /// Measured tokens per second of the whole pool; absent when no pod can be reached.
@@ -98,7 +98,7 @@ pub struct PoolStatus {
     pub margin: Option<f64>,
     /// Why this plan, in one sentence.
     pub reason: String,
-    /// The best plan on the other path.
+    /// The best plan that lost, on the other path where that can run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner_up: Option<RunnerUp>,
     /// What a reader of the figures must know.
@@ -116,6 +116,6 @@ pub struct RunnerUp {
     pub tensor_parallel: u32,
     /// Drafts per step; 0 is off.
     pub multi_token_prediction: u32,
-    /// Modelled tokens per second of one replica.
+    /// Modelled as the pool's own predictedTokensPerSecond.
     pub predicted_tokens_per_second: f64,
 }

@@ -1,0 +1,87 @@
+//! What the operator is told on its command line or, where a pod's own fields are meant, in its environment.
+
+use std::{net::SocketAddr, time::Duration};
+
+use gqla_telemetry::LogFormat;
+
+/// Watches GQLADeployments and nodes, plans per GPU pool, rolls out and reports.
+#[derive(Debug, clap::Parser)]
+#[command(name = "gqla-operator", version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run the operator.
+    Run(Settings),
+    /// Print the CustomResourceDefinitions as YAML.
+    Crds,
+}
+
+/// Settings of a running operator.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// Image of pods whose GQLADeployment names none.
+    #[arg(long, env = "GQLA_SERVER_IMAGE", default_value = "gqla-server:dev")]
+    pub server_image: String,
+    /// Watch only this namespace. The default is all of them.
+    #[arg(long, env = "GQLA_WATCH_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// GQLADeployments reconciled at once.
+    #[arg(long, default_value_t = 8)]
+    pub concurrency: u16,
+    /// Seconds between two readings of the pods' token counters.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    pub scrape_interval: Duration,
+    /// Seconds one reconciliation may take before it is given up and tried again.
+    #[arg(long, default_value = "60", value_parser = seconds)]
+    pub reconcile_timeout: Duration,
+    /// Address of probes and metrics.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    pub admin_listen: SocketAddr,
+    /// Namespace of the Lease, which is the operator's own.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub lease_namespace: String,
+    /// Name of the Lease.
+    #[arg(long, default_value = "gqla-operator")]
+    pub lease_name: String,
+    /// Who this process is in the Lease and in Events. Two processes must not share it.
+    #[arg(long, env = "POD_NAME", default_value_t = default_identity())]
+    pub identity: String,
+    /// How log lines look: text or json.
+    #[arg(long, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+fn default_identity() -> String {
+    format!("gqla-operator-{}", std::process::id())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    // Suffixes are accepted because Helm values are often written that way.
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<f64>() {
+        Ok(value) if value.is_finite() && (0.1..=86_400.0).contains(&value) => {
+            Ok(Duration::from_secs_f64(value))
+        }
+        _ => Err(format!("`{text}` is not a number of seconds from 0.1 to 86400")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_bounded() {
+        assert_eq!(seconds("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(seconds("0.5s"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "nan", "inf", "1h", "90000"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

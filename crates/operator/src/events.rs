@@ -1,0 +1,121 @@
+//! Events on GQLADeployments: what was decided and what failed, where `kubectl describe` shows it.
+
+use gqla_api::{GQLADeploymentStatus, labels::MANAGER};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+
+/// Longest note the API server takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+
+/// Publishes Events. A failure to do so is logged and otherwise ignored: an Event is never worth a failed pass.
+pub struct Events(Recorder);
+
+/// What is worth an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Whether something is wrong.
+    pub warning: bool,
+    /// One word for programs.
+    pub reason: String,
+    /// One sentence for people.
+    pub note: String,
+}
+
+impl Events {
+    /// Events reported by the process `identity`.
+    pub fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        Self(Recorder::new(client, reporter))
+    }
+
+    /// Tells a failure.
+    pub async fn warn(&self, object: &ObjectReference, reason: &str, note: &str) {
+        let news = News { warning: true, reason: reason.to_owned(), note: note.to_owned() };
+        self.publish(object, &news).await;
+    }
+
+    /// Tells what is new in a status.
+    pub async fn tell(
+        &self,
+        object: &ObjectReference,
+        previous: Option<&GQLADeploymentStatus>,
+        next: &GQLADeploymentStatus,
+    ) {
+        for news in news(previous, next) {
+            self.publish(object, &news).await;
+        }
+    }
+
+    async fn publish(&self, object: &ObjectReference, news: &News) {
+        let event = Event {
+            type_: if news.warning { EventType::Warning } else { EventType::Normal },
+            reason: news.reason.clone(),
+            note: Some(cut(&news.note)),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.0.publish(&event, object).await {
+            tracing::warn!(%error, reason = news.reason, "an Event could not be published");
+        }
+    }
+}
+
+/// Decisions that are new and conditions that changed, pure.
+pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus) -> Vec<News> {
+    let decisions = next.pools.iter().filter_map(|pool| {
+        let old = previous.and_then(|status| status.pools.iter().find(|old| old.name == pool.name));
+        let what =
+            |pool: &gqla_api::PoolStatus| (pool.path, pool.tensor_parallel, pool.multi_token_prediction);
+        let changed = old.is_none_or(|old| what(old) != what(pool));
+        let before = old.map(|old| format!(", was {}", old.path.api_name())).unwrap_or_default();
+        changed.then(|| News {
+            warning: false,
+            reason: "PathChosen".to_owned(),
+            note: format!("pool {}: {}{before}: {}", pool.name, pool.path.api_name(), pool.reason),
+        })
+    });
+    let judgements = next.conditions.iter().filter_map(|condition| {
+        let told = ["Planned", "Available", "HardwareRecognized"].contains(&condition.type_.as_str());
+        let same = previous.into_iter().flat_map(|status| &status.conditions).any(|old| {
+            old.type_ == condition.type_ && old.status == condition.status && old.reason == condition.reason
+        });
+        let good = condition.status == "True";
+        // A condition that holds from the start is no news, and Unknown is no trouble.
+        let first = previous.is_none_or(|status| status.conditions.is_empty());
+        let worth =
+            told && !same && condition.status != "Unknown" && !(first && condition.type_ != "Planned");
+        (worth && !(good && condition.type_ == "Planned")).then(|| News {
+            warning: !good,
+            reason: condition.reason.clone(),
+            note: condition.message.clone(),
+        })
+    });
+    decisions.chain(judgements).collect()
+}
+
+/// Cut at a character boundary.
+fn cut(note: &str) -> String {
+    if note.len() <= LONGEST_NOTE {
+        return note.to_owned();
+    }
+    let mut end = LONGEST_NOTE - '…'.len_utf8();
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &note[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_fit_the_api() {
+        assert_eq!(cut("short"), "short");
+        let long = "ä".repeat(2000);
+        assert!(cut(&long).len() <= LONGEST_NOTE && cut(&long).ends_with('…'));
+    }
+}

@@ -1,0 +1,14 @@
+//! What hardware the cluster has: a pruned picture of its nodes, and the GPU classes they belong to.
+//!
+//! A full Node is some 10 kB and changes with every image it pulls; here it is a handful of fields, so that thousands
+//! of nodes stay small and only a change that can alter a plan triggers one.
+
+mod classes;
+mod index;
+mod node;
+mod watch;
+
+pub use classes::{ClassNodes, Survey, catalogue, survey};
+pub use index::Index;
+pub use node::{FleetNode, Taint};
+pub use watch::{Fleet, FleetSnapshot};

@@ -1,0 +1,140 @@
+//! The fields of a Node that a plan depends on.
+
+use std::collections::BTreeMap;
+
+use gqla_api::labels::{GPU_CLASS, NVIDIA_GPU};
+use k8s_openapi::api::core::v1::{Node, Toleration};
+
+/// A taint that keeps pods off a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    /// Key of the taint.
+    pub key: String,
+    /// Value of the taint.
+    pub value: String,
+    /// `NoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// The fields of a Node that a plan depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetNode {
+    /// Name of the node.
+    pub name: String,
+    /// All labels: identification and node selectors look at any of them.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that keep pods off, without the node lifecycle's own.
+    pub taints: Vec<Taint>,
+    /// Whether the node accepts pods.
+    pub schedulable: bool,
+    /// Allocatable `nvidia.com/gpu`.
+    pub gpus: u32,
+}
+
+impl FleetNode {
+    /// Prunes a Node.
+    pub fn new(node: Node) -> Self {
+        let spec = node.spec.unwrap_or_default();
+        let gpus = node
+            .status
+            .and_then(|status| status.allocatable)
+            .and_then(|allocatable| allocatable.get(NVIDIA_GPU).and_then(|quantity| quantity.0.parse().ok()))
+            .unwrap_or(0);
+        Self {
+            name: node.metadata.name.unwrap_or_default(),
+            labels: node.metadata.labels.unwrap_or_default(),
+            taints: spec
+                .taints
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|taint| keeps_pods_off(&taint))
+                .collect(),
+            schedulable: spec.unschedulable != Some(true),
+            gpus,
+        }
+    }
+
+    /// The class a cluster administrator states for this node, which wins over its product label.
+    pub fn stated_class(&self) -> Option<&str> {
+        self.labels.get(GPU_CLASS).map(String::as_str)
+    }
+
+    /// Whether pods with `tolerations` may run here.
+    pub fn accepts(&self, tolerations: &[Toleration]) -> bool {
+        let tolerated = |taint: &Taint| tolerations.iter().any(|toleration| tolerates(toleration, taint));
+        self.schedulable && self.taints.iter().all(tolerated)
+    }
+
+    /// Whether the node carries every label of `selector`.
+    pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
+        selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+}
+
+/// Taints under `node.kubernetes.io/` come and go with a node's health. Planning by them would move replicas, and
+/// flip paths, whenever a kubelet is late; evicting and rescheduling is the scheduler's business.
+fn keeps_pods_off(taint: &k8s_openapi::api::core::v1::Taint) -> Option<Taint> {
+    let passing = taint.key.starts_with("node.kubernetes.io/") || taint.effect == "PreferNoSchedule";
+    (!passing).then(|| Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone().unwrap_or_default(),
+        effect: taint.effect.clone(),
+    })
+}
+
+/// The scheduler's rule: key and effect match when equal or empty, `Exists` ignores the value.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    let key = match toleration.key.as_deref() {
+        None | Some("") => exists,
+        Some(key) => key == taint.key,
+    };
+    let effect = match toleration.effect.as_deref() {
+        None | Some("") => true,
+        Some(effect) => effect == taint.effect,
+    };
+    key && effect && (exists || toleration.value.as_deref().unwrap_or_default() == taint.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn node(spec: serde_json::Value) -> FleetNode {
+        FleetNode::new(from_value(json!({ "metadata": { "name": "n" }, "spec": spec })).unwrap())
+    }
+
+    #[test]
+    fn taints_are_tolerated_as_the_scheduler_does() {
+        let tainted = node(json!({ "taints": [{ "key": "team", "value": "a", "effect": "NoSchedule" }] }));
+        let cases = [
+            (json!({ "key": "team", "value": "a" }), true),
+            (json!({ "key": "team", "value": "b" }), false),
+            (json!({ "key": "team", "operator": "Exists" }), true),
+            (json!({ "operator": "Exists" }), true),
+            (json!({ "key": "team", "operator": "Exists", "effect": "NoExecute" }), false),
+            (json!({ "key": "other", "operator": "Exists" }), false),
+        ];
+        assert!(!tainted.accepts(&[]));
+        for (toleration, accepted) in cases {
+            assert_eq!(tainted.accepts(&[from_value(toleration.clone()).unwrap()]), accepted, "{toleration}");
+        }
+    }
+
+    #[test]
+    fn a_late_kubelet_changes_no_plan_but_a_cordon_does() {
+        let late = json!([{ "key": "node.kubernetes.io/not-ready", "effect": "NoExecute" }]);
+        assert!(node(json!({ "taints": late })).accepts(&[]));
+        assert!(node(json!({ "taints": [{ "key": "x", "effect": "PreferNoSchedule" }] })).accepts(&[]));
+        assert!(!node(json!({ "unschedulable": true })).accepts(&[]));
+    }
+
+    #[test]
+    fn gpus_are_the_allocatable_ones() {
+        let status = json!({ "allocatable": { "nvidia.com/gpu": "8" } });
+        let node = FleetNode::new(from_value(json!({ "metadata": {}, "status": status })).unwrap());
+        assert_eq!(node.gpus, 8);
+    }
+}

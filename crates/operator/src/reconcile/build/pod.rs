@@ -1,0 +1,256 @@
+//! Pods: what runs, where it may run, and with how little privilege.
+
+use std::collections::BTreeMap;
+
+use gqla_api::{
+    Device,
+    labels::{GPU_CLASS, NVIDIA_GPU, NVIDIA_GPU_PRODUCT},
+};
+use gqla_planner::CPU_CLASS;
+use k8s_openapi::{
+    api::core::v1::{
+        Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
+        NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+        PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe, ResourceRequirements,
+        SeccompProfile, SecurityContext, Volume, VolumeMount,
+    },
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+};
+
+use crate::reconcile::{plan::PoolPlan, validate::ValidatedDeployment};
+
+/// Name of the scratch volume.
+pub(super) const SCRATCH: &str = "tmp";
+const MODEL: &str = "model";
+const MODEL_MOUNT: &str = "/model";
+const CONTAINER: &str = "server";
+/// The image's unprivileged user.
+const USER: i64 = 65532;
+/// Seconds a pod gets to finish its streams after SIGTERM.
+const DRAIN_SECONDS: i64 = 60;
+
+/// A pod that serves `pool`.
+pub(super) fn serving(validated: &ValidatedDeployment, pool: &PoolPlan) -> PodSpec {
+    let container = Container {
+        args: Some(arguments(validated, pool)),
+        ports: Some(vec![port("http", 8000), port("admin", 9090)]),
+        // Reading the weights may take half an hour on slow storage; after that silence means trouble.
+        startup_probe: Some(probe("/startupz", 2, 900)),
+        liveness_probe: Some(probe("/livez", 10, 6)),
+        readiness_probe: Some(probe("/readyz", 2, 3)),
+        resources: resources(validated, pool),
+        ..container(validated)
+    };
+    PodSpec {
+        affinity: Some(affinity(pool)),
+        termination_grace_period_seconds: Some(DRAIN_SECONDS),
+        ..pod(validated, container)
+    }
+}
+
+/// A pod that reads the model's shape and ends.
+pub(super) fn inspecting(validated: &ValidatedDeployment) -> PodSpec {
+    let arguments = ["inspect", "--model", &model_path(validated), "--output", "/dev/termination-log"];
+    let container = Container { args: Some(arguments.map(str::to_owned).into()), ..container(validated) };
+    PodSpec { restart_policy: Some("Never".to_owned()), ..pod(validated, container) }
+}
+
+fn pod(validated: &ValidatedDeployment, container: Container) -> PodSpec {
+    let template = &validated.spec.pod_template;
+    let claim = &validated.spec.model.source.persistent_volume_claim;
+    PodSpec {
+        automount_service_account_token: Some(false),
+        containers: vec![container],
+        image_pull_secrets: (!template.image_pull_secrets.is_empty())
+            .then(|| template.image_pull_secrets.clone()),
+        priority_class_name: template.priority_class_name.clone(),
+        runtime_class_name: template.runtime_class_name.clone(),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: None,
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        tolerations: Some(validated.tolerations.clone()),
+        volumes: Some(vec![
+            Volume {
+                name: MODEL.to_owned(),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.claim_name.clone(),
+                    read_only: Some(true),
+                }),
+                ..Volume::default()
+            },
+            Volume {
+                name: SCRATCH.to_owned(),
+                empty_dir: Some(EmptyDirVolumeSource {
+                    size_limit: Some(Quantity("1Gi".to_owned())),
+                    ..EmptyDirVolumeSource::default()
+                }),
+                ..Volume::default()
+            },
+        ]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(validated: &ValidatedDeployment) -> Container {
+    let runtime = &validated.spec.runtime;
+    let env: Vec<_> = runtime
+        .env
+        .iter()
+        .map(|variable| EnvVar {
+            name: variable.name.clone(),
+            value: Some(variable.value.clone()),
+            ..EnvVar::default()
+        })
+        .collect();
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(validated.image.clone()),
+        env: (!env.is_empty()).then_some(env),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![
+            VolumeMount {
+                name: MODEL.to_owned(),
+                mount_path: MODEL_MOUNT.to_owned(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            },
+            VolumeMount { name: SCRATCH.to_owned(), mount_path: "/tmp".to_owned(), ..VolumeMount::default() },
+        ]),
+        ..Container::default()
+    }
+}
+
+fn model_path(validated: &ValidatedDeployment) -> String {
+    let path = validated.spec.model.source.persistent_volume_claim.path.trim_matches('/');
+    if path.is_empty() { MODEL_MOUNT.to_owned() } else { format!("{MODEL_MOUNT}/{path}") }
+}
+
+fn arguments(validated: &ValidatedDeployment, pool: &PoolPlan) -> Vec<String> {
+    let chosen = &pool.decision.chosen;
+    let device = if pool.device == Device::Cpu { "cpu" } else { "cuda" };
+    let mut arguments: Vec<String> = [
+        ("--model", model_path(validated)),
+        ("--served-model-name", validated.served_name.clone()),
+        ("--decode-path", chosen.path.flag().to_owned()),
+        ("--tp", chosen.tensor_parallel.to_string()),
+        ("--mtp", chosen.multi_token_prediction.to_string()),
+        ("--device", device.to_owned()),
+        ("--listen", "0.0.0.0:8000".to_owned()),
+        ("--admin-listen", "0.0.0.0:9090".to_owned()),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value)| [flag.to_owned(), value])
+    .collect();
+    let limits = [
+        ("--max-model-len", validated.spec.goal.context_length),
+        ("--max-num-seqs", validated.spec.goal.concurrency),
+    ];
+    for (flag, limit) in limits {
+        arguments.extend(limit.into_iter().flat_map(|limit| [flag.to_owned(), limit.to_string()]));
+    }
+    arguments.extend(validated.spec.runtime.extra_args.iter().cloned());
+    arguments
+}
+
+fn resources(validated: &ValidatedDeployment, pool: &PoolPlan) -> Option<ResourceRequirements> {
+    let mut resources = validated.spec.runtime.resources.clone();
+    if pool.device != Device::Cpu {
+        let degree = Quantity(pool.decision.chosen.tensor_parallel.to_string());
+        let limits = &mut resources.get_or_insert_default().limits;
+        limits.get_or_insert_default().insert(NVIDIA_GPU.to_owned(), degree);
+    }
+    resources
+}
+
+fn port(name: &str, number: i32) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: number,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    }
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("admin".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
+/// Required, because autoscalers look at nothing else when they choose which nodes to add. Terms are alternatives:
+/// one per way to recognise the class. An administrator's own statement wins over the product label, as it does when
+/// the fleet is surveyed.
+fn affinity(pool: &PoolPlan) -> Affinity {
+    let stated = vec![requirement(GPU_CLASS, "In", vec![pool.class.clone()])];
+    let recognised = if pool.class == CPU_CLASS {
+        let present = ["nvidia.com/gpu.present", "feature.node.kubernetes.io/pci-10de.present"];
+        let absent = present.map(|label| requirement(label, "NotIn", vec!["true".to_owned()]));
+        let mut all = vec![
+            requirement(NVIDIA_GPU_PRODUCT, "DoesNotExist", Vec::new()),
+            requirement(GPU_CLASS, "DoesNotExist", Vec::new()),
+        ];
+        all.extend(absent);
+        all
+    } else {
+        vec![
+            requirement(NVIDIA_GPU_PRODUCT, "In", products(&pool.product_labels)),
+            requirement(GPU_CLASS, "DoesNotExist", Vec::new()),
+        ]
+    };
+    // A class without product labels is recognised by an administrator's statement alone.
+    let by_label = pool.class == CPU_CLASS || !pool.product_labels.is_empty();
+    let alternatives = by_label.then_some(recognised).into_iter().chain([stated]);
+    let terms = alternatives.map(|expressions| term(expressions, &pool.node_selector)).collect();
+    Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: terms,
+            }),
+            preferred_during_scheduling_ignored_during_execution: None,
+        }),
+        ..Affinity::default()
+    }
+}
+
+/// Old drivers omit the vendor.
+fn products(labels: &[String]) -> Vec<String> {
+    let short = labels.iter().filter_map(|label| label.strip_prefix("NVIDIA-")).map(str::to_owned);
+    labels.iter().cloned().chain(short).collect()
+}
+
+fn term(
+    mut expressions: Vec<NodeSelectorRequirement>,
+    selector: &BTreeMap<String, String>,
+) -> NodeSelectorTerm {
+    expressions.extend(selector.iter().map(|(key, value)| requirement(key, "In", vec![value.clone()])));
+    NodeSelectorTerm { match_expressions: Some(expressions), match_fields: None }
+}
+
+fn requirement(key: &str, operator: &str, values: Vec<String>) -> NodeSelectorRequirement {
+    NodeSelectorRequirement {
+        key: key.to_owned(),
+        operator: operator.to_owned(),
+        values: (!values.is_empty()).then_some(values),
+    }
+}

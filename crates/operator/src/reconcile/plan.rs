@@ -1,0 +1,403 @@
+//! From a valid GQLADeployment and the fleet to a plan per pool. Pure.
+//!
+//! A pool that cannot be planned never stops the others, and never takes down what already runs: its objects are
+//! kept as they are until it can be planned again or leaves the spec.
+
+use std::collections::BTreeMap;
+
+use gqla_api::{
+    ConditionReason, DecodeSpec, Device, MultiTokenPrediction, Objective, PlacementStrategy, PoolSpec,
+    TensorParallel,
+};
+use gqla_model::ModelShape;
+use gqla_planner::{CPU_CLASS, Constraints, Decision, Goal, PlanError};
+
+use super::{
+    placement::{Slot, share},
+    validate::{ValidatedDeployment, device_on},
+};
+use crate::fleet::{ClassNodes, FleetNode, FleetSnapshot, Survey, survey};
+
+/// What one pool is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolPlan {
+    /// Name of the pool.
+    pub name: String,
+    /// GPU class planned for.
+    pub class: String,
+    /// Product labels that mean the class.
+    pub product_labels: Vec<String>,
+    /// Labels the pool's nodes must carry besides.
+    pub node_selector: BTreeMap<String, String>,
+    /// CPU or CUDA.
+    pub device: Device,
+    /// Replicas.
+    pub replicas: u32,
+    /// Path, tensor parallelism and drafts, and why.
+    pub decision: Decision,
+    /// What a reader of the figures must know.
+    pub note: Option<String>,
+}
+
+/// A pool without a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolFailure {
+    /// Name of the pool.
+    pub pool: String,
+    /// Condition reason.
+    pub reason: ConditionReason,
+    /// What is wrong and what to do.
+    pub sentence: String,
+}
+
+/// The plan of a GQLADeployment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Pools to run.
+    pub pools: Vec<PoolPlan>,
+    /// Pools that cannot be planned.
+    pub failures: Vec<PoolFailure>,
+    /// Kinds of nodes in reach that cannot be planned for, with their number.
+    pub unrecognised: BTreeMap<String, usize>,
+}
+
+impl Plan {
+    /// Whether the objects of `pool` are to be left as they are: it failed, or nothing could be planned at all.
+    pub fn keeps(&self, pool: &str) -> bool {
+        self.failures.iter().any(|failure| failure.pool == pool)
+            || (self.pools.is_empty() && !self.failures.is_empty())
+    }
+}
+
+/// A pool before it is planned.
+struct Target<'a> {
+    name: String,
+    nodes: &'a ClassNodes,
+    selector: BTreeMap<String, String>,
+    decode: DecodeSpec,
+    min: u32,
+    max: u32,
+}
+
+struct Planned<'a> {
+    target: Target<'a>,
+    device: Device,
+    decision: Decision,
+}
+
+/// Plans every pool of `deployment`, whose model has `shape`, on `fleet`.
+pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetSnapshot) -> Plan {
+    let usable: Vec<&FleetNode> =
+        fleet.nodes.iter().filter(|node| node.accepts(&deployment.tolerations)).collect();
+    let surveys = surveys(deployment, fleet, &usable);
+    let unrecognised = surveys.first().map(|whole| whole.unrecognised.clone()).unwrap_or_default();
+    let (targets, mut failures) = if deployment.spec.pools.is_empty() {
+        automatic_targets(deployment, &surveys[0])
+    } else {
+        pool_targets(deployment, fleet, &surveys)
+    };
+    let mut planned = Vec::new();
+    for target in targets {
+        match decide(deployment, shape, &target) {
+            Ok((device, decision)) => planned.push(Planned { target, device, decision }),
+            Err((reason, sentence)) => failures.push(PoolFailure { pool: target.name, reason, sentence }),
+        }
+    }
+    // An automatic class that cannot hold the model is no failure as long as another can.
+    if deployment.spec.pools.is_empty() && !planned.is_empty() {
+        failures.clear();
+    }
+    Plan { pools: place(deployment, fleet, planned), failures, unrecognised }
+}
+
+/// The survey of all usable nodes, then one per pool with a node selector (in order).
+fn surveys(deployment: &ValidatedDeployment, fleet: &FleetSnapshot, usable: &[&FleetNode]) -> Vec<Survey> {
+    let selected = deployment.spec.pools.iter().map(|pool| {
+        let selector = pool.node_selector.clone().unwrap_or_default();
+        survey(&fleet.catalogue, usable.iter().copied().filter(|node| node.matches(&selector)))
+    });
+    std::iter::once(survey(&fleet.catalogue, usable.iter().copied())).chain(selected).collect()
+}
+
+fn automatic_targets<'a>(
+    deployment: &ValidatedDeployment,
+    survey: &'a Survey,
+) -> (Vec<Target<'a>>, Vec<PoolFailure>) {
+    let allowed = &deployment.spec.placement.allowed_classes;
+    let may_use = |name: &str| {
+        (allowed.is_empty() || allowed.iter().any(|class| class.eq_ignore_ascii_case(name)))
+            && (name != CPU_CLASS || deployment.spec.runtime.device == Device::Cpu)
+    };
+    let targets: Vec<_> = survey
+        .classes
+        .iter()
+        .filter(|(name, _)| may_use(name))
+        .map(|(name, nodes)| Target {
+            name: name.to_ascii_lowercase().replace('.', "-"),
+            nodes,
+            selector: BTreeMap::new(),
+            decode: deployment.spec.decode,
+            min: 0,
+            max: u32::MAX,
+        })
+        .collect();
+    let failures = if targets.is_empty() { vec![no_class(deployment, survey)] } else { Vec::new() };
+    (targets, failures)
+}
+
+fn no_class(deployment: &ValidatedDeployment, survey: &Survey) -> PoolFailure {
+    let seen = match survey.classes.keys().map(String::as_str).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "none of a known class".to_owned(),
+        classes => format!("only {classes}"),
+    };
+    let hint = match deployment.spec.runtime.device {
+        Device::Cpu => "",
+        _ => "; runtime.device: CPU would use nodes without a GPU",
+    };
+    PoolFailure {
+        pool: String::new(),
+        reason: ConditionReason::NoUsableNodes,
+        sentence: format!(
+            "no node of a class that may be used is schedulable with the taints tolerated by podTemplate.tolerations: \
+             found {seen}{hint}"
+        ),
+    }
+}
+
+fn pool_targets<'a>(
+    deployment: &ValidatedDeployment,
+    fleet: &FleetSnapshot,
+    surveys: &'a [Survey],
+) -> (Vec<Target<'a>>, Vec<PoolFailure>) {
+    let (mut targets, mut failures) = (Vec::new(), Vec::new());
+    for (pool, survey) in deployment.spec.pools.iter().zip(surveys.iter().skip(1)) {
+        match pool_nodes(pool, fleet, survey) {
+            Ok(nodes) => targets.push(Target {
+                name: pool.name.clone(),
+                nodes,
+                selector: pool.node_selector.clone().unwrap_or_default(),
+                decode: deployment.spec.decode.with(pool.decode),
+                min: u32::try_from(pool.min_replicas).unwrap_or(0),
+                max: pool.max_replicas.map_or(u32::MAX, |max| u32::try_from(max).unwrap_or(0)),
+            }),
+            Err((reason, sentence)) => {
+                failures.push(PoolFailure { pool: pool.name.clone(), reason, sentence })
+            }
+        }
+    }
+    (targets, failures)
+}
+
+type Failure = (ConditionReason, String);
+
+fn pool_nodes<'a>(
+    pool: &PoolSpec,
+    fleet: &FleetSnapshot,
+    survey: &'a Survey,
+) -> Result<&'a ClassNodes, Failure> {
+    let name = &pool.name;
+    let Some(class) = &pool.gpu_class else {
+        let mut classes = survey.classes.values();
+        return match (classes.next(), classes.next()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err((
+                ConditionReason::NoUsableNodes,
+                format!("pool {name}: no usable node of a known class matches its nodeSelector"),
+            )),
+            (Some(a), Some(b)) => Err((
+                ConditionReason::InvalidSpec,
+                format!(
+                    "pool {name}: its nodeSelector matches nodes of class {} and {}; one pool has one class, split it",
+                    a.class.name(),
+                    b.class.name()
+                ),
+            )),
+        };
+    };
+    let Some(known) = fleet.catalogue.get(class) else {
+        return Err((
+            ConditionReason::InvalidSpec,
+            format!("pool {name}: gpuClass {class} is not in the catalogue; create a GPUClass of that name"),
+        ));
+    };
+    survey.classes.get(known.name()).ok_or_else(|| {
+        (
+            ConditionReason::NoUsableNodes,
+            format!("pool {name}: no schedulable node of class {} whose taints are tolerated", known.name()),
+        )
+    })
+}
+
+fn decide(
+    deployment: &ValidatedDeployment,
+    shape: &ModelShape,
+    target: &Target<'_>,
+) -> Result<(Device, Decision), Failure> {
+    let class = &target.nodes.class;
+    let device = device_on(class.name(), deployment.spec.runtime.device);
+    let constraints = match device {
+        Device::Cpu => cpu_constraints(target),
+        _ => cuda_constraints(target),
+    }
+    .map_err(|(reason, sentence)| (reason, format!("pool {}: {sentence}", target.name)))?;
+    let decision = gqla_planner::plan(shape, &class.spec, &goal(deployment, shape), &constraints)
+        .map_err(|error| (reason_of(&error), format!("pool {}: {error}", target.name)))?;
+    Ok((device, decision))
+}
+
+/// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
+fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
+    let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
+    if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
+        return refuse(format!(
+            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
+        ));
+    }
+    if let MultiTokenPrediction::Drafts(drafts) = target.decode.multi_token_prediction {
+        return refuse(format!(
+            "decode.multiTokenPrediction={drafts} with runtime.device CPU: the CPU backend of this version does not \
+             draft; use Off or Auto"
+        ));
+    }
+    Ok(Constraints {
+        path: target.decode.path.fixed(),
+        tensor_parallel: Some(1),
+        multi_token_prediction: Some(0),
+        ..Constraints::default()
+    })
+}
+
+fn cuda_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
+    let most = target.nodes.most_gpus();
+    let degree = match target.decode.tensor_parallel {
+        TensorParallel::Auto => None,
+        TensorParallel::Degree(degree) => Some(degree),
+    };
+    let wanted = degree.unwrap_or(1);
+    if target.nodes.class.name() == CPU_CLASS {
+        return Err((
+            ConditionReason::InvalidSpec,
+            "runtime.device CUDA needs a GPU, and class CPU has none; use device CPU or Auto".to_owned(),
+        ));
+    }
+    if most < wanted {
+        return Err((
+            ConditionReason::NoUsableNodes,
+            format!(
+                "a replica needs {wanted} nvidia.com/gpu on one node, the largest usable {} node offers {most}",
+                target.nodes.class.name()
+            ),
+        ));
+    }
+    Ok(Constraints {
+        path: target.decode.path.fixed(),
+        tensor_parallel: degree,
+        max_tensor_parallel: most,
+        multi_token_prediction: match target.decode.multi_token_prediction {
+            MultiTokenPrediction::Auto => None,
+            MultiTokenPrediction::Off => Some(0),
+            MultiTokenPrediction::Drafts(drafts) => Some(drafts),
+        },
+        ..Constraints::default()
+    })
+}
+
+fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
+    let (asked, default) = (deployment.spec.goal, Goal::default());
+    Goal {
+        objective: match asked.objective {
+            Objective::Throughput => gqla_planner::Objective::Throughput,
+            Objective::Latency => gqla_planner::Objective::Latency,
+        },
+        context_length: asked
+            .context_length
+            .unwrap_or_else(|| default.context_length.min(shape.max_position_embeddings)),
+        concurrency: asked.concurrency.unwrap_or(default.concurrency),
+        ..default
+    }
+}
+
+fn reason_of(error: &PlanError) -> ConditionReason {
+    match error {
+        PlanError::Shape(_) => ConditionReason::InvalidShape,
+        PlanError::NothingFeasible { .. } => ConditionReason::NoFeasiblePlan,
+        PlanError::Gpu(_) | PlanError::Goal { .. } | PlanError::Split(_) | PlanError::NoDegrees => {
+            ConditionReason::InvalidSpec
+        }
+    }
+}
+
+fn place(
+    deployment: &ValidatedDeployment,
+    fleet: &FleetSnapshot,
+    mut planned: Vec<Planned<'_>>,
+) -> Vec<PoolPlan> {
+    let strategy = deployment.spec.placement.strategy;
+    let total = u32::try_from(deployment.spec.replicas).unwrap_or(0);
+    planned.sort_by(|a, b| {
+        let (a, b) = (rank(a, strategy, &fleet.costs), rank(b, strategy, &fleet.costs));
+        b.total_cmp(&a)
+    });
+    let slots: Vec<_> = planned.iter().map(slot).collect();
+    let shares = share(total, strategy, &slots);
+    let automatic = deployment.spec.pools.is_empty();
+    // Without pools in the spec a class gets one only if it gets replicas; the best one outlives a scale to zero.
+    let mut pools: Vec<_> = planned
+        .into_iter()
+        .zip(shares)
+        .enumerate()
+        .filter(|(index, (_, replicas))| !automatic || *replicas > 0 || (total == 0 && *index == 0))
+        .map(|(_, (planned, replicas))| pool_plan(planned, replicas))
+        .collect();
+    pools.sort_by(|a, b| a.name.cmp(&b.name));
+    pools
+}
+
+fn rank(planned: &Planned<'_>, strategy: PlacementStrategy, costs: &BTreeMap<String, f64>) -> f64 {
+    let chosen = &planned.decision.chosen;
+    match strategy {
+        PlacementStrategy::Cost => costs
+            .get(planned.target.nodes.class.name())
+            .map_or(0.0, |cost| chosen.attention_core_tokens_per_second_per_gpu() / cost),
+        PlacementStrategy::Throughput | PlacementStrategy::Spread => chosen.attention_core_tokens_per_second,
+    }
+}
+
+fn slot(planned: &Planned<'_>) -> Slot {
+    let capacity = match planned.device {
+        Device::Cpu => u32::MAX,
+        _ => planned.target.nodes.capacity(planned.decision.chosen.tensor_parallel),
+    };
+    Slot { min: planned.target.min, max: planned.target.max, capacity }
+}
+
+fn pool_plan(planned: Planned<'_>, replicas: u32) -> PoolPlan {
+    let Planned { target, device, decision } = planned;
+    let class = &target.nodes.class;
+    PoolPlan {
+        name: target.name,
+        class: class.name().to_owned(),
+        product_labels: class.product_labels.iter().map(ToString::to_string).collect(),
+        node_selector: target.selector,
+        device,
+        replicas,
+        note: note(class.name(), device),
+        decision,
+    }
+}
+
+fn note(class: &str, device: Device) -> Option<String> {
+    match device {
+        Device::Cpu if class != CPU_CLASS => {
+            Some(format!("runs the CPU backend; path and figures are modelled for an {class}"))
+        }
+        Device::Cpu => None,
+        _ => Some(
+            "gqla-server of this version has no CUDA backend yet: its pods refuse to start and say so"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

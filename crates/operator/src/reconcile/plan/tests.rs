@@ -1,0 +1,124 @@
+use gqla_model::DecodePath;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::reconcile::{
+    fixtures::{deepseek_shape, fleet, glm_shape, mixed, node, validated},
+    validate::Shape,
+};
+
+fn planned(spec: Value, fleet: &FleetSnapshot) -> Plan {
+    let valid = validated(spec);
+    let Shape::Known(shape) = valid.shape.clone() else { panic!("the fixture has a shape") };
+    plan(&valid, &shape, fleet)
+}
+
+fn decisions(plan: &Plan) -> Vec<(&str, DecodePath, u32, u32, u32)> {
+    let decision = |pool: &'_ PoolPlan| {
+        let chosen = &pool.decision.chosen;
+        (chosen.path, chosen.tensor_parallel, chosen.multi_token_prediction, pool.replicas)
+    };
+    plan.pools
+        .iter()
+        .map(|pool| {
+            let (path, degree, drafts, replicas) = decision(pool);
+            (pool.name.as_str(), path, degree, drafts, replicas)
+        })
+        .collect()
+}
+
+#[test]
+fn one_model_takes_two_paths_on_two_classes() {
+    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &mixed());
+    assert_eq!(
+        decisions(&plan),
+        [("h100", DecodePath::MqaAbsorb, 1, 1, 1), ("h20", DecodePath::Gqa, 1, 1, 1)],
+        "{:?}",
+        plan.failures
+    );
+}
+
+#[test]
+fn another_shape_flips_the_h20() {
+    let source = json!({ "persistentVolumeClaim": { "claimName": "m" } });
+    let spec = json!({ "runtime": { "device": "CUDA" }, "model": { "source": source, "shape": glm_shape() },
+                       "decode": { "tensorParallel": 1 } });
+    let plan = planned(spec, &mixed());
+    assert!(plan.pools.iter().all(|pool| pool.decision.chosen.path == DecodePath::MqaAbsorb), "{plan:?}");
+}
+
+#[test]
+fn the_cpu_backend_runs_everywhere_and_says_what_it_is() {
+    let plan = planned(json!({ "runtime": { "device": "CPU" }, "replicas": 3 }), &mixed());
+    let names: Vec<_> = plan.pools.iter().map(|pool| (pool.name.as_str(), pool.replicas)).collect();
+    assert_eq!(names, [("cpu", 1), ("h100", 1), ("h20", 1)], "{:?}", plan.failures);
+    let chosen = plan.pools.iter().map(|pool| &pool.decision.chosen);
+    assert!(chosen.clone().all(|chosen| chosen.tensor_parallel == 1 && chosen.multi_token_prediction == 0));
+    assert!(plan.pools[1].note.as_ref().is_some_and(|note| note.contains("CPU backend")), "{plan:?}");
+}
+
+#[test]
+fn without_spread_the_best_class_gets_everything() {
+    let spec = json!({ "runtime": { "device": "CUDA" }, "placement": { "strategy": "Throughput" } });
+    let plan = planned(spec.clone(), &mixed());
+    assert_eq!(plan.pools.len(), 1, "{plan:?}");
+    assert_eq!((plan.pools[0].class.as_str(), plan.pools[0].replicas), ("H100", 2));
+    let mut none = spec;
+    none["replicas"] = json!(0);
+    let plan = planned(none, &mixed());
+    assert_eq!(plan.pools.iter().map(|pool| pool.replicas).collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn cost_prefers_more_tokens_for_the_money() {
+    let mut fleet = mixed();
+    let spec = json!({ "runtime": { "device": "CUDA" }, "placement": { "strategy": "Cost" } });
+    fleet.costs = BTreeMap::from([("H100".to_owned(), 100.0), ("H20".to_owned(), 1.0)]);
+    assert_eq!(planned(spec, &fleet).pools[0].class, "H20");
+}
+
+#[test]
+fn unusable_nodes_are_not_planned_for() {
+    let mut cordoned = node("h100", Some("NVIDIA-H100-80GB-HBM3"), 8);
+    cordoned.spec.get_or_insert_default().unschedulable = Some(true);
+    let fleet = fleet(vec![cordoned, node("h20", Some("NVIDIA-H20"), 8)]);
+    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &fleet.snapshot());
+    assert_eq!(decisions(&plan).iter().map(|decision| decision.0).collect::<Vec<_>>(), ["h20"]);
+}
+
+/// Each failure, its reason and what it says; the other pool goes on.
+#[test]
+fn failures_are_sentences_and_stay_alone() {
+    use ConditionReason::{InvalidSpec, NoFeasiblePlan, NoUsableNodes};
+    let good = json!({ "name": "good", "gpuClass": "H20" });
+    let device = json!({ "device": "CUDA" });
+    let cases = [
+        (json!({ "name": "a", "gpuClass": "X9" }), InvalidSpec, "gpuClass X9 is not in the catalogue"),
+        (json!({ "name": "a", "gpuClass": "A100" }), NoUsableNodes, "no schedulable node of class A100"),
+        (json!({ "name": "a", "gpuClass": "CPU" }), InvalidSpec, "class CPU has none"),
+        (json!({ "name": "a", "nodeSelector": { "x": "y" } }), NoUsableNodes, "matches its nodeSelector"),
+        (
+            json!({ "name": "a", "gpuClass": "H100", "decode": { "tensorParallel": 16 } }),
+            NoUsableNodes,
+            "a replica needs 16 nvidia.com/gpu on one node, the largest usable H100 node offers 8",
+        ),
+        (
+            json!({ "name": "a", "gpuClass": "H100", "decode": { "tensorParallel": 3 } }),
+            InvalidSpec,
+            "(128 mod 3 = 2)",
+        ),
+    ];
+    for (pool, reason, sentence) in cases {
+        let plan = planned(json!({ "runtime": device, "pools": [pool, good] }), &mixed());
+        assert_eq!(plan.pools.len(), 1, "{sentence}");
+        assert_eq!(plan.failures[0].reason, reason, "{:?}", plan.failures);
+        assert!(plan.failures[0].sentence.contains(sentence), "{:?}", plan.failures);
+        assert!(plan.keeps("a") && !plan.keeps("good"));
+    }
+    let mut huge = deepseek_shape();
+    huge["parameters"] = json!(671_000_000_000_u64);
+    let source = json!({ "persistentVolumeClaim": { "claimName": "m" } });
+    let plan = planned(json!({ "runtime": device, "model": { "source": source, "shape": huge } }), &mixed());
+    assert!(plan.failures.iter().any(|failure| failure.reason == NoFeasiblePlan), "{plan:?}");
+    assert!(plan.keeps("whatever runs already"));
+}

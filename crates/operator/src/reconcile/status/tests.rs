@@ -1,0 +1,108 @@
+use serde_json::{Value, from_value, json};
+
+use super::*;
+use crate::reconcile::{
+    fixtures::{deployment, mixed, validated},
+    plan::plan,
+    validate::{Shape, identity},
+};
+use k8s_openapi::jiff::Timestamp;
+
+fn verdict(spec: Value) -> Verdict {
+    let valid = validated(spec);
+    let Shape::Known(shape) = valid.shape.clone() else { panic!("the fixture has a shape") };
+    Verdict::Planned(plan(&valid, &shape, &mixed()))
+}
+
+fn pool(name: &str, ready: i32) -> Deployment {
+    from_value(json!({
+        "metadata": { "name": format!("d-{name}"), "generation": 1, "labels": { "gqla.dev/pool": name } },
+        "spec": { "replicas": 1, "selector": {}, "template": {} },
+        "status": { "observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "readyReplicas": ready,
+                    "availableReplicas": ready },
+    }))
+    .unwrap()
+}
+
+fn computed(
+    object: &GQLADeployment,
+    verdict: &Verdict,
+    deployments: &[Deployment],
+    second: i64,
+) -> GQLADeploymentStatus {
+    let facts = Facts {
+        verdict,
+        model: None,
+        can_draft: Some(true),
+        deployments,
+        measured: &BTreeMap::from([("h20".to_owned(), 12.3456)]),
+        now: Time(Timestamp::from_second(second).unwrap()),
+    };
+    status(object, &identity(object).unwrap(), &facts)
+}
+
+fn condition(status: &GQLADeploymentStatus, kind: &str) -> (String, String) {
+    let condition = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn says(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn ready_pools_make_it_available() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (object, verdict) = (deployment(spec.clone()), verdict(spec));
+    let waiting = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 0)], 1);
+    assert_eq!(condition(&waiting, "Available"), says("False", "ReplicasNotReady"));
+    assert_eq!(waiting.message.as_deref(), Some("1 of 2 replicas are ready; waiting for pool h20"));
+    assert_eq!(waiting.paths.as_deref(), Some("h100=MQAAbsorb(mtp1) h20=GQA(mtp1)"));
+    let ready = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 1)], 2);
+    for (kind, reason) in [
+        ("Planned", "Decided"),
+        ("Progressing", "RolledOut"),
+        ("Available", "AllReady"),
+        ("HardwareRecognized", "AllRecognized"),
+        ("MTPActive", "Drafting"),
+    ] {
+        assert_eq!(condition(&ready, kind), says("True", reason), "{kind}");
+    }
+    assert_eq!((ready.replicas, ready.ready_replicas), (2, 2));
+    assert_eq!(ready.pools[1].measured_tokens_per_second, Some(12.35));
+    assert_eq!(ready.selector.as_deref(), Some("gqla.dev/deployment=d"));
+}
+
+#[test]
+fn the_same_facts_give_the_same_status_and_survive_json() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (mut object, verdict) = (deployment(spec.clone()), verdict(spec));
+    let first = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 1)], 1);
+    object.status = from_value(serde_json::to_value(&first).unwrap()).unwrap();
+    let second = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 1)], 99);
+    assert_eq!(object.status, Some(second), "a later pass without news writes nothing");
+}
+
+#[test]
+fn a_refused_spec_keeps_what_runs_and_says_why() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let mut object = deployment(spec.clone());
+    let deployments = [pool("h100", 1), pool("h20", 1)];
+    object.status = Some(computed(&object, &verdict(spec), &deployments, 1));
+    let refused = Verdict::Refused {
+        reason: Reason::ModelUnreadable,
+        sentence: "config.json: no such file".to_owned(),
+    };
+    let status = computed(&object, &refused, &deployments, 2);
+    assert_eq!(condition(&status, "Planned"), says("False", "ModelUnreadable"));
+    assert_eq!(condition(&status, "Available"), says("True", "AllReady"));
+    assert_eq!(status.message.as_deref(), Some("config.json: no such file"));
+    assert!(status.pools.iter().all(|pool| pool.note.as_ref().is_some_and(|note| note.contains("no plan"))));
+}
+
+#[test]
+fn figures_are_rounded_to_what_they_are_worth() {
+    for (value, rounded) in [(0.0, 0.0), (1234.56, 1235.0), (0.012_345_6, 0.01235), (f64::NAN, 0.0)] {
+        assert_eq!(round(value), rounded);
+    }
+}
