@@ -1,6 +1,6 @@
 //! Every way to run a model that the constraints allow, scored and in order.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, ops::RangeInclusive};
 
 use gqla_model::{DecodePath, ModelShape, SplitError, TensorParallelSplit};
 
@@ -30,32 +30,7 @@ pub(crate) fn rank(
     goal: &Goal,
     constraints: &Constraints,
 ) -> Result<Vec<Scored>, SplitError> {
-    let (mut ranked, mut refused) = (Vec::new(), None);
-    for path in DecodePath::ALL.into_iter().filter(|path| constraints.path.is_none_or(|fixed| fixed == *path))
-    {
-        for degree in degrees(shape, constraints) {
-            match TensorParallelSplit::new(&shape.attention, path, degree) {
-                Ok(split) => ranked.extend(
-                    drafts(shape, constraints).map(|k| score(shape, gpu, goal, constraints, path, split, k)),
-                ),
-                Err(error) => refused = Some(error),
-            }
-        }
-    }
-    ranked.sort_by(best_first);
-    match refused {
-        Some(error) if ranked.is_empty() => Err(error),
-        _ => Ok(ranked),
-    }
-}
-
-fn degrees(shape: &ModelShape, constraints: &Constraints) -> impl Iterator<Item = u32> + use<> {
-    let most = constraints.max_tensor_parallel.min(shape.attention.num_attention_heads);
-    constraints.tensor_parallel.map_or(1..=most, |fixed| fixed..=fixed)
-}
-
-fn drafts(shape: &ModelShape, constraints: &Constraints) -> impl Iterator<Item = u32> + use<> {
-    constraints.multi_token_prediction.map_or(0..=shape.num_nextn_predict_layers, |fixed| fixed..=fixed)
+    Search { shape, gpu, goal, constraints }.rank()
 }
 
 fn best_first(a: &Scored, b: &Scored) -> Ordering {
@@ -72,65 +47,110 @@ fn best_first(a: &Scored, b: &Scored) -> Ordering {
     })
 }
 
-fn score(
-    shape: &ModelShape,
-    gpu: &GpuSpec,
-    goal: &Goal,
-    constraints: &Constraints,
-    path: DecodePath,
-    split: TensorParallelSplit,
-    drafts: u32,
-) -> Scored {
-    let query_tokens = drafts.saturating_add(1);
-    let core = AttentionCore::new(&shape.attention, path, split, query_tokens, RopeLayout::Shared, gpu);
-    let (tokens_per_pass, layers) = match constraints.scope {
-        // Each prediction layer attends once per pass, as a decoder layer does.
-        Scope::Deployment => (goal.tokens_per_pass(drafts), shape.num_hidden_layers.saturating_add(drafts)),
-        Scope::AttentionOnly => (f64::from(query_tokens), shape.num_hidden_layers),
-    };
-    let ns_per_cached_token = core.pass_ns * f64::from(layers) / tokens_per_pass;
-    let gpus = match goal.objective {
-        Objective::Throughput | Objective::Cost => f64::from(split.degree),
-        Objective::Latency => 1.0,
-    };
-    let memory = Memory::new(shape, path, split, drafts, gpu, goal);
-    let obstacle = match constraints.scope {
-        Scope::Deployment => obstacle(shape, goal, drafts, &memory),
-        Scope::AttentionOnly => None,
-    };
-    let capacity = memory.capacity_tokens();
-    let sequences = (capacity / u64::from(goal.context_length)).min(u64::from(goal.concurrency));
-    let candidate = Candidate {
-        path,
-        tensor_parallel: split.degree,
-        multi_token_prediction: drafts,
-        bytes_per_token_layer: core.bytes,
-        flops_per_token_layer: core.flops,
-        intensity: core.intensity,
-        ridge: gpu.ridge(),
-        bound: core.bound,
-        attention_ns_per_query_token: core.ns_per_query_token,
-        attention_core_tokens_per_second: 1e9 / (ns_per_cached_token * f64::from(goal.context_length)),
-        kv_capacity_tokens: capacity,
-        batch: sequences as u32,
-        feasible: obstacle.is_none(),
-        reason: obstacle.unwrap_or_else(|| explain::core(&core, gpu)),
-    };
-    Scored { candidate, score: ns_per_cached_token * gpus }
+/// One search's arguments.
+struct Search<'a> {
+    shape: &'a ModelShape,
+    gpu: &'a GpuSpec,
+    goal: &'a Goal,
+    constraints: &'a Constraints,
 }
 
-fn obstacle(shape: &ModelShape, goal: &Goal, drafts: u32, memory: &Memory) -> Option<String> {
-    let layers = shape.num_nextn_predict_layers;
-    if drafts > layers {
-        return Some(format!(
-            "multiTokenPrediction={drafts} needs as many prediction layers, but numNextnPredictLayers={layers}"
-        ));
+impl Search<'_> {
+    fn rank(&self) -> Result<Vec<Scored>, SplitError> {
+        let (mut ranked, mut refused) = (Vec::new(), None);
+        let allowed = |path: &DecodePath| self.constraints.path.is_none_or(|fixed| fixed == *path);
+        for path in DecodePath::ALL.into_iter().filter(allowed) {
+            for degree in self.degrees() {
+                match TensorParallelSplit::new(&self.shape.attention, path, degree) {
+                    Ok(split) => ranked.extend(self.drafts().map(|drafts| self.score(path, split, drafts))),
+                    Err(error) => refused = Some(error),
+                }
+            }
+        }
+        ranked.sort_by(best_first);
+        match refused {
+            Some(error) if ranked.is_empty() => Err(error),
+            _ => Ok(ranked),
+        }
     }
-    if goal.context_length > shape.max_position_embeddings {
-        return Some(format!(
-            "a context of {} tokens exceeds the model's maxPositionEmbeddings={}",
-            goal.context_length, shape.max_position_embeddings
-        ));
+
+    fn degrees(&self) -> RangeInclusive<u32> {
+        let most = self.constraints.max_tensor_parallel.min(self.shape.attention.num_attention_heads);
+        self.constraints.tensor_parallel.map_or(1..=most, |fixed| fixed..=fixed)
     }
-    memory.shortage(goal.context_length)
+
+    fn drafts(&self) -> RangeInclusive<u32> {
+        let most = self.shape.num_nextn_predict_layers;
+        self.constraints.multi_token_prediction.map_or(0..=most, |fixed| fixed..=fixed)
+    }
+
+    fn score(&self, path: DecodePath, split: TensorParallelSplit, drafts: u32) -> Scored {
+        let query_tokens = drafts.saturating_add(1);
+        let core = AttentionCore::new(
+            &self.shape.attention,
+            path,
+            split,
+            query_tokens,
+            RopeLayout::Shared,
+            self.gpu,
+        );
+        let ns_per_cached_token = self.ns_per_cached_token(&core, drafts);
+        let memory = Memory::new(self.shape, path, split, drafts, self.gpu, self.goal);
+        let capacity = memory.capacity_tokens();
+        let sequences = capacity / u64::from(self.goal.context_length);
+        let obstacle = self.obstacle(drafts, &memory);
+        let candidate = Candidate {
+            path,
+            tensor_parallel: split.degree,
+            multi_token_prediction: drafts,
+            bytes_per_token_layer: core.bytes,
+            flops_per_token_layer: core.flops,
+            intensity: core.intensity,
+            ridge: self.gpu.ridge(),
+            bound: core.bound,
+            attention_ns_per_query_token: core.ns_per_query_token,
+            attention_core_tokens_per_second: 1e9
+                / (ns_per_cached_token * f64::from(self.goal.context_length)),
+            kv_capacity_tokens: capacity,
+            batch: sequences.min(u64::from(self.goal.concurrency)) as u32,
+            feasible: obstacle.is_none(),
+            reason: obstacle.unwrap_or_else(|| explain::core(&core, self.gpu)),
+        };
+        let gpus = match self.goal.objective {
+            Objective::Throughput | Objective::Cost => f64::from(split.degree),
+            Objective::Latency => 1.0,
+        };
+        Scored { candidate, score: ns_per_cached_token * gpus }
+    }
+
+    /// Attention time of a replica, over all layers, per token it yields and per cached token.
+    fn ns_per_cached_token(&self, core: &AttentionCore, drafts: u32) -> f64 {
+        let layers = self.shape.num_hidden_layers;
+        let (tokens_per_pass, layers) = match self.constraints.scope {
+            // Each prediction layer attends once per pass, as a decoder layer does.
+            Scope::Deployment => (self.goal.tokens_per_pass(drafts), layers.saturating_add(drafts)),
+            Scope::AttentionOnly => (f64::from(drafts) + 1.0, layers),
+        };
+        core.pass_ns * f64::from(layers) / tokens_per_pass
+    }
+
+    fn obstacle(&self, drafts: u32, memory: &Memory) -> Option<String> {
+        if self.constraints.scope == Scope::AttentionOnly {
+            return None;
+        }
+        let prediction_layers = self.shape.num_nextn_predict_layers;
+        if drafts > prediction_layers {
+            return Some(format!(
+                "multiTokenPrediction={drafts} needs as many prediction layers, but \
+                 numNextnPredictLayers={prediction_layers}"
+            ));
+        }
+        let (context, longest) = (self.goal.context_length, self.shape.max_position_embeddings);
+        if context > longest {
+            return Some(format!(
+                "a context of {context} tokens exceeds the model's maxPositionEmbeddings={longest}"
+            ));
+        }
+        memory.shortage(context)
+    }
 }
