@@ -5,13 +5,13 @@ use serde_json::{Map, Value, json};
 /// What JSON can't say as a number: OpenAI's stand-in for minus infinity.
 const LOWEST: f32 = -9999.0;
 
-/// One token as text. A token may be part of a character; then `text` has a replacement mark and `bytes` the truth.
+/// One token as text. A token may be part of a character; then `text` has a replacement mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenText {
     /// For people.
     pub text: String,
-    /// For programs that put characters together.
-    pub bytes: Vec<u8>,
+    /// UTF-8 of the text, where the text is the whole truth.
+    pub bytes: Option<Vec<u8>>,
 }
 
 /// A drawn token, its log-probability and the most likely tokens in its place.

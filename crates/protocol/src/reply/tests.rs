@@ -6,7 +6,7 @@ fn reply(dialect: Dialect, include_usage: bool) -> Reply {
 }
 
 fn token(text: &str) -> TokenText {
-    TokenText { text: text.to_owned(), bytes: text.as_bytes().to_vec() }
+    TokenText { text: text.to_owned(), bytes: Some(text.as_bytes().to_vec()) }
 }
 
 fn scored() -> ScoredToken {

@@ -1,0 +1,290 @@
+//! The command line, first as typed, then as a [`Config`] that this version can really run.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use gqla_model::DecodePath;
+use gqla_telemetry::LogFormat;
+
+/// Serves a GQLA model over the OpenAI API.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    serve: Option<ServeArgs>,
+    /// Log lines for people (text) or machines (json). RUST_LOG filters them.
+    #[arg(long, default_value_t, global = true, env = "GQLA_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Writes the model's shape to a file, for the operator.
+    Inspect(InspectTarget),
+}
+
+/// What to inspect and where the answer goes.
+#[derive(Debug, clap::Args)]
+pub struct InspectTarget {
+    /// Directory with config.json and safetensors, or a .gguf file.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Receives one JSON object of at most 4 KiB, e.g. /dev/termination-log.
+    #[arg(long)]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    /// Directory with config.json and safetensors, or a .gguf file.
+    #[arg(long)]
+    model: PathBuf,
+    /// The name clients ask for; by default the last part of --model.
+    #[arg(long)]
+    served_model_name: Option<String>,
+    /// auto asks the planner; mqa-absorb and gqa are orders.
+    #[arg(long, default_value = "auto")]
+    decode_path: String,
+    /// Tensor-parallel ranks.
+    #[arg(long, default_value_t = 1)]
+    tp: u32,
+    /// Drafted tokens per step (multi-token prediction).
+    #[arg(long, default_value_t = 0)]
+    mtp: u32,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+    /// Address of the OpenAI API.
+    #[arg(long, default_value = "0.0.0.0:8000")]
+    listen: SocketAddr,
+    /// Address of /livez, /readyz, /startupz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    admin_listen: SocketAddr,
+    /// Prompt plus answer, in tokens; by default the model's own limit.
+    #[arg(long)]
+    max_model_len: Option<NonZeroUsize>,
+    /// Sequences decoded at once.
+    #[arg(long, default_value = "32")]
+    max_num_seqs: NonZeroUsize,
+    /// Sequences that may wait; further ones get 429.
+    #[arg(long, default_value = "256")]
+    max_queued_requests: NonZeroUsize,
+    /// Memory the cache may take, in bytes; touched only as far as it is used.
+    #[arg(long, default_value_t = 1 << 30)]
+    kv_cache_bytes: usize,
+    /// File with the key that clients must send as a bearer token.
+    #[arg(long)]
+    api_key_file: Option<PathBuf>,
+    /// Largest request body, in bytes.
+    #[arg(long, default_value_t = 4 << 20)]
+    max_body_bytes: usize,
+    /// Seconds after SIGTERM in which new requests are still taken, so that load balancers can look away.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    lame_duck: Duration,
+    /// Seconds that running requests then have to finish.
+    #[arg(long, default_value = "30", value_parser = seconds)]
+    drain_timeout: Duration,
+    /// Seconds without a scheduler heartbeat after which /livez fails. Must exceed the longest prefill step.
+    #[arg(long, default_value = "120", value_parser = seconds)]
+    liveness_timeout: Duration,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// The processor's vector units.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// What the binary was asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// `gqla-server inspect …`
+    Inspect(InspectTarget),
+    /// `gqla-server …`
+    Serve(Box<Config>),
+}
+
+/// A request for something this version can't do.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// Neither a subcommand nor a model.
+    #[error("--model is missing: name the model's directory or .gguf file")]
+    NoModel,
+    /// CUDA.
+    #[error("--device cuda: this version has no GPU backend yet; use --device cpu")]
+    Cuda,
+    /// Several ranks.
+    #[error("--tp {0}: this version runs on one rank; use --tp 1")]
+    TensorParallel(u32),
+    /// Drafts.
+    #[error("--mtp {0}: this version has no multi-token prediction yet; use --mtp 0")]
+    MultiTokenPrediction(u32),
+    /// An unknown path.
+    #[error("--decode-path {0}: expected auto, mqa-absorb or gqa")]
+    DecodePath(String),
+    /// No name to serve under.
+    #[error("--served-model-name is missing, and --model {} has no last part to take it from", model.display())]
+    NoName {
+        /// The path given.
+        model: PathBuf,
+    },
+}
+
+/// A server this version can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory or file.
+    pub model: PathBuf,
+    /// The name clients ask for.
+    pub served_name: String,
+    /// `None` asks the planner.
+    pub decode_path: Option<DecodePath>,
+    /// Address of the OpenAI API.
+    pub listen: SocketAddr,
+    /// Address of probes and metrics.
+    pub admin_listen: SocketAddr,
+    /// Prompt plus answer, in tokens; `None` takes the model's limit.
+    pub max_model_len: Option<usize>,
+    /// Admission bounds.
+    pub limits: Limits,
+    /// Memory the cache may take.
+    pub kv_cache_bytes: usize,
+    /// File with the bearer token.
+    pub api_key_file: Option<PathBuf>,
+    /// After SIGTERM new requests are still taken this long.
+    pub lame_duck: Duration,
+    /// Then running ones have this long.
+    pub drain_timeout: Duration,
+    /// Oldest heartbeat that counts as alive.
+    pub liveness_timeout: Duration,
+}
+
+/// What clients may use at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences decoded at once.
+    pub running: usize,
+    /// Sequences waiting.
+    pub queued: usize,
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+}
+
+impl Args {
+    /// Splits into subcommands and refuses what this version lacks.
+    pub fn command(self) -> Result<Command, ArgsError> {
+        match (self.action, self.serve) {
+            (Some(Action::Inspect(target)), _) => Ok(Command::Inspect(target)),
+            (None, Some(serve)) => serve.validate().map(|config| Command::Serve(Box::new(config))),
+            (None, None) => Err(ArgsError::NoModel),
+        }
+    }
+}
+
+impl ServeArgs {
+    fn validate(self) -> Result<Config, ArgsError> {
+        match (self.device, self.tp, self.mtp) {
+            (Device::Cuda, ..) => return Err(ArgsError::Cuda),
+            (_, tp, _) if tp != 1 => return Err(ArgsError::TensorParallel(tp)),
+            (.., mtp) if mtp != 0 => return Err(ArgsError::MultiTokenPrediction(mtp)),
+            _ => {}
+        }
+        let decode_path = match self.decode_path.as_str() {
+            "auto" => None,
+            name => Some(name.parse().map_err(|_| ArgsError::DecodePath(name.to_owned()))?),
+        };
+        let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        let served_name = self
+            .served_model_name
+            .or_else(last_part)
+            .ok_or_else(|| ArgsError::NoName { model: self.model.clone() })?;
+        Ok(Config {
+            served_name,
+            decode_path,
+            model: self.model,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            max_model_len: self.max_model_len.map(NonZeroUsize::get),
+            limits: Limits {
+                running: self.max_num_seqs.get(),
+                queued: self.max_queued_requests.get(),
+                body_bytes: self.max_body_bytes,
+            },
+            kv_cache_bytes: self.kv_cache_bytes,
+            api_key_file: self.api_key_file,
+            lame_duck: self.lame_duck,
+            drain_timeout: self.drain_timeout,
+            liveness_timeout: self.liveness_timeout,
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("expected seconds, e.g. 5 or 0.5, got `{text}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, ArgsError> {
+        Args::try_parse_from(line.split_whitespace()).unwrap().command()
+    }
+
+    fn config(line: &str) -> Config {
+        match parse(line).unwrap() {
+            Command::Serve(config) => *config,
+            Command::Inspect(_) => panic!("expected to serve"),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let config = config("gqla-server --model /models/smol");
+        assert_eq!(config.served_name, "smol");
+        assert_eq!(config.decode_path, None);
+        assert_eq!(config.listen.port(), 8000);
+        assert_eq!(config.admin_listen.port(), 9090);
+        assert_eq!(config.limits, Limits { running: 32, queued: 256, body_bytes: 4 << 20 });
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_contract_line_parses() {
+        let config = config(
+            "gqla-server --model /m --served-model-name n --decode-path mqa-absorb --tp 1 --mtp 0 --device cpu \
+             --listen 0.0.0.0:1 --admin-listen 0.0.0.0:2 --max-model-len 64 --max-num-seqs 2 \
+             --max-queued-requests 3 --api-key-file /k --lame-duck 0.5",
+        );
+        assert_eq!(config.decode_path, Some(DecodePath::MqaAbsorb));
+        assert_eq!(config.max_model_len, Some(64));
+        assert_eq!(config.lame_duck, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_this_version_lacks_is_refused_by_name() {
+        for (flags, error) in [
+            ("--device cuda", ArgsError::Cuda),
+            ("--tp 2", ArgsError::TensorParallel(2)),
+            ("--tp 0", ArgsError::TensorParallel(0)),
+            ("--mtp 1", ArgsError::MultiTokenPrediction(1)),
+            ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
+        ] {
+            assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn inspect_needs_no_serving_flags() {
+        let command = parse("gqla-server inspect --model /m --output /dev/termination-log").unwrap();
+        assert!(matches!(command, Command::Inspect(target) if target.output.ends_with("termination-log")));
+    }
+}

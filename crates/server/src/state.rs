@@ -1,0 +1,175 @@
+//! What all requests share.
+
+use std::{
+    fmt,
+    sync::Arc,
+    thread::available_parallelism,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use gqla_engine::Engine;
+use gqla_protocol::{ApiError, ChatTemplate, ErrorKind};
+use gqla_weights::Tokenizer;
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
+use crate::{
+    admission::{Refusal, Stage, admit},
+    args::Limits,
+    drain::{Drain, DrainState},
+    metrics::{Metrics, SequenceMetrics},
+};
+
+/// A loaded model with what turns its tokens into text.
+pub struct Model {
+    /// Runs it.
+    pub engine: Arc<dyn Engine>,
+    /// `None` for a checkpoint without `tokenizer.json`: prompts are then token ids, and answers their decimal ids.
+    pub tokenizer: Option<Tokenizer>,
+    /// `None` for a model that is not made for chat.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+    /// What its sequences are counted by.
+    pub metrics: SequenceMetrics,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("info", self.engine.info()).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Token ids of `text`, which came from the request field `field`. Text that spells a special token becomes it, as
+    /// chat templates and hand-written prompts need.
+    pub fn encode(&self, text: &str, field: &str) -> Result<Vec<u32>, ApiError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| {
+            ApiError::field(field, "this model has no tokenizer; send token ids to /v1/completions")
+        })?;
+        tokenizer.encode(text, true).map_err(|error| ApiError::field(field, error))
+    }
+}
+
+/// How far the model has come.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// Still loading; the text says what is being done.
+    Loading(String),
+    /// Answering.
+    Ready(Arc<Model>),
+    /// It will never answer; the text says why.
+    Failed(String),
+}
+
+/// The state behind every route.
+#[derive(Debug)]
+pub struct App {
+    /// The name clients ask for.
+    pub served_name: String,
+    /// Unix seconds of the start.
+    pub created: u64,
+    /// Admission bounds.
+    pub limits: Limits,
+    /// How far the end has come.
+    pub drain: Drain,
+    /// Counters and histograms.
+    pub metrics: Metrics,
+    /// Requests being answered, to the last byte.
+    pub requests: TaskTracker,
+    /// Tokenising is arithmetic: more at once than there are cores would only slow decoding down.
+    tokenizing: Semaphore,
+    phase: RwLock<Phase>,
+}
+
+impl App {
+    /// A server whose model is still to be loaded.
+    pub fn new(served_name: String, created: u64, limits: Limits, metrics: Metrics) -> Self {
+        Self {
+            served_name,
+            created,
+            limits,
+            metrics,
+            drain: Drain::default(),
+            requests: TaskTracker::new(),
+            tokenizing: Semaphore::new(available_parallelism().map_or(1, |cores| cores.get())),
+            phase: RwLock::new(Phase::Loading("starting".to_owned())),
+        }
+    }
+
+    /// How far the model has come.
+    pub fn phase(&self) -> Phase {
+        self.phase.read().clone()
+    }
+
+    /// Moves to another phase.
+    pub fn set_phase(&self, phase: Phase) {
+        *self.phase.write() = phase;
+    }
+
+    /// The model, once loaded.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        match &*self.phase.read() {
+            Phase::Ready(model) => Some(Arc::clone(model)),
+            Phase::Loading(_) | Phase::Failed(_) => None,
+        }
+    }
+
+    /// Comes closer to the end.
+    pub fn advance_drain(&self, to: DrainState) {
+        self.drain.advance(to);
+        self.metrics.drain_state(self.drain.state());
+    }
+
+    /// What admission looks at.
+    pub fn stage(&self) -> Stage {
+        self.model().map_or(Stage::Loading, |model| Stage::Serving { waiting: model.engine.stats().waiting })
+    }
+
+    /// Lets a request in. Hold the token until the last byte of the answer is written.
+    pub fn admit(&self) -> Result<(Arc<Model>, TaskTrackerToken), ApiError> {
+        let token = self.requests.token();
+        let refuse = |refusal: Refusal| {
+            self.metrics.rejected(refusal);
+            ApiError::from(refusal)
+        };
+        admit(self.stage(), self.drain.state(), self.limits.queued).map_err(refuse)?;
+        Ok((self.loaded()?, token))
+    }
+
+    /// The model, or 503 while there is none.
+    pub fn loaded(&self) -> Result<Arc<Model>, ApiError> {
+        self.model().ok_or_else(|| Refusal::Loading.into())
+    }
+
+    /// Runs `work` off the event loop.
+    pub async fn tokenize<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let failed = |error: &dyn fmt::Display| {
+            ApiError::new(ErrorKind::Internal, format!("the prompt could not be tokenised: {error}"))
+        };
+        let _permit = self.tokenizing.acquire().await.map_err(|error| failed(&error))?;
+        tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))?
+    }
+
+    /// 404 unless `name` is what is served here.
+    pub fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        if name == self.served_name {
+            return Ok(());
+        }
+        let asked: String = name.chars().take(64).collect();
+        Err(ApiError {
+            kind: ErrorKind::ModelNotFound,
+            message: format!("model `{asked}` is not served here, expected `{}`", self.served_name),
+            param: Some("model".to_owned()),
+        })
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

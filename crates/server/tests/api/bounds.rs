@@ -1,0 +1,96 @@
+//! Queues, probes and a model that is still loading.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use gqla_server::{AppHealth, Liveness, state::Phase};
+use gqla_telemetry::{Health, Probe};
+use serde_json::json;
+
+use crate::{
+    client::{LIMITS, Server, chat, get, until},
+    engine::ScriptedEngine,
+};
+
+fn health(server: &Server) -> AppHealth {
+    AppHealth { app: server.app.clone(), liveness: Liveness(Duration::from_secs(1)) }
+}
+
+#[tokio::test]
+async fn while_loading_probes_tell_and_requests_wait_outside() {
+    let server = Server::loading(None);
+    server.app.set_phase(Phase::Loading("layer 3 of 30".to_owned()));
+    let loading = Probe::NotOk("loading: layer 3 of 30".to_owned());
+    assert_eq!(health(&server).started(), loading);
+    assert_eq!(health(&server).ready(), loading);
+    assert_eq!(health(&server).live(), Probe::Ok);
+    for answer in [server.chat(json!({})).await, server.send(get("/v1/models")).await] {
+        assert_eq!((answer.status.as_u16(), &answer.headers["retry-after"]), (503, &"5".parse().unwrap()));
+        assert_eq!(answer.json()["error"]["code"], "loading");
+    }
+    server.publish(ScriptedEngine::start(vec![104], LIMITS.queued).0);
+    assert_eq!(health(&server).started(), Probe::Ok);
+    assert_eq!(health(&server).ready(), Probe::Ok);
+    assert_eq!(server.chat(json!({})).await.status, 200);
+    server.app.set_phase(Phase::Failed("no such file".to_owned()));
+    assert_eq!(health(&server).live(), Probe::NotOk("no such file".to_owned()));
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_429_and_is_not_ready() {
+    let server = Server::saying("Hi");
+    server.engine.hold.store(true, Ordering::SeqCst);
+    let fill = || server.open(chat(json!({"stream": true})));
+    let engine = &server.engine;
+    let mut open: Vec<_> = Vec::new();
+    for waiting in 0..=LIMITS.queued {
+        let mut request = Box::pin(fill());
+        assert!(futures::poll!(request.as_mut()).is_pending());
+        let mut admitted = false;
+        for _ in 0..2000 {
+            let _ = futures::poll!(request.as_mut());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            admitted = engine.running.load(Ordering::SeqCst) == 1
+                && engine.waiting.load(Ordering::SeqCst) == waiting;
+            if admitted {
+                break;
+            }
+        }
+        assert!(admitted, "request {waiting} was not taken");
+        open.push(request);
+    }
+    assert_eq!(health(&server).ready(), Probe::NotOk("queue: at its limit of 4 requests".to_owned()));
+    let refused = server.chat(json!({})).await;
+    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (429, &"1".parse().unwrap()));
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    assert!(
+        server
+            .metrics()
+            .contains(r#"gqla_queue_rejected_total{engine="0",model_name="m",reason="queue_full"} 1"#)
+    );
+
+    engine.hold.store(false, Ordering::SeqCst);
+    for request in open {
+        assert_eq!(request.await.status(), 200);
+    }
+    until("room in the queue", || health(&server).ready() == Probe::Ok).await;
+}
+
+#[tokio::test]
+async fn a_request_larger_than_the_room_left_takes_none_of_it() {
+    let server = Server::saying("Hi");
+    server.engine.hold.store(true, Ordering::SeqCst);
+    let mut first = Box::pin(server.open(chat(json!({}))));
+    for _ in 0..2000 {
+        let _ = futures::poll!(first.as_mut());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if server.engine.running.load(Ordering::SeqCst) == 1 {
+            break;
+        }
+    }
+    let refused = server.complete(json!({"n": 5})).await;
+    assert_eq!(refused.status, 429);
+    server.engine.hold.store(false, Ordering::SeqCst);
+    assert_eq!(first.await.status(), 200);
+    until("the queue to empty", || server.engine.waiting.load(Ordering::SeqCst) == 0).await;
+    until("their cancellation", || server.engine.cancelled.load(Ordering::SeqCst) == 4).await;
+}

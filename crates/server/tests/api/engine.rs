@@ -1,0 +1,150 @@
+//! An engine that says what it was told to, as fast as it is allowed to.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use gqla_engine::{Engine, EngineInfo, EngineStats, Event, Finish, Request, SubmitError, TokenLogprob};
+use gqla_model::DecodePath;
+
+/// Runs one sequence at a time; every answer is the script, token by token, then the end-of-sequence token.
+pub struct ScriptedEngine {
+    info: EngineInfo,
+    queue: mpsc::Sender<Request>,
+    queue_limit: usize,
+    shared: Arc<Shared>,
+}
+
+/// What tests look at and turn.
+#[derive(Default)]
+pub struct Shared {
+    pub waiting: AtomicUsize,
+    pub running: AtomicUsize,
+    pub delivered: AtomicUsize,
+    pub cancelled: AtomicUsize,
+    /// Sequences wait before their first token while this is set.
+    pub hold: AtomicBool,
+    stopping: AtomicBool,
+}
+
+/// Ends every script.
+pub const EOS: u32 = 256;
+/// Makes the engine fail in mid-answer.
+pub const FAIL: u32 = 257;
+const VOCABULARY: usize = 258;
+pub const CONTEXT: usize = 64;
+const BLOCK: usize = 16;
+
+impl ScriptedEngine {
+    pub fn start(script: Vec<u32>, queue_limit: usize) -> (Arc<Self>, Arc<Shared>) {
+        let (queue, requests) = mpsc::channel::<Request>();
+        let shared = Arc::new(Shared::default());
+        let worker = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for request in requests {
+                worker.waiting.fetch_sub(1, Ordering::SeqCst);
+                worker.running.store(1, Ordering::SeqCst);
+                worker.answer(request, &script);
+                worker.running.store(0, Ordering::SeqCst);
+            }
+        });
+        let info = EngineInfo {
+            path: Some(DecodePath::MqaAbsorb),
+            tensor_parallel: 1,
+            multi_token_prediction: 0,
+            context_length: CONTEXT,
+            block_size: BLOCK,
+            num_blocks: 8,
+            kv_elements_per_token_layer: 10,
+            kv_bytes_per_token: 20,
+            vocab_size: VOCABULARY,
+            instruction_set: "none",
+        };
+        (Arc::new(Self { info, queue, queue_limit, shared: Arc::clone(&shared) }), shared)
+    }
+}
+
+impl Shared {
+    fn answer(&self, mut request: Request, script: &[u32]) {
+        while self.hold.load(Ordering::SeqCst) && !self.stopping.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let finish = self.tokens(&mut request, script);
+        let _ = (request.sink)(Event::Finished(finish));
+    }
+
+    fn tokens(&self, request: &mut Request, script: &[u32]) -> Finish {
+        let endless = std::iter::once(EOS).cycle();
+        let sampling = &request.sampling;
+        for (id, _) in script.iter().copied().chain(endless).zip(0..sampling.max_tokens) {
+            if self.stopping.load(Ordering::SeqCst) {
+                return Finish::Aborted;
+            }
+            if id == FAIL {
+                return Finish::Error("the script says so".to_owned());
+            }
+            if sampling.stop_token_ids.contains(&id) {
+                return Finish::Stop;
+            }
+            let top =
+                |count: u32| (0..count).map(|rank| (u32::from(b'a') + rank, -1.0 - rank as f32)).collect();
+            let logprob = sampling.logprobs.map(|count| TokenLogprob { logprob: -0.5, top: top(count) });
+            self.delivered.fetch_add(1, Ordering::SeqCst);
+            if (request.sink)(Event::Token { id, logprob }) == ControlFlow::Break(()) {
+                self.cancelled.fetch_add(1, Ordering::SeqCst);
+                return Finish::Aborted;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Finish::Length
+    }
+}
+
+impl Engine for ScriptedEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        let (prompt, max_tokens) = (request.prompt.len(), request.sampling.max_tokens as usize);
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt + max_tokens > CONTEXT {
+            return Err(SubmitError::TooLong { prompt, max_tokens, context: CONTEXT });
+        }
+        if let Some(position) = request.prompt.iter().position(|&id| id as usize >= VOCABULARY) {
+            let id = request.prompt[position];
+            return Err(SubmitError::UnknownToken { id, position, vocab_size: VOCABULARY });
+        }
+        if self.shared.waiting.load(Ordering::SeqCst) >= self.queue_limit {
+            return Err(SubmitError::QueueFull { limit: self.queue_limit });
+        }
+        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
+        self.queue.send(request).map_err(|_| SubmitError::ShuttingDown)
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.shared.running.load(Ordering::SeqCst),
+            waiting: self.shared.waiting.load(Ordering::SeqCst),
+            blocks_used: 2,
+            preemptions: 3,
+            ..EngineStats::default()
+        }
+    }
+
+    fn shutdown(&self, deadline: Duration) {
+        std::thread::sleep(deadline);
+        self.shared.stopping.store(true, Ordering::SeqCst);
+    }
+}

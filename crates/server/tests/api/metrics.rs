@@ -1,0 +1,44 @@
+//! What Prometheus sees.
+
+use serde_json::json;
+
+use crate::client::Server;
+
+#[tokio::test]
+async fn counters_are_the_sum_of_the_clients_usage() {
+    let server = Server::saying("one STOP two");
+    let mut usage = [0, 0];
+    for fields in [
+        json!({"max_tokens": 5}),
+        json!({"prompt": ["ab", "c"], "n": 2, "max_tokens": 30}),
+        json!({"stop": "STOP", "max_tokens": 30}),
+        json!({"temperature": 9}),
+    ] {
+        let body = server.complete(fields).await.json();
+        usage[0] += body["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+        usage[1] += body["usage"]["completion_tokens"].as_u64().unwrap_or(0);
+    }
+    let text = server.metrics();
+    let [prompt, completion] = usage;
+    assert_eq!((prompt, completion), (5, 5 + 4 * 12 + 8));
+    for line in [
+        format!(r#"vllm:prompt_tokens_total{{engine="0",model_name="m"}} {prompt}"#),
+        format!(r#"vllm:generation_tokens_total{{engine="0",model_name="m"}} {completion}"#),
+        format!(r#"gqla_generated_tokens_total{{engine="0",model_name="m",path="mqa_absorb"}} {completion}"#),
+        r#"vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} 5"#.to_owned(),
+        r#"vllm:request_success_total{engine="0",finished_reason="length",model_name="m"} 1"#.to_owned(),
+        r#"vllm:e2e_request_latency_seconds_count{engine="0",model_name="m"} 6"#.to_owned(),
+        r#"vllm:time_to_first_token_seconds_count{engine="0",model_name="m"} 6"#.to_owned(),
+        format!(r#"vllm:inter_token_latency_seconds_count{{engine="0",model_name="m"}} {}"#, completion - 6),
+        r#"gqla_decode_path{engine="0",model_name="m",path="mqa_absorb",reason="requested"} 1"#.to_owned(),
+        r#"gqla_kv_bytes_per_token{engine="0",model_name="m",path="mqa_absorb"} 20"#.to_owned(),
+        r#"gqla_weights_load_seconds{engine="0",model_name="m"} 2"#.to_owned(),
+        r#"vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25"#.to_owned(),
+        r#"vllm:num_requests_waiting{engine="0",model_name="m"} 0"#.to_owned(),
+        r#"vllm:num_preemptions_total{engine="0",model_name="m"} 3"#.to_owned(),
+        r#"vllm:cache_config_info{block_size="16",engine="0",model_name="m",num_gpu_blocks="8"} 1"#
+            .to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "missing {line} in\n{text}");
+    }
+}

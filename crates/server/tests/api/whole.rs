@@ -1,0 +1,88 @@
+//! Answers in one body.
+
+use serde_json::json;
+
+use crate::client::{Server, get};
+
+#[tokio::test]
+async fn a_completion_ends_at_the_end_token_and_bills_what_it_shows() {
+    let server = Server::saying("Paris.");
+    let body = server.complete(json!({"prompt": "France", "max_tokens": 20})).await.json();
+    assert_eq!(body["object"], "text_completion");
+    assert_eq!(body["choices"][0]["text"], "Paris.");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert_eq!(body["usage"], json!({"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}));
+    assert!(body["id"].as_str().unwrap().starts_with("cmpl-"));
+}
+
+#[tokio::test]
+async fn chat_renders_the_template_and_fills_the_context_by_default() {
+    let server = Server::saying(&"x".repeat(100));
+    let body = server.chat(json!({})).await.json();
+    assert_eq!(body["object"], "chat.completion");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+    // The template makes "hi>" of the message: 3 of 64 tokens.
+    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 61, "total_tokens": 64}));
+    assert_eq!(body["choices"][0]["message"], json!({"role": "assistant", "content": "x".repeat(61)}));
+}
+
+#[tokio::test]
+async fn completions_default_to_sixteen_tokens_and_end_tokens_can_be_ignored() {
+    let server = Server::saying("ab");
+    let body = server.complete(json!({"ignore_eos": true})).await.json();
+    assert_eq!(body["usage"]["completion_tokens"], 16);
+    assert_eq!(body["choices"][0]["text"], "ab", "special tokens have no text");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn choices_are_numbered_prompt_by_prompt() {
+    let server = Server::saying("ok");
+    let body = server.complete(json!({"prompt": [[1, 2], [3]], "n": 2})).await.json();
+    let indices: Vec<_> =
+        body["choices"].as_array().unwrap().iter().map(|choice| choice["index"].clone()).collect();
+    assert_eq!(indices, [0, 1, 2, 3]);
+    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11}));
+}
+
+#[tokio::test]
+async fn a_stop_string_cuts_the_text_and_ends_the_sequence() {
+    let server = Server::saying("one STOP two");
+    let body = server.complete(json!({"stop": ["STOP"], "max_tokens": 30})).await.json();
+    assert_eq!(body["choices"][0]["text"], "one ");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert_eq!(body["usage"]["completion_tokens"], 8);
+    assert_eq!(
+        server.engine.delivered.load(std::sync::atomic::Ordering::SeqCst),
+        8,
+        "no token after the stop string"
+    );
+}
+
+#[tokio::test]
+async fn logprobs_in_both_routes() {
+    let server = Server::saying("hi");
+    let body = server.complete(json!({"logprobs": 1})).await.json();
+    assert_eq!(
+        body["choices"][0]["logprobs"],
+        json!({"tokens": ["h", "i"], "token_logprobs": [-0.5, -0.5], "text_offset": [0, 1],
+               "top_logprobs": [{"a": -1.0, "h": -0.5}, {"a": -1.0, "i": -0.5}]})
+    );
+    let body = server.chat(json!({"logprobs": true, "top_logprobs": 1})).await.json();
+    assert_eq!(
+        body["choices"][0]["logprobs"]["content"][1],
+        json!({"token": "i", "logprob": -0.5, "bytes": [105],
+               "top_logprobs": [{"token": "a", "logprob": -1.0, "bytes": [97]}]})
+    );
+    assert_eq!(server.chat(json!({})).await.json()["choices"][0]["logprobs"], json!(null));
+}
+
+#[tokio::test]
+async fn models_lists_the_one_that_is_served() {
+    let server = Server::saying("");
+    assert_eq!(
+        server.send(get("/v1/models")).await.json(),
+        json!({"object": "list", "data": [
+            {"id": "m", "object": "model", "created": 7, "owned_by": "gqla", "max_model_len": 64}]})
+    );
+}
