@@ -62,7 +62,7 @@ pub fn ids_from_u16(bytes: &[u8]) -> Result<Vec<u32>, CalibrationError> {
 
 /// Why ids cannot be used for calibration.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields carry the names their message uses")]
 pub enum CalibrationError {
     /// Nothing was asked for.
     #[error(

@@ -178,7 +178,7 @@ impl Geometry {
 
 /// Why a conversion is impossible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields carry the names their message uses")]
 pub enum GeometryError {
     /// The source's heads do not form groups.
     #[error(

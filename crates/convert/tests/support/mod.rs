@@ -1,5 +1,7 @@
 //! Conversions of the tiny fixtures, and the logits of what comes out, by calibration's own forward pass.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::path::{Path, PathBuf};
 
 use gqla_convert::{
