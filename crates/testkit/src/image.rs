@@ -1,5 +1,6 @@
-//! OCI image archives written without a container engine: one layer of named files, as `ctr images import` and every registry tool read them. The bytes depend on
-//! nothing but the content, so that the same binaries give the same digest.
+//! OCI image archives written without a container engine: one layer of named files, as `ctr images import`
+//! and every registry tool read them. The bytes depend on nothing but the content, so that the same binaries
+//! give the same digest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// The user and group that images run as unless told otherwise; the number that distroless images call `nonroot`.
+/// The user and group that images run as unless told otherwise; the number that distroless images call
+/// `nonroot`.
 pub const NONROOT: &str = "65532:65532";
 
 /// Why an image could not be written.
@@ -52,7 +54,8 @@ pub enum ImageError {
     },
 }
 
-/// An image to be written: `Image::new("localhost/server:dev").file(binary, "/usr/bin/server", 0o755).with_libraries_of(binary)?.entrypoint(["/usr/bin/server"])`.
+/// An image to be written: `Image::new("localhost/server:dev").file(binary, "/usr/bin/server",
+/// 0o755).with_libraries_of(binary)?.entrypoint(["/usr/bin/server"])`.
 #[derive(Debug, Clone)]
 pub struct Image {
     name: String,
@@ -69,7 +72,8 @@ struct Source {
 }
 
 impl Image {
-    /// An image with nothing but a /tmp that anyone may write to. `name` is complete, with registry and tag, as a pod names it: `localhost/pause:1`.
+    /// An image with nothing but a /tmp that anyone may write to. `name` is complete, with registry and tag,
+    /// as a pod names it: `localhost/pause:1`.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -94,17 +98,20 @@ impl Image {
         &self.name
     }
 
-    /// Adds the file at `source` as `target`, an absolute path in the image, owned by root with permission bits `mode`.
+    /// Adds the file at `source` as `target`, an absolute path in the image, owned by root with permission
+    /// bits `mode`.
     #[must_use]
     pub fn file(mut self, source: impl Into<PathBuf>, target: impl Into<PathBuf>, mode: u32) -> Self {
         self.files.insert(target.into(), Source { path: source.into(), mode });
         self
     }
 
-    /// Adds the dynamic loader and the shared libraries that `binary` loads at start, at the paths where the loader looks for them. A static binary adds nothing.
+    /// Adds the dynamic loader and the shared libraries that `binary` loads at start, at the paths where the
+    /// loader looks for them. A static binary adds nothing.
     ///
     /// # Errors
-    /// [`ImageError::MissingLibrary`] when a library is not on this machine; [`ImageError::Io`] when `ldd` can't be run.
+    /// [`ImageError::MissingLibrary`] when a library is not on this machine; [`ImageError::Io`] when `ldd`
+    /// can't be run.
     pub fn with_libraries_of(mut self, binary: &Path) -> Result<Self, ImageError> {
         let io = |source| ImageError::Io {
             image: self.name.clone(),
@@ -246,7 +253,8 @@ enum Library {
     Missing(String),
 }
 
-/// Reads `ldd`: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`, `libx.so => not found`. The vdso has no file and is skipped.
+/// Reads `ldd`: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`,
+/// `libx.so => not found`. The vdso has no file and is skipped.
 fn libraries(ldd: &str) -> Vec<Library> {
     let read = |line: &str| {
         let (name, place) = line.trim().split_once(" => ").unwrap_or(("", line.trim()));

@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod image;
 pub mod preflight;
 pub mod progress;
+pub mod recording;
 pub mod tools;

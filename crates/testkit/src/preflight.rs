@@ -1,5 +1,6 @@
-//! Whether this machine can build the tools and hold a cluster, decided before minutes are spent on it. [`Machine::probe`] looks, [`check`] decides, so that each refusal
-//! is one sentence that can be tested without a machine that lacks the thing.
+//! Whether this machine can build the tools and hold a cluster, decided before minutes are spent on it.
+//! [`Machine::probe`] looks, [`check`] decides, so that each refusal is one sentence that can be tested
+//! without a machine that lacks the thing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use thiserror::Error;
 
 /// Free space that a first build needs: module cache, build cache and five programs.
 pub const DISK_FOR_BUILD: u64 = 8 << 30;
-/// Free space that a running cluster needs: images, etcd and logs. The kubelets evict pods when a disk is nearly full.
+/// Free space that a running cluster needs: images, etcd and logs. The kubelets evict pods when a disk is
+/// nearly full.
 pub const DISK_FOR_CLUSTER: u64 = 2 << 30;
 /// The oldest Go that builds Kubernetes 1.34, as (major, minor).
 pub const OLDEST_GO: (u32, u32) = (1, 24);
@@ -117,7 +119,8 @@ pub struct Machine {
     pub missing_programs: Vec<&'static str>,
     /// Whether every program that Go builds is in the cache.
     pub tools_built: bool,
-    /// Kernel features found; those that need a missing program to be tried are given the benefit of the doubt.
+    /// Kernel features found; those that need a missing program to be tried are given the benefit of the
+    /// doubt.
     pub kernel: BTreeSet<KernelFeature>,
 }
 

@@ -1,11 +1,12 @@
-//! What a cluster should be, and how it comes up: everything that does not wait for something else starts at once.
+//! What a cluster should be, and how it comes up: everything that does not wait for something else starts at
+//! once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::future::{try_join_all, try_join3};
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -16,7 +17,6 @@ use super::forward::Forwarder;
 use super::kwok::KwokNode;
 use super::layout::{HUB, Layout, MAX_NODES, node_address};
 use super::node::{self, NodeSpec, Taint};
-use super::process::Components;
 use super::ready::{Waiter, any_loopback_port};
 use super::supervisor::{Network, Supervisor};
 use super::{Cluster, cgroup, network, state};
@@ -50,7 +50,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Adds a real node with its own kubelet, containerd and network. Without any there is a control plane only, which is all that tests of the API server need.
+    /// Adds a real node with its own kubelet, containerd and network. Without any there is a control plane
+    /// only, which is all that tests of the API server need.
     pub fn node(mut self, name: impl Into<String>) -> Self {
         let name = name.into();
         if !is_dns_label(&name) {
@@ -68,7 +69,8 @@ impl Builder {
         self
     }
 
-    /// Gives the node added last a label, which its kubelet registers it with. The API server refuses labels of `kubernetes.io` that a kubelet may not set.
+    /// Gives the node added last a label, which its kubelet registers it with. The API server refuses labels
+    /// of `kubernetes.io` that a kubelet may not set.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let (key, value) = (key.into(), value.into());
         match self.nodes.last_mut() {
@@ -111,8 +113,8 @@ impl Builder {
         self
     }
 
-    /// Keeps the cluster's files, logs among them, in `folder`, which must not exist or be empty, and leaves them there at the end. Unless called, they are in the cache folder
-    /// and removed at the end.
+    /// Keeps the cluster's files, logs among them, in `folder`, which must not exist or be empty, and leaves
+    /// them there at the end. Unless called, they are in the cache folder and removed at the end.
     pub fn state_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.state = Some(folder.into());
         self
@@ -124,10 +126,12 @@ impl Builder {
         self
     }
 
-    /// Obtains the programs when they are missing, starts the cluster and waits until its nodes are Ready, pods can be created and DNS answers. Needs root.
+    /// Obtains the programs when they are missing, starts the cluster and waits until its nodes are Ready,
+    /// pods can be created and DNS answers. Needs root.
     ///
     /// # Errors
-    /// One sentence when this machine can't hold a cluster, else what failed with the end of its log. Nothing is left running.
+    /// One sentence when this machine can't hold a cluster, else what failed with the end of its log. Nothing
+    /// is left running.
     pub async fn start(self) -> Result<Cluster, ClusterError> {
         if let Some((what, value, problem)) = self.invalid {
             return Err(ClusterError::Invalid { what, value, problem });
@@ -138,8 +142,8 @@ impl Builder {
         let started = progress.start("starting the cluster");
         let builder = Arc::new(self);
         let raising = builder.clone();
-        let mut cluster = blocking(move || raising.raise(tools)).await?;
-        builder.make_ready(&mut cluster).await?;
+        let cluster = blocking(move || raising.raise(tools)).await?;
+        builder.make_ready(&cluster).await.inspect_err(|_| cluster.keep_files())?;
         progress.finish("starting the cluster", started);
         Ok(cluster)
     }
@@ -148,8 +152,8 @@ impl Builder {
     fn raise(&self, tools: Tools) -> Result<Cluster, ClusterError> {
         let hierarchy = cgroup::Hierarchy::detect(Path::new(cgroup::MOUNT));
         state::sweep(hierarchy.as_ref());
-        let (layout, keep) = state::create(self.state.as_deref())?;
-        let supervisor = Supervisor::start(layout.state(), keep)?;
+        let layout = state::create(self.state.as_deref())?;
+        let supervisor = Supervisor::start(layout.state())?;
         let authority = super::pki::Authority::create(&layout.pki(""))?;
         control_plane::issue(&authority, &layout)?;
         supervisor.run_script(Network::Hub, &network::script(self.names()))?;
@@ -161,9 +165,7 @@ impl Builder {
             &format!("https://{api_address}"),
         )?;
 
-        let components = Components::default();
-        let starter =
-            Starter { tools: &tools, layout: &layout, supervisor: &supervisor, components: &components };
+        let starter = Starter { tools: &tools, layout: &layout, supervisor: &supervisor };
         control_plane::start_api(starter)?;
         control_plane::start_controllers(starter)?;
         if let (Some(hierarchy), false) = (hierarchy, self.nodes.is_empty()) {
@@ -175,40 +177,55 @@ impl Builder {
             node::start(spec, index, starter)?;
         }
         let nodes = self.nodes.iter().map(|node| node.name.clone()).collect();
-        Ok(Cluster { tools, layout, nodes, forwarder, supervisor: Some(supervisor), components })
+        Ok(Cluster { tools, layout, nodes, forwarder, supervisor })
+    }
+
+    /// Loads the images while the API server comes up, and then everything that needs it.
+    async fn make_ready(&self, cluster: &Cluster) -> Result<(), ClusterError> {
+        let images = async {
+            if !self.nodes.is_empty() {
+                cluster.load_image(&cluster.layout.pause_image()).await?;
+            }
+            try_join_all(self.images.iter().map(|image| cluster.load_image(image))).await
+        };
+        tokio::try_join!(images, self.bring_up(cluster)).map(drop)
     }
 
     /// Starts what needs the API server and waits for all of it.
-    async fn make_ready(&self, cluster: &mut Cluster) -> Result<(), ClusterError> {
-        let client = cluster.client().await?;
-        let waiter =
-            Waiter { layout: &cluster.layout, components: &cluster.components, client: client.clone() };
+    async fn bring_up(&self, cluster: &Cluster) -> Result<(), ClusterError> {
+        let (layout, supervisor, client) = (&cluster.layout, &cluster.supervisor, cluster.client().await?);
+        let waiter = Waiter { layout, supervisor, client: client.clone() };
         waiter.api().await?;
-        let go = cluster.layout.api_ready();
+        let go = layout.api_ready();
         std::fs::write(&go, "").map_err(io("write", &go))?;
-        let starter = cluster.starter()?;
+        self.start_rest(cluster.starter())?;
         let mut names: BTreeSet<_> = self.names().map(str::to_owned).collect();
+        names.extend(self.create_kwok_nodes(client).await?);
+        let dns = async {
+            if self.nodes.is_empty() {
+                return Ok(());
+            }
+            let page = SocketAddr::from((HUB, DNS_READY_PORT));
+            waiter.dns(cluster.forwarder.forward(any_loopback_port(), page)?).await
+        };
+        tokio::try_join!(waiter.service_account(), waiter.nodes(&names), dns).map(drop)
+    }
+
+    /// Starts the components that would only fail and retry before the API server is ready.
+    fn start_rest(&self, starter: Starter<'_>) -> Result<(), ClusterError> {
         if !self.kwok.is_empty() {
             control_plane::start_kwok(starter)?;
-            names.extend(self.create_kwok_nodes(client).await?);
         }
-        if self.nodes.is_empty() {
-            return try_join3(waiter.service_account(), waiter.nodes(&names), async { Ok(()) })
-                .await
-                .map(drop);
+        if let Some(first) = self.nodes.first() {
+            control_plane::start_dns(starter)?;
+            // A proxy waits until the node it is named after exists, and the hub is no node.
+            control_plane::start_proxy(starter, Network::Hub, &first.name, HUB)?;
         }
-        control_plane::start_dns(starter)?;
-        control_plane::start_proxy(starter, Network::Hub, "hub", HUB)?;
         for (index, node) in self.nodes.iter().enumerate() {
-            control_plane::start_proxy(starter, Network::Node(&node.name), &node.name, node_address(index))?;
+            let address = node_address(index);
+            control_plane::start_proxy(starter, Network::Node(&node.name), &node.name, address)?;
         }
-        let dns = cluster.forwarder.forward(any_loopback_port(), SocketAddr::from((HUB, DNS_READY_PORT)))?;
-        let images = async {
-            cluster.load_image(&cluster.layout.pause_image()).await?;
-            try_join_all(self.images.iter().map(|image| cluster.load_image(image))).await
-        };
-        let ready = try_join3(waiter.service_account(), waiter.nodes(&names), waiter.dns(dns));
-        tokio::try_join!(images, ready).map(drop)
+        Ok(())
     }
 
     async fn create_kwok_nodes(&self, client: Client) -> Result<Vec<String>, ClusterError> {

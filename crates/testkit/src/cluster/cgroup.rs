@@ -1,5 +1,6 @@
-//! The cgroups that kubelets put their pods in: `gqla-PID/NODE` in every version-1 hierarchy, or once in version 2, where PID is the supervisor's. They are the one thing that
-//! a kernel does not take back when the processes are gone, so those of supervisors that are no more are swept when a cluster starts.
+//! The cgroups that kubelets put their pods in: `gqla-PID/NODE` in every version-1 hierarchy, or once in
+//! version 2, where PID is the supervisor's. They are the one thing that a kernel does not take back when the
+//! processes are gone, so those of supervisors that are no more are swept when a cluster starts.
 //!
 //! Version 1 is what this was run on. Version 2 follows the kernel's documentation and has not been tried.
 
@@ -38,7 +39,8 @@ impl Hierarchy {
         if mount.join("cgroup.controllers").is_file() {
             return Some(Self::V2 { tree: mount.to_path_buf() });
         }
-        // Symbolic links are second names of joint trees, and `unified` has no controllers where version 1 has them.
+        // Symbolic links are second names of joint trees, and `unified` has no controllers where version 1
+        // has them.
         let is_tree = |entry: &fs::DirEntry| {
             entry.file_type().is_ok_and(|kind| kind.is_dir())
                 && entry.file_name() != "unified"
@@ -105,7 +107,8 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Removes the cgroups of supervisors that are not `alive`. What can't be removed is left for the next time.
+    /// Removes the cgroups of supervisors that are not `alive`. What can't be removed is left for the next
+    /// time.
     pub(crate) fn sweep(&self, alive: impl Fn(u32) -> bool) {
         let entries =
             self.trees().iter().filter_map(|tree| fs::read_dir(tree).ok()).flatten().filter_map(Result::ok);

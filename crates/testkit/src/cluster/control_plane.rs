@@ -1,4 +1,5 @@
-//! What runs in the hub: etcd, the API server, the controllers, the scheduler, cluster DNS and the rules that route Services.
+//! What runs in the hub: etcd, the API server, the controllers, the scheduler, cluster DNS and the rules that
+//! route Services.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -7,7 +8,6 @@ use std::process::Command;
 use super::error::{ClusterError, io};
 use super::layout::{API_SERVICE, HUB, KWOK_PODS, Layout, PODS, SERVICES};
 use super::pki::{Authority, Subject};
-use super::process::Components;
 use super::supervisor::{Network, Supervisor};
 use crate::tools::Tools;
 
@@ -22,7 +22,6 @@ pub(crate) struct Starter<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) layout: &'a Layout,
     pub(crate) supervisor: &'a Supervisor,
-    pub(crate) components: &'a Components,
 }
 
 impl Starter<'_> {
@@ -36,7 +35,7 @@ impl Starter<'_> {
     ) -> Result<(), ClusterError> {
         let mut command = self.supervisor.command(network, &self.tools.kube);
         command.arg(program).args(flags);
-        self.components.start(self.layout, name, command)
+        self.supervisor.components().start(self.layout, name, command)
     }
 
     /// A command for the hub.
@@ -135,23 +134,27 @@ pub(crate) fn start_controllers(starter: Starter<'_>) -> Result<(), ClusterError
     starter.start_kube(Network::Hub, "kube-scheduler", "kube-scheduler", &common("kube-scheduler"))
 }
 
-/// Starts the rules that route Services, in the network of the hub or of a node.
+/// Starts the rules that route Services, in the network of the hub or of a node; `node` must be a node's name.
 pub(crate) fn start_proxy(
     starter: Starter<'_>,
     network: Network<'_>,
-    name: &str,
+    node: &str,
     address: Ipv4Addr,
 ) -> Result<(), ClusterError> {
+    let log = match network {
+        Network::Hub => "kube-proxy".to_owned(),
+        Network::Node(name) => format!("kube-proxy-{name}"),
+    };
     let flags = [
         format!("--kubeconfig={}", starter.layout.kubeconfig("admin").display()),
-        format!("--hostname-override={name}"),
+        format!("--hostname-override={node}"),
         "--proxy-mode=iptables".to_owned(),
         format!("--cluster-cidr={PODS}"),
         // The connection table's size is the machine's, and not a namespace's to set.
         "--conntrack-max-per-core=0".to_owned(),
         format!("--bind-address={address}"),
     ];
-    starter.start_kube(network, &format!("kube-proxy-{name}"), "kube-proxy", &flags)
+    starter.start_kube(network, &log, "kube-proxy", &flags)
 }
 
 /// Starts cluster DNS on the hub's address.
@@ -172,10 +175,11 @@ pub(crate) fn start_dns(starter: Starter<'_>) -> Result<(), ClusterError> {
     std::fs::write(&path, corefile).map_err(io("write", &path))?;
     let mut command = starter.hub(&starter.tools.coredns);
     command.arg("-conf").arg(&path);
-    starter.components.start(starter.layout, "coredns", command)
+    starter.supervisor.components().start(starter.layout, "coredns", command)
 }
 
-/// Starts kwok for the nodes that carry its annotation. Its own stages (node and pod, fast, heartbeat by Lease) apply when it is given none.
+/// Starts kwok for the nodes that carry its annotation. Its own stages (node and pod, fast, heartbeat by
+/// Lease) apply when it is given none.
 pub(crate) fn start_kwok(starter: Starter<'_>) -> Result<(), ClusterError> {
     let mut command = starter.hub(&starter.tools.kwok);
     command
@@ -189,5 +193,5 @@ pub(crate) fn start_kwok(starter: Starter<'_>) -> Result<(), ClusterError> {
     ]);
     // Its default configuration file is looked up in the home folder, and the user's own is none of ours.
     command.env("HOME", starter.layout.state());
-    starter.components.start(starter.layout, "kwok", command)
+    starter.supervisor.components().start(starter.layout, "kwok", command)
 }

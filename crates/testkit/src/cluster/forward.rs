@@ -1,9 +1,12 @@
-//! Connections from the machine's own network into the cluster's. A socket belongs to the network namespace of the thread that made it: listeners are made by the caller on
-//! loopback, and one thread that has entered the cluster's namespace accepts from them, connects onwards and copies bytes. Nothing else of the process changes namespace.
+//! Connections from the machine's own network into the cluster's. A socket belongs to the network namespace
+//! of the thread that made it: listeners are made by the caller on loopback, and one thread that has entered
+//! the cluster's namespace accepts from them, connects onwards and copies bytes. Nothing else of the process
+//! changes namespace.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use tokio::io::copy_bidirectional;
@@ -32,7 +35,7 @@ impl Forwarder {
         let run = move || {
             let runtime = setns(&file, CloneFlags::CLONE_NEWNET)
                 .map_err(std::io::Error::from)
-                .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_io().build());
+                .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build());
             // The receiver is there until this is sent.
             match runtime {
                 Ok(runtime) => {
@@ -53,8 +56,8 @@ impl Forwarder {
         Ok(Self { requests })
     }
 
-    /// Forwards connections made to `listen`, an address of the caller's network, to `target`, an address of the cluster's. Port 0 picks a free one; the address listened on is
-    /// returned.
+    /// Forwards connections made to `listen`, an address of the caller's network, to `target`, an address of
+    /// the cluster's. Port 0 picks a free one; the address listened on is returned.
     pub(crate) fn forward(&self, listen: SocketAddr, target: SocketAddr) -> Result<SocketAddr, ClusterError> {
         let name = format!("{listen}");
         let sentence = || io("listen on", Path::new(&name));
@@ -86,11 +89,25 @@ async fn accept(listener: TcpListener, target: SocketAddr) {
     }
 }
 
+/// How long a failed connection is tried again: kube-proxy learns of a Service and its endpoints a moment after
+/// their pods are Ready, and connections are refused until then.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A target that does not answer looks to the client like a connection closed at once.
 async fn carry(mut client: TcpStream, target: SocketAddr) {
-    if let Ok(mut server) = TcpStream::connect(target).await {
+    if let Ok(mut server) = connect(target).await {
         // Tokens and log lines are small writes that should not wait for each other.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let _ = copy_bidirectional(&mut client, &mut server).await;
+    }
+}
+
+async fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
+    let started = Instant::now();
+    loop {
+        match TcpStream::connect(target).await {
+            Err(_) if started.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(20)).await,
+            outcome => return outcome,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Nodes that are only API objects, kept Ready by kwok, for scale and for machines nobody has here. Their pods are Running as soon as they are bound.
+//! Nodes that are only API objects, kept Ready by kwok, for scale and for machines nobody has here. Their
+//! pods are Running as soon as they are bound.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +9,9 @@ use serde_json::json;
 /// The annotation, `key=value`, by which kwok knows its nodes.
 pub(crate) const ANNOTATION: &str = "kwok.x-k8s.io/node=fake";
 
-/// What nodes that kwok plays look like: 32 CPUs, 256 GiB and 110 pods unless told otherwise. All have the taint `kwok.x-k8s.io/node=fake:NoSchedule`, which a pod must
-/// tolerate, so that no pod that is meant to run lands on one.
+/// What nodes that kwok plays look like: 32 CPUs, 256 GiB and 110 pods unless told otherwise. All have the
+/// taint `kwok.x-k8s.io/node=fake:NoSchedule`, which a pod must tolerate, so that no pod that is meant to run
+/// lands on one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KwokNode {
     prefix: String,

@@ -1,4 +1,5 @@
-//! Where a cluster keeps its files, and which addresses it gives out. Paths are absolute: every component starts in the root folder of its namespace.
+//! Where a cluster keeps its files, and which addresses it gives out. Paths are absolute: every component
+//! starts in the root folder of its namespace.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -72,13 +73,19 @@ impl Layout {
         self.state.join("nodes").join(name)
     }
 
+    /// Exists when the files are to stay at the end.
+    pub(crate) fn keep_mark(&self) -> PathBuf {
+        self.state.join("keep")
+    }
+
     /// Exists once kubelets may start.
     pub(crate) fn api_ready(&self) -> PathBuf {
         self.state.join("api-ready")
     }
 }
 
-/// Where a node keeps sockets: in the cluster's own /run, because the path of a Unix socket may not exceed 107 bytes.
+/// Where a node keeps sockets: in the cluster's own /run, because the path of a Unix socket may not exceed
+/// 107 bytes.
 pub(crate) fn run_folder(node: &str) -> PathBuf {
     Path::new("/run/gqla").join(node)
 }

@@ -1,15 +1,19 @@
-//! A real Kubernetes cluster on one machine: etcd, API server, controllers, scheduler, DNS, and real kubelets, one per node, each with its own containerd and network. It needs
-//! root and no container engine, reaches nothing outside the machine, and is gone when the caller is. An operator that was only ever seen against a mock breaks on field
-//! ownership, admission, garbage collection, cache lag, finalizers and RBAC; here nothing is pretended but the GPU.
+//! A real Kubernetes cluster on one machine: etcd, API server, controllers, scheduler, DNS, and real
+//! kubelets, one per node, each with its own containerd and network. It needs root and no container engine,
+//! reaches nothing outside the machine, and is gone when the caller is. An operator that was only ever seen
+//! against a mock breaks on field ownership, admission, garbage collection, cache lag, finalizers and RBAC;
+//! here nothing is pretended but the GPU.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use gqla_testkit::cluster::{Cluster, KwokNode};
 //!
+//! let h20 = KwokNode::new("h20").label("nvidia.com/gpu.product", "NVIDIA-H20").capacity("nvidia.com/gpu", "8");
 //! let cluster = Cluster::builder()
-//!     .node("h100-a").label("nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3")
+//!     .node("h100-a")
+//!     .label("nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3")
 //!     .node("cpu-a")
-//!     .kwok_nodes(2, KwokNode::new("h20").label("nvidia.com/gpu.product", "NVIDIA-H20").capacity("nvidia.com/gpu", "8"))
+//!     .kwok_nodes(2, h20)
 //!     .image("server.tar")
 //!     .start()
 //!     .await?;
@@ -52,7 +56,6 @@ use control_plane::Starter;
 use error::{api, io};
 use forward::Forwarder;
 use layout::Layout;
-use process::Components;
 use supervisor::Supervisor;
 
 use crate::tools::Tools;
@@ -64,9 +67,7 @@ pub struct Cluster {
     layout: Layout,
     nodes: Vec<String>,
     forwarder: Forwarder,
-    components: Components,
-    /// Taken when the cluster ends.
-    supervisor: Option<Supervisor>,
+    supervisor: Supervisor,
 }
 
 impl Cluster {
@@ -123,8 +124,8 @@ impl Cluster {
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String, ClusterError> {
         let mut command = Command::new(&self.tools.kube);
-        command.arg("kubectl").args(arguments);
-        self.run_outside(command, "kubectl").await
+        command.arg("kubectl");
+        self.run_outside("kubectl", command, arguments).await
     }
 
     /// Runs helm and returns what it printed.
@@ -135,9 +136,7 @@ impl Cluster {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String, ClusterError> {
-        let mut command = Command::new(&self.tools.helm);
-        command.args(arguments);
-        self.run_outside(command, "helm").await
+        self.run_outside("helm", Command::new(&self.tools.helm), arguments).await
     }
 
     /// Loads an OCI image archive on every real node.
@@ -146,13 +145,12 @@ impl Cluster {
     /// [`ClusterError::Command`] with the reason when a node does not take it.
     pub async fn load_image(&self, archive: &Path) -> Result<(), ClusterError> {
         let archive = archive.canonicalize().map_err(io("find the image", archive))?;
-        let supervisor = self.starter()?.supervisor;
-        try_join_all(self.nodes.iter().map(|node| node::load_image(supervisor, node, &archive)))
-            .await
-            .map(drop)
+        let loads = self.nodes.iter().map(|node| node::load_image(&self.supervisor, node, &archive));
+        try_join_all(loads).await.map(drop)
     }
 
-    /// Makes `target`, an `ADDRESS:PORT` of a pod, a Service or a node, reachable at the returned port of the loopback for as long as the cluster lives.
+    /// Makes `target`, an `ADDRESS:PORT` of a pod, a Service or a node, reachable at the returned port of the
+    /// loopback for as long as the cluster lives.
     ///
     /// # Errors
     /// [`ClusterError::Invalid`] when `target` is no address.
@@ -177,7 +175,8 @@ impl Cluster {
     /// Makes port `port` of a Service reachable at the returned port of the loopback.
     ///
     /// # Errors
-    /// [`ClusterError::Api`] when there is no such Service, [`ClusterError::Invalid`] when it has no address of its own.
+    /// [`ClusterError::Api`] when there is no such Service, [`ClusterError::Invalid`] when it has no address
+    /// of its own.
     pub async fn forward_service(
         &self,
         namespace: &str,
@@ -191,41 +190,47 @@ impl Cluster {
         self.forward(&format!("{address}:{port}"))
     }
 
-    /// Ends the cluster and waits until nothing is left of it, as dropping it does, without blocking the runtime.
+    /// Ends the cluster and waits until nothing is left of it, as dropping it does, without blocking the
+    /// runtime.
     pub async fn stop(self) {
         // Fails only when dropping panics, which the runtime has reported.
         let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
 
-    fn starter(&self) -> Result<Starter<'_>, ClusterError> {
-        let ended = || ClusterError::Supervisor {
-            log: self.layout.log("supervisor"),
-            tail: error::tail(&self.layout.log("supervisor")),
-        };
-        let supervisor = self.supervisor.as_ref().ok_or_else(ended)?;
-        Ok(Starter { tools: &self.tools, layout: &self.layout, supervisor, components: &self.components })
+    /// Leaves the cluster's files, logs among them, where they are when it ends: something went wrong.
+    fn keep_files(&self) {
+        // Without the mark the files are removed, which harms nobody who still has the error.
+        let _ = std::fs::write(self.layout.keep_mark(), "");
     }
 
-    async fn run_outside(&self, mut command: Command, name: &str) -> Result<String, ClusterError> {
+    fn starter(&self) -> Starter<'_> {
+        Starter { tools: &self.tools, layout: &self.layout, supervisor: &self.supervisor }
+    }
+
+    /// Runs a program of the caller's network with `arguments`, as the cluster's administrator.
+    async fn run_outside<S: AsRef<OsStr>>(
+        &self,
+        name: &str,
+        mut command: Command,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String, ClusterError> {
+        let mut words = name.to_owned();
+        for argument in arguments {
+            command.arg(argument.as_ref());
+            words = format!("{words} {}", argument.as_ref().to_string_lossy());
+        }
         // helm keeps caches in the home folder; the user's own are none of ours.
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.layout.state()).stdin(Stdio::null());
-        let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
-        let words = arguments.join(" ");
-        run(
-            command,
-            words
-                .strip_prefix(&format!("{name} "))
-                .map_or(format!("{name} {words}"), |rest| format!("{name} {rest}"))
-                .as_str(),
-        )
-        .await
+        run(command, &words).await
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.supervisor.take();
-        self.components.reap();
+        if std::thread::panicking() {
+            self.keep_files();
+            eprintln!("the test cluster's logs stay in {}", self.logs_dir().display());
+        }
     }
 }
 

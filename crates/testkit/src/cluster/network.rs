@@ -1,5 +1,6 @@
-//! The links: a bridge in the control plane's network namespace, one namespace for each node joined to it by a veth pair, and a route to each node's pods. Nothing is
-//! joined to the machine's own network, so nothing can leave and no port can clash.
+//! The links: a bridge in the control plane's network namespace, one namespace for each node joined to it by
+//! a veth pair, and a route to each node's pods. Nothing is joined to the machine's own network, so nothing
+//! can leave and no port can clash.
 
 use std::fmt::Write;
 

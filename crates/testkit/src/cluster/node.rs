@@ -1,9 +1,9 @@
-//! A real node: a kubelet and a containerd with a network namespace, a mount namespace, cgroups and a folder of their own.
+//! A real node: a kubelet and a containerd with a network namespace, a mount namespace, cgroups and a folder
+//! of their own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -97,10 +97,11 @@ pub(crate) fn start(spec: &NodeSpec, index: usize, starter: Starter<'_>) -> Resu
         index,
         starter.layout,
     ));
-    starter.components.start(starter.layout, &format!("kubelet-{}", spec.name), command)
+    starter.supervisor.components().start(starter.layout, &format!("kubelet-{}", spec.name), command)
 }
 
-/// Arguments: the node's folder, its folder in /run, containerd's log, the file that says when to go on, and the kubelet's command line.
+/// Arguments: the node's folder, its folder in /run, containerd's log, the file that says when to go on, and
+/// the kubelet's command line.
 const SCRIPT: &str = r#"
 folder=$1 run=$2 log=$3 go=$4; shift 4
 mkdir -p "$run"
@@ -130,7 +131,8 @@ fn kubelet_flags(spec: &NodeSpec, index: usize, layout: &Layout) -> Vec<String> 
 fn containerd_config(name: &str, folder: &Path) -> String {
     let (folder, run, socket) = (folder.display(), run_folder(name), containerd_socket(name));
     let (run, socket, pause) = (run.display(), socket.display(), crate::image::PAUSE);
-    // restrict_oom_score_adj: a container's machine often withholds CAP_SYS_RESOURCE, without which runc can't protect the pause process from the memory killer.
+    // restrict_oom_score_adj: a container's machine often withholds CAP_SYS_RESOURCE, without which runc
+    // can't protect the pause process from the memory killer.
     format!(
         r#"version = 2
 root = "{folder}/containerd"
@@ -193,7 +195,8 @@ fn kubelet_config(spec: &NodeSpec, index: usize, cgroup: &str, layout: &Layout) 
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "nodeStatusUpdateFrequency": "2s",
         "registerWithTaints": taints,
-        // The disk is the whole machine's: neither evict pods nor remove images that nothing could pull again because others fill it.
+        // The disk is the whole machine's: neither evict pods nor remove images that nothing could pull again
+        // because others fill it.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
     })
@@ -207,7 +210,7 @@ pub(crate) async fn load_image(
 ) -> Result<(), ClusterError> {
     let mut command = supervisor.command(Network::Hub, "sh");
     command.args(["-euc", r#"until [ -S "$1" ]; do sleep 0.05; done; exec ctr --address "$1" --namespace k8s.io images import "$2""#, "load"]);
-    command.arg(containerd_socket(node)).arg(archive).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg(containerd_socket(node)).arg(archive);
     super::run(command, &format!("ctr images import {} on {node}", archive.display())).await.map(drop)
 }
 

@@ -1,4 +1,5 @@
-//! The cluster's certificate authority and what it issues. Elliptic-curve keys take microseconds where RSA keys take a second.
+//! The cluster's certificate authority and what it issues. Elliptic-curve keys take microseconds where RSA
+//! keys take a second.
 
 use std::fs;
 use std::net::IpAddr;
@@ -33,7 +34,8 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Authority {
-    /// Makes the authority (`ca.crt`, `ca.key`) and the key pair that signs service account tokens (`sa.key`, `sa.pub`).
+    /// Makes the authority (`ca.crt`, `ca.key`) and the key pair that signs service account tokens (`sa.key`,
+    /// `sa.pub`).
     pub(crate) fn create(folder: &Path) -> Result<Self, ClusterError> {
         let named = |source| ClusterError::Certificate { name: "ca".to_owned(), source };
         fs::create_dir_all(folder).map_err(io("create the folder", folder))?;

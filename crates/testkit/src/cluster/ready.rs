@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::error::ClusterError;
 use super::layout::Layout;
-use super::process::Components;
+use super::supervisor::Supervisor;
 
 /// How long anything may take on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Waits for parts of one cluster.
 pub(crate) struct Waiter<'a> {
     pub(crate) layout: &'a Layout,
-    pub(crate) components: &'a Components,
+    pub(crate) supervisor: &'a Supervisor,
     pub(crate) client: Client,
 }
 
@@ -35,7 +35,7 @@ impl Waiter<'_> {
         let started = Instant::now();
         loop {
             let Err(last) = question().await else { return Ok(()) };
-            self.components.check(self.layout)?;
+            self.supervisor.components().check(self.layout)?;
             if started.elapsed() > PATIENCE {
                 return Err(ClusterError::Timeout {
                     what,

@@ -11,15 +11,19 @@ use crate::tools::cache_folder;
 
 const FOLDER: &str = "clusters";
 
-/// Makes a cluster's folder: the one asked for, which is kept at the end, or a fresh one in the cache folder, which is not. Returns which.
-pub(crate) fn create(asked: Option<&Path>) -> Result<(Layout, bool), ClusterError> {
+/// Makes a cluster's folder: the one asked for, which is kept at the end, or a fresh one in the cache folder,
+/// which is not.
+pub(crate) fn create(asked: Option<&Path>) -> Result<Layout, ClusterError> {
     let folder = match asked {
         Some(folder) => empty_folder(folder)?,
         None => fresh_folder()?,
     };
     let layout = Layout::new(folder);
     fs::create_dir(layout.logs()).map_err(io("create the folder", &layout.logs()))?;
-    Ok((layout, asked.is_some()))
+    if asked.is_some() {
+        fs::write(layout.keep_mark(), "").map_err(io("write", &layout.keep_mark()))?;
+    }
+    Ok(layout)
 }
 
 fn empty_folder(folder: &Path) -> Result<std::path::PathBuf, ClusterError> {

@@ -1,8 +1,10 @@
 //! The process that holds a cluster's PID, mount and network namespaces and outlives the caller by a moment.
 //!
-//! It is a shell script (`supervisor.sh`) rather than a program of ours because a test binary of any crate must be able to start it: there is nothing to build, find or
-//! re-execute. Its standard input is a pipe that only the caller holds. When the caller ends, for whatever reason, SIGKILL included, the pipe closes, the first process of the
-//! PID namespace ends, the kernel kills every other process in it and drops the mounts and networks, and the script removes the cgroups and the files.
+//! It is a shell script (`supervisor.sh`) rather than a program of ours because a test binary of any crate
+//! must be able to start it: there is nothing to build, find or re-execute. Its standard input is a pipe that
+//! only the caller holds. When the caller ends, for whatever reason, SIGKILL included, the pipe closes, the
+//! first process of the PID namespace ends, the kernel kills every other process in it and drops the mounts
+//! and networks, and the script removes the cgroups and the files.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use super::error::{ClusterError, io, tail};
+use super::process::Components;
 use crate::tools::system_command;
 
 const SCRIPT: &str = include_str!("supervisor.sh");
@@ -32,23 +35,26 @@ pub(crate) struct Supervisor {
     child: Child,
     stdin: Option<ChildStdin>,
     init: u32,
+    components: Components,
 }
 
 impl Supervisor {
-    /// Makes the namespaces. `state` is the cluster's folder; it is removed at the end unless `keep`.
-    pub(crate) fn start(state: &Path, keep: bool) -> Result<Self, ClusterError> {
+    /// Makes the namespaces. `state` is the cluster's folder, which is removed at the end unless
+    /// [`Layout::keep_mark`](super::layout::Layout::keep_mark) is in it.
+    pub(crate) fn start(state: &Path) -> Result<Self, ClusterError> {
         let log = state.join("log/supervisor.log");
         let stderr = File::create(&log).map_err(io("create", &log))?;
         let mut command = system_command("sh");
-        command.args(["-c", SCRIPT, NAME]).arg(state).arg(if keep { "keep" } else { "remove" });
-        // A process group of its own: Ctrl-C in the terminal is for the caller, which then ends the cluster in order.
+        command.args(["-c", SCRIPT, NAME]).arg(state);
+        // A process group of its own: Ctrl-C in the terminal is for the caller, which then ends the cluster
+        // in order.
         command.process_group(0).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(io("start", Path::new("sh")))?;
         let stdin = child.stdin.take();
         let mut line = String::new();
         let first = child.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut line));
         match (first, line.trim().parse()) {
-            (Some(Ok(_)), Ok(init)) => Ok(Self { child, stdin, init }),
+            (Some(Ok(_)), Ok(init)) => Ok(Self { child, stdin, init, components: Components::default() }),
             _ => {
                 let tail = tail(&log);
                 drop(stdin);
@@ -57,6 +63,11 @@ impl Supervisor {
                 Err(ClusterError::Supervisor { log, tail })
             }
         }
+    }
+
+    /// What runs inside.
+    pub(crate) fn components(&self) -> &Components {
+        &self.components
     }
 
     /// The name of the cgroup that holds every node's, in each hierarchy.
@@ -72,7 +83,8 @@ impl Supervisor {
         }
     }
 
-    /// A command that runs `program` inside. Not `ip netns exec`: that remounts /sys, which hides the cgroups.
+    /// A command that runs `program` inside. Not `ip netns exec`: that remounts /sys, which hides the
+    /// cgroups.
     pub(crate) fn command(&self, network: Network<'_>, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = system_command("nsenter");
         command
@@ -105,6 +117,7 @@ impl Drop for Supervisor {
         self.stdin.take();
         // It can only fail when the process was already waited for.
         let _ = self.child.wait();
+        self.components.reap();
     }
 }
 

@@ -1,5 +1,5 @@
 # Holds the namespaces of one test cluster while its standard input is open, and clears up afterwards.
-# Run as `sh -c SCRIPT gqla-supervisor STATE keep|remove`. Prints the host's PID of the cluster's first process when all is ready.
+# Run as `sh -c SCRIPT gqla-supervisor STATE`. Prints the host's PID of the cluster's first process when all is ready.
 trap '' HUP INT TERM
 state=$1
 echo $$ > "$state/supervisor.pid"
@@ -21,4 +21,4 @@ for attempt in $(seq 50); do
   [ -z "$(groups)" ] && break
   sleep 0.1
 done
-if [ "$2" = remove ]; then rm -rf --one-file-system "$state"; else rm -f "$state/supervisor.pid"; fi
+if [ -e "$state/keep" ]; then rm -f "$state/supervisor.pid"; else rm -rf --one-file-system "$state"; fi

@@ -1,4 +1,5 @@
-//! A folder of built programs. Each lives in a subfolder named after everything that went into it, and appears there by one rename, so that a name that exists is whole.
+//! A folder of built programs. Each lives in a subfolder named after everything that went into it, and
+//! appears there by one rename, so that a name that exists is whole.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ impl Cache {
         self.root.join(key).join(program)
     }
 
-    /// Returns `program` of the build `key`; when it is not there, has `build` make it in a fresh folder first. Another process that builds the same key is waited for.
+    /// Returns `program` of the build `key`; when it is not there, has `build` make it in a fresh folder
+    /// first. Another process that builds the same key is waited for.
     pub(super) fn get_or_build(
         &self,
         key: &str,

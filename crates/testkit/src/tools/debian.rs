@@ -3,7 +3,8 @@
 use super::ToolsError;
 use crate::progress::Progress;
 
-/// Program (a name on PATH, or a path) and the package that brings it. util-linux (`unshare`, `nsenter`), mount and findutils are in every Debian.
+/// Program (a name on PATH, or a path) and the package that brings it. util-linux (`unshare`, `nsenter`),
+/// mount and findutils are in every Debian.
 const PROGRAMS: [(&str, &str); 7] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),

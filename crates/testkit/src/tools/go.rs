@@ -1,4 +1,5 @@
-//! Programs built by Go from the module proxy. Versions are named here and nowhere else; those of Kubernetes and etcd are those of `kube-binary/go.mod`.
+//! Programs built by Go from the module proxy. Versions are named here and nowhere else; those of Kubernetes
+//! and etcd are those of `kube-binary/go.mod`.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! The programs a cluster is made of, obtained by package name and kept: Kubernetes, etcd, helm, CoreDNS and kwok from the Go module proxy, the container runtime from
-//! Debian. Nothing is taken from a URL, and a second run builds nothing.
+//! The programs a cluster is made of, obtained by package name and kept: Kubernetes, etcd, helm, CoreDNS and
+//! kwok from the Go module proxy, the container runtime from Debian. Nothing is taken from a URL, and a
+//! second run builds nothing.
 
 mod cache;
 pub mod debian;
@@ -63,8 +64,9 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Finds every program, and installs and builds those that are missing. Takes minutes the first time and milliseconds after that. Blocks; two processes that ask at
-    /// once build once. Interrupted builds continue where they were, because Go keeps every package it compiled.
+    /// Finds every program, and installs and builds those that are missing. Takes minutes the first time and
+    /// milliseconds after that. Blocks; two processes that ask at once build once. Interrupted builds
+    /// continue where they were, because Go keeps every package it compiled.
     ///
     /// # Errors
     /// [`ToolsError::Preflight`] with one sentence when the machine can't do the job, else what failed.
@@ -81,7 +83,8 @@ impl Tools {
     }
 }
 
-/// The folder of everything this project keeps outside the source tree: `$XDG_CACHE_HOME/gqla`, or `~/.cache/gqla`.
+/// The folder of everything this project keeps outside the source tree: `$XDG_CACHE_HOME/gqla`, or
+/// `~/.cache/gqla`.
 ///
 /// # Errors
 /// [`ToolsError::NoCacheFolder`] when neither variable is set.

@@ -1,4 +1,5 @@
-//! The test cluster itself, for real: needs root, and on a first run minutes to build the Kubernetes programs.
+//! The test cluster itself, for real: needs root, and on a first run minutes to build the Kubernetes
+//! programs.
 
 mod remains;
 

@@ -1,4 +1,5 @@
-//! Looks for what a cluster left behind, in the kernel's own lists: processes, mounts, namespaces, cgroups, and its folder.
+//! Looks for what a cluster left behind, in the kernel's own lists: processes, mounts, namespaces, cgroups,
+//! and its folder.
 
 use std::collections::BTreeSet;
 use std::fs;
