@@ -41,9 +41,7 @@ impl AttentionShape {
         let rope = u64::from(self.qk_rope_head_dim);
         match path {
             DecodePath::MqaAbsorb => u64::from(self.kv_lora_rank) + rope,
-            DecodePath::Gqa => {
-                u64::from(groups) * u64::from(self.qk_nope_head_dim + self.v_head_dim) + rope
-            }
+            DecodePath::Gqa => u64::from(groups) * u64::from(self.qk_nope_head_dim + self.v_head_dim) + rope,
         }
     }
 
