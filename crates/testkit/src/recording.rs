@@ -102,7 +102,8 @@ impl RecordingServer {
         }
         let method = request.method().clone();
         let uri = request.uri().clone();
-        let bytes = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let bytes =
+            request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         let target = Target::new(&uri);
         let mut state = self.state();
@@ -113,14 +114,21 @@ impl RecordingServer {
             }
             (method, _) => state.store.handle(method, &target, &body),
         };
-        state.requests.push(Recorded { method: method.to_string(), path: target.path, query: target.query, body, code });
+        state.requests.push(Recorded {
+            method: method.to_string(),
+            path: target.path,
+            query: target.query,
+            body,
+            code,
+        });
         response(code, &answer)
     }
 }
 
 fn response(code: u16, body: &Value) -> http::Response<Body> {
     let mut response = http::Response::new(Body::from(body.to_string().into_bytes()));
-    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     response
 }
 

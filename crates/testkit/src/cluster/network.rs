@@ -4,15 +4,17 @@
 
 use std::fmt::Write;
 
-use super::layout::{HUB, node_address, pod_addresses};
+use super::layout::{HUB, SERVICES, node_address, pod_addresses};
 
 /// A script for the control plane's namespace that makes everything; `nodes` in the order of their addresses.
 pub(crate) fn script<'a>(nodes: impl Iterator<Item = &'a str>) -> String {
+    // Without a route to it a Service's address is refused before kube-proxy's rules see the connection.
     let mut script = format!(
         "ip link set lo up
 ip link add name node0 type bridge
 ip addr add {HUB}/24 dev node0
 ip link set node0 up
+ip route add {SERVICES} dev node0
 echo 1 > /proc/sys/net/ipv4/ip_forward
 "
     );

@@ -97,7 +97,9 @@ impl Store {
     }
 
     fn delete(&mut self, target: &Target, body: &Value) -> (u16, Value) {
-        let Some(object) = self.objects.get(&target.path) else { return (404, refusal(404, "no such object")) };
+        let Some(object) = self.objects.get(&target.path) else {
+            return (404, refusal(404, "no such object"));
+        };
         let wanted = &body["preconditions"]["uid"];
         if !wanted.is_null() && wanted != &object["metadata"]["uid"] {
             return (409, refusal(409, "the UID in the precondition does not match"));
@@ -139,7 +141,11 @@ fn refused(path: &str, old: Option<&Value>, new: &Value) -> Option<String> {
     }
     let controllers = |object: &Value| {
         let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
-        owners.into_iter().filter(|owner| owner["controller"] == json!(true)).map(|owner| owner["uid"].clone()).next()
+        owners
+            .into_iter()
+            .filter(|owner| owner["controller"] == json!(true))
+            .map(|owner| owner["uid"].clone())
+            .next()
     };
     let old = old?;
     if path.contains("/deployments/") && old["spec"]["selector"] != new["spec"]["selector"] {
@@ -149,9 +155,10 @@ fn refused(path: &str, old: Option<&Value>, new: &Value) -> Option<String> {
         return Some("spec.template: Invalid value: field is immutable".to_owned());
     }
     match (controllers(old), controllers(new)) {
-        (Some(old), Some(new)) if old != new => {
-            Some("metadata.ownerReferences: Invalid value: only one reference can have Controller set to true".to_owned())
-        }
+        (Some(old), Some(new)) if old != new => Some(
+            "metadata.ownerReferences: Invalid value: only one reference can have Controller set to true"
+                .to_owned(),
+        ),
         _ => None,
     }
 }

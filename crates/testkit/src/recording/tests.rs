@@ -56,6 +56,8 @@ async fn selectors_names_and_foreign_owners_are_refused_as_the_real_server_does(
 async fn failures_are_injected_once() {
     let server = RecordingServer::new();
     server.fail_next_write(409);
-    assert!(matches!(apply(&server, &deployment("x")).await, Err(kube::Error::Api(status)) if status.is_conflict()));
+    assert!(
+        matches!(apply(&server, &deployment("x")).await, Err(kube::Error::Api(status)) if status.is_conflict())
+    );
     assert!(apply(&server, &deployment("x")).await.is_ok());
 }
