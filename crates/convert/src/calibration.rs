@@ -54,7 +54,7 @@ impl Calibration {
 
 /// Reads little-endian u16 ids, the content of a `.u16` file.
 pub fn ids_from_u16(bytes: &[u8]) -> Result<Vec<u32>, CalibrationError> {
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return Err(CalibrationError::OddBytes { bytes: bytes.len() });
     }
     Ok(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect())
