@@ -1,7 +1,6 @@
 //! `cargo xtask gen`: writes what is derived from the API types, and tells whether the committed copies still agree.
 //!
-//! The chart carries its own copy of each definition because Helm cannot read outside the chart. The copy asks Helm to
-//! keep it on uninstall: deleting a definition deletes every object of its kind, and with them the serving pods.
+//! The chart carries its own copy of each definition, because Helm cannot read outside the chart.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,9 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::repo_root;
 
-const PLAIN: &str = "crds";
-const CHART: &str = "charts/gqla-operator/files/crds";
-const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
+const FOLDERS: [&str; 2] = ["crds", "charts/gqla-operator/crds-files"];
 
 /// Write generated files: the CRDs and the chart's copy of them.
 #[derive(Debug, clap::Args)]
@@ -66,13 +63,9 @@ pub fn check() -> Result<()> {
 /// Every generated file, by its path in the repository.
 fn generated() -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
-    for mut crd in gqla_api::crds() {
+    for crd in gqla_api::crds() {
         let (name, text) = gqla_api::render(&crd)?;
-        files.insert(Path::new(PLAIN).join(name), text);
-        let annotations = crd.metadata.annotations.get_or_insert_default();
-        annotations.insert(KEEP.0.to_owned(), KEEP.1.to_owned());
-        let (name, text) = gqla_api::render(&crd)?;
-        files.insert(Path::new(CHART).join(name), text);
+        files.extend(FOLDERS.map(|folder| (Path::new(folder).join(&name), text.clone())));
     }
     Ok(files)
 }
@@ -81,7 +74,7 @@ fn generated() -> Result<BTreeMap<PathBuf, String>> {
 fn stale(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let generated = generated()?;
     let mut stale = BTreeSet::new();
-    for folder in [PLAIN, CHART].map(Path::new) {
+    for folder in FOLDERS.map(Path::new) {
         let Ok(entries) = fs::read_dir(root.join(folder)) else { continue };
         for entry in entries {
             let path = folder.join(entry?.file_name());
