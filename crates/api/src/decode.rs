@@ -162,11 +162,11 @@ pub struct DecodeOverrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathChoice>,
     /// GPUs one replica of this pool is split over: Auto or a number.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::tensor_parallel")]
     pub tensor_parallel: Option<TensorParallel>,
     /// Tokens drafted per step in this pool: Auto, Off or a number.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::multi_token_prediction")]
     pub multi_token_prediction: Option<MultiTokenPrediction>,
 }

@@ -21,7 +21,7 @@ pub struct PoolSpec {
     #[schemars(length(min = 1, max = 63))]
     pub gpu_class: Option<String>,
     /// Labels of the nodes to use. They must all be of one GPU class.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Replicas this pool gets before the rest is shared out, while spec.replicas lasts.
@@ -68,7 +68,7 @@ pub enum PlacementStrategy {
 pub struct RolloutSpec {
     /// Replicas of a pool that may be down during a rollout, as a number or percentage. The default is 1 where a
     /// replica holds GPUs, because a surge would wait for GPUs that the old replica has, and 0 on CPUs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::int_or_percent")]
     pub max_unavailable: Option<IntOrString>,
     /// Seconds without progress after which Progressing turns False. The default is 600.

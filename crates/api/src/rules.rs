@@ -43,16 +43,14 @@ pub(crate) fn add_pool_rules(schema: &mut Schema) {
         schema,
         vec![
             rule(
-                "has(self.gpuClass) != has(self.nodeSelector)".to_owned(),
-                "'pool ' + self.name + ' must set exactly one of gpuClass and nodeSelector, it sets ' \
-                 + (has(self.gpuClass) ? 'both' : 'neither')"
-                    .to_owned(),
+                "has(self.gpuClass) != has(self.nodeSelector)",
+                "pool %s must set exactly one of gpuClass and nodeSelector, it sets %s",
+                &["self.name", "has(self.gpuClass) ? 'both' : 'neither'"],
             ),
             rule(
-                "!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas".to_owned(),
-                "'pool ' + self.name + ': minReplicas=' + string(self.minReplicas) + ' exceeds maxReplicas=' \
-                 + string(self.maxReplicas)"
-                    .to_owned(),
+                "!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+                "pool %s: minReplicas=%d exceeds maxReplicas=%d",
+                &["self.name", "self.minReplicas", "self.maxReplicas"],
             ),
         ],
     );
@@ -63,11 +61,9 @@ pub(crate) fn add_runtime_rules(schema: &mut Schema) {
     let reserved = RESERVED_ARGUMENTS.map(|argument| format!("'{argument}'")).join(", ");
     let taken = format!("argument.split('=')[0] in [{reserved}]");
     let rule = rule(
-        format!("!has(self.extraArgs) || self.extraArgs.all(argument, !({taken}))"),
-        format!(
-            "'runtime.extraArgs: ' + self.extraArgs.filter(argument, {taken})[0] + ' is set by the operator from \
-             other fields of the spec'"
-        ),
+        &format!("!has(self.extraArgs) || self.extraArgs.all(argument, !({taken}))"),
+        "runtime.extraArgs: %s is set by the operator from other fields of the spec",
+        &[&format!("self.extraArgs.filter(argument, {taken})[0]")],
     );
     add(schema, vec![rule]);
 }
@@ -79,8 +75,14 @@ fn add(schema: &mut Schema, rules: Vec<Rule>) {
     }
 }
 
-fn rule(expression: String, message: String) -> Rule {
-    Rule::new(expression).message(Message::Expression(message))
+/// A rule whose sentence is `format` filled with the CEL expressions `values`.
+fn rule(expression: &str, format: &str, values: &[&str]) -> Rule {
+    Rule::new(expression).message(Message::Expression(sentence(format, values)))
+}
+
+/// One call of `format()`: the API server bounds its cost, but not that of concatenating numbers as strings.
+fn sentence(format: &str, values: &[&str]) -> String {
+    format!("'{format}'.format([{}])", values.join(", "))
 }
 
 /// Applies `condition` only when the spec states a shape.
@@ -90,44 +92,37 @@ fn with_shape(condition: &str) -> String {
 
 fn groups_divide_heads() -> Rule {
     rule(
-        with_shape(&format!("{HEADS} % {GROUPS} == 0")),
-        format!(
-            "'spec.model.shape.numKeyValueHeads=' + string({GROUPS}) + ' does not divide \
-             spec.model.shape.numAttentionHeads=' + string({HEADS}) + ' (' + string({HEADS}) + ' mod ' \
-             + string({GROUPS}) + ' = ' + string({HEADS} % {GROUPS}) + '): every group must serve the same number of heads'"
-        ),
+        &with_shape(&format!("{HEADS} % {GROUPS} == 0")),
+        "spec.model.shape.numKeyValueHeads=%d does not divide spec.model.shape.numAttentionHeads=%d (%d mod %d = %d): \
+         every group must serve the same number of heads",
+        &[GROUPS, HEADS, HEADS, GROUPS, &format!("{HEADS} % {GROUPS}")],
     )
 }
 
 fn rope_is_even() -> Rule {
+    let rope = format!("{SHAPE}.qkRopeHeadDim");
     rule(
-        with_shape(&format!("{SHAPE}.qkRopeHeadDim % 2 == 0")),
-        format!(
-            "'spec.model.shape.qkRopeHeadDim=' + string({SHAPE}.qkRopeHeadDim) + ' is odd, expected an even number \
-             of rotary channels'"
-        ),
+        &with_shape(&format!("{rope} % 2 == 0")),
+        "spec.model.shape.qkRopeHeadDim=%d is odd, expected an even number of rotary channels",
+        &[&rope],
     )
 }
 
 fn context_fits_model() -> Rule {
     let (context, longest) = ("self.goal.contextLength", format!("{SHAPE}.maxPositionEmbeddings"));
     rule(
-        with_shape(&format!("!has(self.goal) || !has({context}) || {context} <= {longest}")),
-        format!(
-            "'spec.goal.contextLength=' + string({context}) + ' exceeds spec.model.shape.maxPositionEmbeddings=' \
-             + string({longest})"
-        ),
+        &with_shape(&format!("!has(self.goal) || !has({context}) || {context} <= {longest}")),
+        "spec.goal.contextLength=%d exceeds spec.model.shape.maxPositionEmbeddings=%d",
+        &[context, &longest],
     )
 }
 
 fn classes_or_pools() -> Rule {
     rule(
         "!has(self.pools) || size(self.pools) == 0 || !has(self.placement) || \
-         !has(self.placement.allowedClasses) || size(self.placement.allowedClasses) == 0"
-            .to_owned(),
-        "'spec.placement.allowedClasses cannot be combined with spec.pools: the ' + string(size(self.pools)) \
-         + ' pools name their own classes'"
-            .to_owned(),
+         !has(self.placement.allowedClasses) || size(self.placement.allowedClasses) == 0",
+        "spec.placement.allowedClasses cannot be combined with spec.pools: the %d pools name their own classes",
+        &["size(self.pools)"],
     )
 }
 
@@ -137,8 +132,9 @@ struct Scope {
     path: &'static str,
     degree: &'static str,
     drafts: &'static str,
-    /// CEL for the start of a sentence about them.
+    /// Start of a sentence about them, and the CEL that fills it.
     subject: &'static str,
+    subject_values: &'static [&'static str],
     over_pools: bool,
 }
 
@@ -147,7 +143,8 @@ impl Scope {
         path: "self.decode.path",
         degree: "self.decode.tensorParallel",
         drafts: "self.decode.multiTokenPrediction",
-        subject: "'spec.decode.'",
+        subject: "spec.decode",
+        subject_values: &[],
         over_pools: false,
     };
     const POOL: Self = Self {
@@ -156,56 +153,65 @@ impl Scope {
                  : self.decode.tensorParallel)",
         drafts: "(has(pool.decode) && has(pool.decode.multiTokenPrediction) ? pool.decode.multiTokenPrediction \
                  : self.decode.multiTokenPrediction)",
-        subject: "'spec.pools[' + pool.name + '].decode.'",
+        subject: "spec.pools[%s].decode",
+        subject_values: &["pool.name"],
         over_pools: true,
     };
 
     /// Requires `condition` of the spec, or of every pool, and speaks of the first that breaks it.
-    fn rule(&self, condition: &str, message: String) -> Rule {
-        if self.over_pools {
-            rule(
-                with_shape(&format!("!has(self.pools) || self.pools.all(pool, {condition})")),
-                format!("self.pools.filter(pool, !({condition})).map(pool, {message})[0]"),
+    fn rule(&self, condition: &str, format: &str, values: &[&str]) -> Rule {
+        let sentence =
+            sentence(&format!("{}.{format}", self.subject), &[self.subject_values, values].concat());
+        let (expression, sentence) = if self.over_pools {
+            (
+                format!("!has(self.pools) || self.pools.all(pool, {condition})"),
+                format!("self.pools.filter(pool, !({condition})).map(pool, {sentence})[0]"),
             )
         } else {
-            rule(with_shape(&format!("({condition})")), message)
-        }
+            (format!("({condition})"), sentence)
+        };
+        Rule::new(with_shape(&expression)).message(Message::Expression(sentence))
     }
 
     fn degree_divides_heads(&self) -> Rule {
-        let Self { degree, subject, .. } = self;
-        let condition = format!("{degree} == 'Auto' || int({degree}) < 1 || {HEADS} % int({degree}) == 0");
-        let message = format!(
-            "{subject} + 'tensorParallel=' + string(int({degree})) + ' does not divide \
-             spec.model.shape.numAttentionHeads=' + string({HEADS}) + ' (' + string({HEADS}) + ' mod ' \
-             + string(int({degree})) + ' = ' + string({HEADS} % int({degree})) + ')'"
-        );
-        self.rule(&condition, message)
+        let degree = format!("int({})", self.degree);
+        self.rule(
+            &format!("{} == 'Auto' || {degree} < 1 || {HEADS} % {degree} == 0", self.degree),
+            "tensorParallel=%d does not divide spec.model.shape.numAttentionHeads=%d (%d mod %d = %d)",
+            &[&degree, HEADS, HEADS, &degree, &format!("{HEADS} % {degree}")],
+        )
     }
 
     fn degree_fits_groups(&self) -> Rule {
-        let Self { degree, path, subject, .. } = self;
-        let condition = format!(
-            "{path} != 'GQA' || {degree} == 'Auto' || int({degree}) < 1 || {GROUPS} % int({degree}) == 0 \
-             || int({degree}) % {GROUPS} == 0"
-        );
-        let message = format!(
-            "{subject} + 'tensorParallel=' + string(int({degree})) + ' and spec.model.shape.numKeyValueHeads=' \
-             + string({GROUPS}) + ' do not divide each other (' + string({GROUPS}) + ' mod ' + string(int({degree})) \
-             + ' = ' + string({GROUPS} % int({degree})) + ', ' + string(int({degree})) + ' mod ' + string({GROUPS}) \
-             + ' = ' + string(int({degree}) % {GROUPS}) + '): on path GQA a rank would hold part of a group'"
-        );
-        self.rule(&condition, message)
+        let degree = format!("int({})", self.degree);
+        let (path, choice) = (self.path, self.degree);
+        self.rule(
+            &format!(
+                "{path} != 'GQA' || {choice} == 'Auto' || {degree} < 1 || {GROUPS} % {degree} == 0 \
+                 || {degree} % {GROUPS} == 0"
+            ),
+            "tensorParallel=%d and spec.model.shape.numKeyValueHeads=%d do not divide each other \
+             (%d mod %d = %d, %d mod %d = %d): on path GQA a rank would hold part of a group",
+            &[
+                &degree,
+                GROUPS,
+                GROUPS,
+                &degree,
+                &format!("{GROUPS} % {degree}"),
+                &degree,
+                GROUPS,
+                &format!("{degree} % {GROUPS}"),
+            ],
+        )
     }
 
     fn drafts_have_layers(&self) -> Rule {
-        let Self { drafts, subject, .. } = self;
-        let condition =
-            format!("{drafts} == 'Auto' || {drafts} == 'Off' || int({drafts}) < 1 || {DRAFT_LAYERS} > 0");
-        let message = format!(
-            "{subject} + 'multiTokenPrediction=' + string(int({drafts})) + ' needs prediction layers, but \
-             spec.model.shape.numNextnPredictLayers=' + string({DRAFT_LAYERS})"
-        );
-        self.rule(&condition, message)
+        let (choice, drafts) = (self.drafts, format!("int({})", self.drafts));
+        self.rule(
+            &format!("{choice} == 'Auto' || {choice} == 'Off' || {drafts} < 1 || {DRAFT_LAYERS} > 0"),
+            "multiTokenPrediction=%d needs prediction layers, but \
+             spec.model.shape.numNextnPredictLayers=%d",
+            &[&drafts, DRAFT_LAYERS],
+        )
     }
 }
