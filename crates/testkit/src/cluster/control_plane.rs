@@ -113,15 +113,20 @@ fn api_server_flags(layout: &Layout) -> Vec<String> {
 
 /// Starts the controllers and the scheduler.
 pub(crate) fn start_controllers(starter: Starter<'_>) -> Result<(), ClusterError> {
+    let pki = |file: &str| starter.layout.pki(file).display().to_string();
     let common = |name: &str| {
-        let kubeconfig = starter.layout.kubeconfig(name);
         vec![
-            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--kubeconfig={}", starter.layout.kubeconfig(name).display()),
             "--leader-elect=false".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
+            // Making an RSA key for themselves takes them a good part of a second.
+            format!("--tls-cert-file={}", pki("apiserver.crt")),
+            format!("--tls-private-key-file={}", pki("apiserver.key")),
+            // By default they ask 20 times a second, and their first questions take seconds at that rate.
+            "--kube-api-qps=1000".to_owned(),
+            "--kube-api-burst=1000".to_owned(),
         ]
     };
-    let pki = |file: &str| starter.layout.pki(file).display().to_string();
     let mut flags = common("kube-controller-manager");
     flags.extend([
         "--use-service-account-credentials".to_owned(),

@@ -1,6 +1,9 @@
 //! The test cluster itself, for real: needs root, and on a first run minutes to build the Kubernetes
 //! programs.
 
+// Helpers of tests are tests, which clippy does not know.
+#![allow(clippy::unwrap_used)]
+
 mod remains;
 
 use std::io::{BufRead, BufReader};
@@ -46,7 +49,7 @@ async fn pods_spread_over_real_nodes_answer_through_a_service_and_leave_nothing(
         .start()
         .await
         .unwrap();
-    let remains = Remains::of(&cluster.state_dir().to_path_buf());
+    let remains = Remains::of(cluster.state_dir());
 
     cluster.kubectl(["apply", "--filename", manifest.to_str().unwrap()]).await.unwrap();
     for deployment in ["deployment/hello", "deployment/pretended"] {
