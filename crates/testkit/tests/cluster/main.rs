@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use remains::Remains;
 
 const HELLO: &str = include_str!("hello.yaml");
-/// Set in the process that starts a cluster in order to be killed.
+/// Set, to the number of nodes, in the process that starts a cluster in order to be killed.
 const DOOMED: &str = "GQLA_TESTKIT_DOOMED";
 
 #[tokio::test]
@@ -111,12 +111,15 @@ fn a_killed_caller_leaves_no_process_mount_namespace_cgroup_or_file() {
     remains.assert_gone();
 }
 
-/// Starts a cluster with a real node and waits to be killed. Run by the test above as a process of its own.
+/// Starts a cluster with real nodes and waits to be killed. Run by the test above as a process of its own.
 #[tokio::test]
 #[ignore = "it waits to be killed; the test that kills it starts it"]
 async fn the_process_that_is_killed() {
-    if std::env::var_os(DOOMED).is_some() {
-        let cluster = Cluster::builder().node("doomed").start().await.unwrap();
+    let nodes = std::env::var(DOOMED).ok().and_then(|number| number.parse::<usize>().ok());
+    if let Some(nodes) = nodes {
+        let builder =
+            (0..nodes).fold(Cluster::builder(), |builder, index| builder.node(format!("doomed-{index}")));
+        let cluster = builder.start().await.unwrap();
         println!("STATE={}", cluster.state_dir().display());
         tokio::time::sleep(Duration::from_secs(600)).await;
     }
