@@ -1,5 +1,8 @@
 //! `gqla`: plans, conversions and measurements on the command line, one file per subcommand.
 
+mod convert;
+mod eval;
+mod logits;
 mod plan;
 mod roofline;
 mod table;
@@ -18,6 +21,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a GQLA checkpoint of a plain LLaMA one
+    Convert(convert::Args),
+    /// Measure how well a model predicts text
+    Eval(eval::Args),
+    /// Write the logits of a token sequence to a file
+    Logits(logits::Args),
     /// Choose path, tensor parallelism and drafts for a model on a GPU class
     Plan(plan::Args),
     /// Print the roofline figures behind the choice of a path
@@ -26,14 +35,15 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Logits(args) => logits::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Roofline(args) => roofline::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
