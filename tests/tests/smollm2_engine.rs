@@ -3,6 +3,8 @@
 //! `GQLA_TEST_MODEL_DIR` names the directory of the Q4_1 GGUF file; without it the tests fail, because passing would
 //! claim something nobody checked.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
 use std::{
     env, fs,
     ops::ControlFlow,

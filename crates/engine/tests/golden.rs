@@ -1,5 +1,7 @@
 //! The CPU models against logits and texts of independent PyTorch code.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
 use std::{
     fs,
     ops::ControlFlow,

@@ -74,20 +74,21 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
     ldb: usize,
     k: usize,
 ) {
-    let mut sums = *acc;
-    for i in 0..k {
-        // SAFETY: i < k and the caller's contract.
-        unsafe {
-            let mut w = [S::splat(0.0); P];
-            for p in 0..P {
-                w[p] = E::load::<S>(b[p].add(i * ldb));
-            }
-            for r in 0..R {
-                let x = S::splat(*x[r].add(i));
-                for p in 0..P {
-                    sums[r][p] = S::mul_add(x, w[p], sums[r][p]);
+    let (mut sums, mut x, mut b) = (*acc, *x, *b);
+    for _ in 0..k {
+        // One weight vector at a time: an array of them would be kept in memory, not in registers.
+        for p in 0..P {
+            // SAFETY: within `k` steps; the caller's contract. The pointers are not read after the last step.
+            unsafe {
+                let w = E::load::<S>(b[p]);
+                b[p] = b[p].wrapping_add(ldb);
+                for r in 0..R {
+                    sums[r][p] = S::mul_add(S::splat(*x[r]), w, sums[r][p]);
                 }
             }
+        }
+        for r in 0..R {
+            x[r] = x[r].wrapping_add(1);
         }
     }
     *acc = sums;

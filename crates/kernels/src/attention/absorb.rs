@@ -32,7 +32,7 @@ impl Absorb {
         let dims = LatentDims::of(shape);
         let LatentDims { groups, nope, value, rank, .. } = dims;
         let (rows, width) = (up.0.len() / rank, nope + value);
-        if rows != groups * width || up.0.len() % rank != 0 {
+        if rows != groups * width || !up.0.len().is_multiple_of(rank) {
             return Err(MatrixError::Rows { rows, expected: groups * width });
         }
         let key_up = |group: usize| Matrix::stack(&[transpose(up.0, group * width, nope, rank).rows()], nope);

@@ -4,15 +4,39 @@
 //! by block, keeping a running maximum and sum per row, so keys and values are read once for all its rows. Every row
 //! meets the same blocks in the same order whatever else is in the task, and what it must not see adds an exact zero.
 
-#![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
+#![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
 use super::cache::{BLOCK_TOKENS, LayerCache, Segment};
 use crate::{
     Pool,
-    gemm::{PANEL, RowMap, TILE_ROWS, tile},
+    gemm::RowMap,
     math::exp,
     simd::{Simd, dispatch},
 };
+use scores::{score_panels, score_rows};
+use values::add_values;
+
+/// Calls `$f::<S, R, N>(args, row)` for tiles of R rows.
+macro_rules! for_tiles {
+    ($rows:expr, $max:expr, $n:ident, $f:ident($($arg:expr),*)) => {{
+        let mut row = 0;
+        while row < $rows {
+            let left = ($rows - row).min($max);
+            match left {
+                1 => $f::<S, 1, $n>($($arg),*, row),
+                2 => $f::<S, 2, $n>($($arg),*, row),
+                3 => $f::<S, 3, $n>($($arg),*, row),
+                4 => $f::<S, 4, $n>($($arg),*, row),
+                5 => $f::<S, 5, $n>($($arg),*, row),
+                _ => $f::<S, 6, $n>($($arg),*, row),
+            }
+            row += left;
+        }
+    }};
+}
+
+mod scores;
+mod values;
 
 /// Query rows of a task at most; their scores (12 KiB) stay in the first-level cache.
 const MAX_ROWS: usize = 48;
@@ -187,166 +211,6 @@ impl Task<'_> {
     }
 }
 
-/// Calls `$f::<S, R, N>(args, row)` for tiles of R rows.
-macro_rules! for_tiles {
-    ($rows:expr, $max:expr, $n:ident, $f:ident($($arg:expr),*)) => {{
-        let mut row = 0;
-        while row < $rows {
-            let left = ($rows - row).min($max);
-            match left {
-                1 => $f::<S, 1, $n>($($arg),*, row),
-                2 => $f::<S, 2, $n>($($arg),*, row),
-                3 => $f::<S, 3, $n>($($arg),*, row),
-                4 => $f::<S, 4, $n>($($arg),*, row),
-                5 => $f::<S, 5, $n>($($arg),*, row),
-                _ => $f::<S, 6, $n>($($arg),*, row),
-            }
-            row += left;
-        }
-    }};
-}
-
-#[inline(always)]
-unsafe fn score_panels<S: Simd, const P: usize>(
-    task: &Task<'_>,
-    parts: &[KeyPart; 2],
-    block: *const f32,
-    tokens: usize,
-    scores: &mut Scores,
-) {
-    // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, TILE_ROWS, P, score_panel_tile(task, parts, block, tokens, scores)) }
-}
-
-#[inline(always)]
-unsafe fn score_panel_tile<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
-    parts: &[KeyPart; 2],
-    block: *const f32,
-    tokens: usize,
-    scores: &mut Scores,
-    row: usize,
-) {
-    // Whole groups of vectors: tokens beyond the last are stale but allocated, and `weigh` drops them.
-    for group in (0..tokens).step_by(P * S::LANES) {
-        // SAFETY: BLOCK_TOKENS is a multiple of P · LANES, so the panels exist.
-        unsafe {
-            let mut acc = [[S::splat(0.0); P]; R];
-            for part in parts {
-                let mut x = [task.set.q; R];
-                for r in 0..R {
-                    x[r] = task.query(row + r).add(part.query);
-                }
-                let mut b = [block; P];
-                for p in 0..P {
-                    let token = group + p * S::LANES;
-                    b[p] = block.add(part.block + token / PANEL * PANEL * part.dim + token % PANEL);
-                }
-                tile::<S, f32, R, P>(&mut acc, &x, &b, PANEL, part.dim);
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    S::store(scores[row + r].as_mut_ptr().add(group + p * S::LANES), acc[r][p]);
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn score_rows<S: Simd, const C: usize>(
-    task: &Task<'_>,
-    dim: usize,
-    stride: usize,
-    block: *const f32,
-    tokens: usize,
-    scores: &mut Scores,
-) {
-    // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, 4, C, score_row_tile(task, dim, stride, block, tokens, scores)) }
-}
-
-#[inline(always)]
-unsafe fn score_row_tile<S: Simd, const R: usize, const C: usize>(
-    task: &Task<'_>,
-    dim: usize,
-    stride: usize,
-    block: *const f32,
-    tokens: usize,
-    scores: &mut Scores,
-    row: usize,
-) {
-    // SAFETY: tokens below `tokens` are in the block.
-    unsafe {
-        let mut q = [task.set.q; R];
-        for r in 0..R {
-            q[r] = task.query(row + r);
-        }
-        let mut token = 0;
-        while token + C <= tokens {
-            let dots = dot_tile::<S, R, C>(&q, block.add(token * stride), stride, dim);
-            for r in 0..R {
-                for c in 0..C {
-                    scores[row + r][token + c] = dots[r][c];
-                }
-            }
-            token += C;
-        }
-        while token < tokens {
-            let dots = dot_tile::<S, R, 1>(&q, block.add(token * stride), stride, dim);
-            for r in 0..R {
-                scores[row + r][token] = dots[r][0];
-            }
-            token += 1;
-        }
-    }
-}
-
-/// `R x C` inner products over `dim` channels.
-#[inline(always)]
-unsafe fn dot_tile<S: Simd, const R: usize, const C: usize>(
-    q: &[*const f32; R],
-    keys: *const f32,
-    stride: usize,
-    dim: usize,
-) -> [[f32; C]; R] {
-    let whole = dim / S::LANES * S::LANES;
-    let mut dots = [[0.0; C]; R];
-    // SAFETY: every load is inside a row of `dim` channels.
-    unsafe {
-        let mut acc = [[S::splat(0.0); C]; R];
-        let mut i = 0;
-        while i < whole {
-            let mut k = [S::splat(0.0); C];
-            for c in 0..C {
-                k[c] = S::load(keys.add(c * stride + i));
-            }
-            for r in 0..R {
-                let q = S::load(q[r].add(i));
-                for c in 0..C {
-                    acc[r][c] = S::mul_add(q, k[c], acc[r][c]);
-                }
-            }
-            i += S::LANES;
-        }
-        if whole < dim {
-            for r in 0..R {
-                let q = S::load_partial(q[r].add(whole), dim - whole);
-                for c in 0..C {
-                    let k = S::load_partial(keys.add(c * stride + whole), dim - whole);
-                    acc[r][c] = S::mul_add(q, k, acc[r][c]);
-                }
-            }
-        }
-        for r in 0..R {
-            for c in 0..C {
-                dots[r][c] = S::sum(acc[r][c]);
-            }
-        }
-    }
-    dots
-}
-
 /// Turns one row's scores of a block into weights relative to the running maximum; invisible tokens weigh 0.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
@@ -384,118 +248,6 @@ unsafe fn weigh<S: Simd>(
         state.sum[row] = state.sum[row] * rescale + S::sum(sum);
         state.max[row] = max;
         state.rescale[row] = rescale;
-    }
-}
-
-/// `out = out · rescale + weights · V`; a rescale of 0 starts afresh.
-#[inline(always)]
-unsafe fn add_values<S: Simd, const P: usize>(
-    task: &Task<'_>,
-    block: *const f32,
-    tokens: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-) {
-    // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, TILE_ROWS, P, value_tile(task, block, tokens, scores, rescale)) }
-}
-
-#[inline(always)]
-unsafe fn value_tile<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
-    block: *const f32,
-    tokens: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-    row: usize,
-) {
-    let Values { block: offset, stride, dim } = task.set.values;
-    let whole = dim / S::LANES * S::LANES;
-    let mut channel = 0;
-    // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
-    unsafe {
-        let values = block.add(offset);
-        while channel + P * S::LANES <= whole {
-            value_columns::<S, R, P>(
-                task,
-                values.add(channel),
-                stride,
-                tokens,
-                channel,
-                scores,
-                rescale,
-                row,
-            );
-            channel += P * S::LANES;
-        }
-        while channel < whole {
-            value_columns::<S, R, 1>(
-                task,
-                values.add(channel),
-                stride,
-                tokens,
-                channel,
-                scores,
-                rescale,
-                row,
-            );
-            channel += S::LANES;
-        }
-        for channel in whole..dim {
-            for r in 0..R {
-                let out = task.out(row + r).add(channel);
-                let mut sum = start(*out, rescale[row + r]);
-                for token in 0..tokens {
-                    sum += scores[row + r][token] * *values.add(token * stride + channel);
-                }
-                *out = sum;
-            }
-        }
-    }
-}
-
-/// What a sum goes on from. The output buffer is not read before something was written to it.
-#[inline(always)]
-fn start(out: f32, rescale: f32) -> f32 {
-    if rescale == 0.0 { 0.0 } else { out * rescale }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn value_columns<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
-    values: *const f32,
-    stride: usize,
-    tokens: usize,
-    channel: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-    row: usize,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut x = [scores.as_ptr().cast::<f32>(); R];
-        let mut acc = [[S::splat(0.0); P]; R];
-        for r in 0..R {
-            x[r] = scores[row + r].as_ptr();
-            let out = task.out(row + r).add(channel);
-            if rescale[row + r] != 0.0 {
-                for p in 0..P {
-                    acc[r][p] = S::mul(S::load(out.add(p * S::LANES)), S::splat(rescale[row + r]));
-                }
-            }
-        }
-        let mut b = [values; P];
-        for p in 0..P {
-            b[p] = values.add(p * S::LANES);
-        }
-        tile::<S, f32, R, P>(&mut acc, &x, &b, stride, tokens);
-        for r in 0..R {
-            let out = task.out(row + r).add(channel);
-            for p in 0..P {
-                S::store(out.add(p * S::LANES), acc[r][p]);
-            }
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Per layer an implementation is given the projected rows of all tokens of a step, stores what its path caches and
 //! attends. [`PerGroup`] caches per-group keys and values with the shared rope key once; [`Absorb`] caches one latent
 //! row and never materialises a key or a value; [`Plain`] is ordinary grouped-query attention. All three end in the
-//! same streaming softmax ([`flash`]).
+//! same streaming softmax (`flash`).
 
 mod absorb;
 mod cache;
