@@ -72,15 +72,15 @@ impl SequenceSink {
         self.count();
         let piece = self.text.push(id, logprob);
         let stopped = self.text.stopped();
+        // Counted before it is told, so that a client that has its answer finds itself in the metrics.
+        if stopped {
+            self.end(FinishReason::Stop.as_str());
+        }
         if let Some(piece) = piece {
             let finish = stopped.then_some(FinishReason::Stop);
             let _ = self.updates.send(Ok(Update { index: self.index, piece, finish }));
         }
-        if stopped {
-            self.end(FinishReason::Stop.as_str());
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
+        if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn on_finished(&mut self, finish: Finish) {
