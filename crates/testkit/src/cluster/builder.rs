@@ -151,7 +151,7 @@ impl Builder {
     /// Makes namespaces, files and links, and starts what needs no API server.
     fn raise(&self, tools: Tools) -> Result<Cluster, ClusterError> {
         let hierarchy = cgroup::Hierarchy::detect(Path::new(cgroup::MOUNT));
-        state::sweep(hierarchy.as_ref());
+        state::sweep();
         let layout = state::create(self.state.as_deref())?;
         let supervisor = Supervisor::start(layout.state())?;
         let authority = super::pki::Authority::create(&layout.pki(""))?;

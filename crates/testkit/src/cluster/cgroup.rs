@@ -106,28 +106,33 @@ impl Hierarchy {
         }
         Ok(())
     }
+}
 
-    /// Removes the cgroups of supervisors that are not `alive`. What can't be removed is left for the next
-    /// time.
-    pub(crate) fn sweep(&self, alive: impl Fn(u32) -> bool) {
-        let entries =
-            self.trees().iter().filter_map(|tree| fs::read_dir(tree).ok()).flatten().filter_map(Result::ok);
-        for entry in entries {
-            let supervisor =
-                entry.file_name().to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
-            if supervisor.is_some_and(|pid| !alive(pid)) {
-                remove_tree(&entry.path());
-            }
+/// Removes the cgroups below `mount` of supervisors that are not `alive`, in every tree: runc also makes them in
+/// `unified`. What can't be removed is left for the next time.
+pub(crate) fn sweep(mount: &Path, alive: impl Fn(u32) -> bool) {
+    let trees = std::iter::once(mount.to_path_buf()).chain(folders(mount));
+    for group in trees.flat_map(|tree| folders(&tree)) {
+        let name = group.file_name().and_then(|name| name.to_str());
+        let supervisor = name.and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+        if supervisor.is_some_and(|pid| !alive(pid)) {
+            remove_tree(&group);
         }
     }
 }
 
+/// The folders in `folder`, symbolic links not among them.
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 /// Removes a cgroup and those below it. Its files are the kernel's and need no removal.
 fn remove_tree(group: &Path) {
-    let below = fs::read_dir(group).into_iter().flatten().filter_map(Result::ok);
-    below
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .for_each(|entry| remove_tree(&entry.path()));
+    folders(group).iter().for_each(|below| remove_tree(below));
     // Fails while a process is in it, which then is not ours to end.
     let _ = fs::remove_dir(group);
 }
@@ -182,10 +187,13 @@ mod tests {
     fn only_cgroups_of_dead_supervisors_are_swept() {
         let mount = tempfile::tempdir().unwrap();
         let memory = tree(mount.path(), "memory");
+        let unified = tree(mount.path(), "unified/gqla-1");
+        fs::remove_file(unified.join("cgroup.procs")).unwrap();
         for group in ["gqla-1/a/pod", "gqla-2/a", "gqla-x", "user"] {
             fs::create_dir_all(memory.join(group)).unwrap();
         }
-        Hierarchy::detect(mount.path()).unwrap().sweep(|pid| pid == 2);
+        sweep(mount.path(), |pid| pid == 2);
+        assert!(!unified.exists());
         let left: Vec<_> = ["gqla-1", "gqla-2", "gqla-x", "user"]
             .into_iter()
             .filter(|group| memory.join(group).exists())

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::cgroup::Hierarchy;
+use super::cgroup;
 use super::error::{ClusterError, io};
 use super::layout::Layout;
 use super::supervisor::is_alive;
@@ -52,10 +52,8 @@ fn fresh_folder() -> Result<std::path::PathBuf, ClusterError> {
 }
 
 /// Removes what clusters left whose supervisor is gone.
-pub(crate) fn sweep(hierarchy: Option<&Hierarchy>) {
-    if let Some(hierarchy) = hierarchy {
-        hierarchy.sweep(is_alive);
-    }
+pub(crate) fn sweep() {
+    cgroup::sweep(Path::new(cgroup::MOUNT), is_alive);
     let Ok(clusters) = cache_folder().map(|folder| folder.join(FOLDER)) else { return };
     for folder in
         fs::read_dir(clusters).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
