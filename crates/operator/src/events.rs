@@ -22,6 +22,8 @@ pub struct News {
     pub reason: String,
     /// One sentence for people.
     pub note: String,
+    /// Pool it is about. Events are counted together when all but the note is equal, so two pools must differ here.
+    pub pool: Option<String>,
 }
 
 impl Events {
@@ -33,7 +35,7 @@ impl Events {
 
     /// Tells a failure.
     pub async fn warn(&self, object: &ObjectReference, reason: &str, note: &str) {
-        let news = News { warning: true, reason: reason.to_owned(), note: note.to_owned() };
+        let news = News { warning: true, reason: reason.to_owned(), note: note.to_owned(), pool: None };
         self.publish(object, &news).await;
     }
 
@@ -54,7 +56,7 @@ impl Events {
             type_: if news.warning { EventType::Warning } else { EventType::Normal },
             reason: news.reason.clone(),
             note: Some(cut(&news.note)),
-            action: "Reconcile".to_owned(),
+            action: news.pool.as_ref().map_or_else(|| "Reconcile".to_owned(), |pool| format!("Plan {pool}")),
             secondary: None,
         };
         if let Err(error) = self.0.publish(&event, object).await {
@@ -75,6 +77,7 @@ pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus
             warning: false,
             reason: "PathChosen".to_owned(),
             note: format!("pool {}: {}{before}: {}", pool.name, pool.path.api_name(), pool.reason),
+            pool: Some(pool.name.clone()),
         })
     });
     let judgements = next.conditions.iter().filter_map(|condition| {
@@ -91,6 +94,7 @@ pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus
             warning: !good,
             reason: condition.reason.clone(),
             note: condition.message.clone(),
+            pool: None,
         })
     });
     decisions.chain(judgements).collect()

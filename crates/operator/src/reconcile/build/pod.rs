@@ -60,6 +60,7 @@ fn pod(validated: &ValidatedDeployment, container: Container) -> PodSpec {
     let claim = &validated.spec.model.source.persistent_volume_claim;
     PodSpec {
         automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
         containers: vec![container],
         image_pull_secrets: (!template.image_pull_secrets.is_empty())
             .then(|| template.image_pull_secrets.clone()),
