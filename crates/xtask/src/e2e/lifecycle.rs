@@ -20,7 +20,7 @@ pub async fn upgrade_with_new_field(world: &World) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let chart = scratch.path().join("gqla-operator");
     capture(Command::new("cp").arg("-r").arg(repo_root()?.join("charts/gqla-operator")).arg(&chart))?;
-    add_field(&chart.join("files/crds/gqla.dev_gqladeployments.yaml"))?;
+    add_field(&chart.join("crds-files/gqla.dev_gqladeployments.yaml"))?;
     world.install_operator(&chart).await?;
     let patch = format!("{{\"spec\":{{\"goal\":{{\"{NEW_FIELD}\":7}}}}}}");
     let arguments = ["patch", "gqla", DEEPSEEK, "--type", "merge", "--patch", &patch];
@@ -46,8 +46,8 @@ fn add_field(file: &Path) -> Result<()> {
         .context("the CRD has no spec.goal")?;
     let field = serde_json::from_value(serde_json::json!({"type": "integer"}))?;
     goal.properties.get_or_insert_default().insert(NEW_FIELD.to_owned(), field);
-    // JSON is YAML.
-    Ok(fs::write(file, serde_json::to_string_pretty(&crd)?)?)
+    let (_, text) = gqla_api::render(&crd)?;
+    Ok(fs::write(file, text)?)
 }
 
 pub async fn delete_leaves_nothing(world: &World) -> Result<()> {

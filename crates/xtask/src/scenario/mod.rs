@@ -23,8 +23,10 @@ pub const NAMESPACE: &str = "default";
 pub const OPERATOR_NAMESPACE: &str = "gqla-system";
 /// The sample that answers: a real model on three real nodes.
 pub const TALKING: &str = "smollm2";
-/// The sample with DeepSeek's attention, on nodes that only exist as API objects.
+/// The sample with DeepSeek's attention, and its claim, on nodes that only exist as API objects.
 pub const DEEPSEEK: &str = "deepseek-attention";
+/// The claim of the sample that answers.
+const TALKING_CLAIM: &str = "smollm2-gqla";
 
 /// A running fleet with the operator installed.
 pub struct World {
@@ -43,7 +45,9 @@ impl World {
         let cluster = fleet::start(&archives, progress).await?;
         let client = cluster.client().await?;
         install::operator(&cluster).await?;
-        volume::publish(&client, NAMESPACE, &model.converted).await?;
+        volume::publish(&client, NAMESPACE, TALKING_CLAIM, &model.converted).await?;
+        // Nothing reads this one: its pods are on nodes that only exist as API objects. It has to be bound all the same.
+        volume::publish(&client, NAMESPACE, DEEPSEEK, &model.converted).await?;
         Ok(Self { cluster, client })
     }
 

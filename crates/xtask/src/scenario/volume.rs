@@ -12,38 +12,35 @@ use serde_json::json;
 
 const FIELD_MANAGER: &str = "gqla-xtask";
 
-/// Name of the claim, as the sample names it.
-pub const CLAIM: &str = "smollm2-gqla";
-
-/// Binds claim [`CLAIM`] in `namespace` to `folder`, a folder that all nodes see.
-pub async fn publish(client: &Client, namespace: &str, folder: &Path) -> Result<()> {
+/// Binds `claim` in `namespace` to `folder`, a folder that all nodes see.
+pub async fn publish(client: &Client, namespace: &str, claim: &str, folder: &Path) -> Result<()> {
     let path = folder.to_str().context("the model's folder is not UTF-8")?;
     let volume = json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
-        "metadata": {"name": CLAIM},
+        "metadata": {"name": claim},
         "spec": {
             "capacity": {"storage": "1Gi"},
             "accessModes": ["ReadOnlyMany"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "",
-            "claimRef": {"namespace": namespace, "name": CLAIM},
+            "claimRef": {"namespace": namespace, "name": claim},
             "hostPath": {"path": path, "type": "Directory"},
         },
     });
-    let claim = json!({
+    let request = json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": CLAIM},
+        "metadata": {"name": claim},
         "spec": {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": "",
-            "volumeName": CLAIM,
+            "volumeName": claim,
             "resources": {"requests": {"storage": "1Gi"}},
         },
     });
     let apply = PatchParams::apply(FIELD_MANAGER).force();
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    volumes.patch(CLAIM, &apply, &Patch::Apply(volume)).await.context("cannot create the model's volume")?;
+    volumes.patch(claim, &apply, &Patch::Apply(volume)).await.context("cannot create the model's volume")?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    claims.patch(CLAIM, &apply, &Patch::Apply(claim)).await.context("cannot create the model's claim")?;
+    claims.patch(claim, &apply, &Patch::Apply(request)).await.context("cannot create the model's claim")?;
     Ok(())
 }
