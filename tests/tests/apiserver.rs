@@ -1,6 +1,8 @@
 //! The CustomResourceDefinitions and their rules, judged by a real kube-apiserver: whether it takes them at all (it
 //! estimates what every rule may cost), and what it tells a user whose object breaks one.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 use std::{path::PathBuf, time::Duration};
 
 use gqla_api::GQLADeployment;

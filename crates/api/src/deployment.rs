@@ -1,5 +1,7 @@
 //! `GQLADeployment`: one model served by one or more pools of GPUs.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one CRD may well have equal types")]
+
 use gqla_model::ModelShape;
 use kube::CustomResource;
 use schemars::JsonSchema;

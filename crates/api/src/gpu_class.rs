@@ -1,5 +1,7 @@
 //! `GPUClass`: what the built-in catalogue of GPUs does not know, or knows differently.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one CRD may well have equal types")]
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,7 @@
 //! Passes of the reconciler against the recording API server.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 use std::{sync::Arc, time::Duration};
 
 use gqla_api::GQLADeployment;
@@ -19,7 +21,6 @@ use kube::{
 use serde_json::{Value, from_value, json};
 
 const OBJECT: &str = "/apis/gqla.dev/v1alpha1/namespaces/n/gqladeployments/d";
-const JOBS: &str = "/apis/batch/v1/namespaces/n/jobs";
 
 struct Scene {
     server: RecordingServer,

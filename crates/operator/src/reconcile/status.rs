@@ -249,7 +249,7 @@ fn pools(
         Verdict::Planned(plan) => &plan.pools,
         _ => &[],
     };
-    let mut pools: Vec<_> = plans.iter().map(|plan| pool_status(plan)).collect();
+    let mut pools: Vec<_> = plans.iter().map(pool_status).collect();
     let kept = previous.pools.iter().filter(|old| pods.contains_key(&old.name));
     for old in kept {
         if pools.iter().all(|pool| pool.name != old.name) {

@@ -1,7 +1,7 @@
 //! Tokens per second and decode path, read from the serving pods' own counters.
 //!
-//! [`pods`] keeps a pruned list of ready pods, [`read`] gets one pod's counters within bounds of time and size,
-//! [`rates`] turns two readings into a rate (pure), and [`Throughput`] repeats that and holds the result.
+//! `pods` keeps a pruned list of ready pods, `read` gets one pod's counters within bounds of time and size,
+//! `rates` turns two readings into a rate (pure), and [`Throughput`] repeats that and holds the result.
 
 mod pods;
 mod rates;

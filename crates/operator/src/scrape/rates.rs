@@ -95,8 +95,9 @@ mod tests {
 
     #[test]
     fn rates_survive_restarts_and_new_paths() {
+        type Counts = [(&'static str, f64)];
         let start = Instant::now();
-        let cases: [(&[(&str, f64)], &[(&str, f64)], &[(&str, f64)]); 5] = [
+        let cases: [(&Counts, &Counts, &Counts); 5] = [
             (&[("gqa", 100.0)], &[("gqa", 150.0)], &[("gqa", 10.0)]),
             (&[("gqa", 100.0)], &[("gqa", 100.0)], &[("gqa", 0.0)]),
             (&[("gqa", 100.0)], &[("gqa", 20.0)], &[("gqa", 4.0)]),
