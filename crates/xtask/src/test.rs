@@ -18,6 +18,7 @@ pub fn run_all() -> Result<()> {
         run(Command::new(env!("CARGO"))
             .current_dir(repo_root()?)
             .args(["test", "--workspace", "--locked", "--quiet"])
+            .env("GQLA_TEST_BIN", &binaries.gqla)
             .env("GQLA_TEST_MODEL_DIR", &model.source)
             .env("GQLA_TEST_GQLA_DIR", &model.converted)
             .env("GQLA_TEST_EVAL_TEXT", &model.eval_text))
