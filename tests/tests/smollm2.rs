@@ -1,5 +1,7 @@
 //! A published model, SmolLM2-135M-Instruct as Q4_1 GGUF, against numbers made with transformers and llama.cpp.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
 use std::path::{Path, PathBuf};
 
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype};

@@ -1,5 +1,7 @@
 //! What holds for any conversion, without a reference.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use gqla_convert::{Calibration, Conversion, Request, Silent};

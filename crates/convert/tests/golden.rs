@@ -1,5 +1,7 @@
 //! Conversions held against numbers made by the reference implementation in PyTorch.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use gqla_convert::{Report, Target};

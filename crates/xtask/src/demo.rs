@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use gqla_api::GQLADeploymentStatus;
+use gqla_testkit::tools::Tools;
 
 use crate::{
     binaries, demo_model, progress,
@@ -33,6 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
     drop(TcpListener::bind(listen).with_context(|| {
         format!("{listen} is taken: stop what listens there, or choose another port with --port")
     })?);
+    Tools::obtain(&progress::bars())?;
     let binaries = binaries::build()?;
     let model = demo_model::prepare(&binaries.gqla)?;
     let runtime = tokio::runtime::Runtime::new()?;

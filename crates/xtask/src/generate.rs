@@ -42,7 +42,7 @@ fn write() -> Result<()> {
     Ok(())
 }
 
-/// Fails naming every committed file that differs from what [`write`] would leave.
+/// Fails naming every committed file that differs from what [`write()`] would leave.
 pub fn check() -> Result<()> {
     let root = repo_root()?;
     let differs = |(path, text): &(&PathBuf, &String)| {

@@ -66,7 +66,17 @@ fn rustfmt() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    let scope = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
+    let scope = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--quiet",
+        "--keep-going",
+        "--",
+        "-D",
+        "warnings",
+    ];
     shell::run(cargo()?.args(scope))
 }
 

@@ -3,14 +3,16 @@
 use std::process::Command;
 
 use anyhow::Result;
+use gqla_testkit::tools::Tools;
 
 use crate::{
-    binaries, demo_model, e2e, lint,
+    binaries, demo_model, e2e, lint, progress,
     shell::{repo_root, run, step},
 };
 
 /// Runs all of it; the first failure ends the run.
 pub fn run_all() -> Result<()> {
+    Tools::obtain(&progress::bars())?;
     lint::run(&lint::Args::default())?;
     let binaries = binaries::build()?;
     let model = demo_model::prepare(&binaries.gqla)?;

@@ -12,11 +12,13 @@ mod rollout;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use gqla_testkit::tools::Tools;
 
 use crate::{binaries, demo_model, progress, python, scenario::World, shell::step};
 
-/// Runs every case and fails when one did.
+/// Runs every case and fails when one did. The tools come first, because that says in one sentence what the machine lacks.
 pub fn run() -> Result<()> {
+    Tools::obtain(&progress::bars())?;
     let binaries = binaries::build()?;
     let model = demo_model::prepare(&binaries.gqla)?;
     let python = python::with_openai()?;
@@ -26,6 +28,7 @@ pub fn run() -> Result<()> {
     })?;
     let mut tally = Tally::default();
     runtime.block_on(async {
+        tally.case("the chart passes helm lint --strict", world.lint_chart()).await;
         tally.case("a real model answers on the planned paths", answers::talks(&world, &python)).await;
         tally
             .case("throughput adds up to the clients' usage", answers::throughput_matches_usage(&world))

@@ -9,11 +9,19 @@ use super::OPERATOR_NAMESPACE;
 use crate::{images, shell::repo_root};
 
 /// Release and chart name.
-pub const RELEASE: &str = "gqla-operator";
+const RELEASE: &str = "gqla-operator";
 
 /// Installs `charts/gqla-operator` of this checkout with the locally built images and waits until it is ready.
 pub async fn operator(cluster: &Cluster) -> Result<()> {
     from(cluster, &repo_root()?.join("charts").join(RELEASE)).await
+}
+
+/// `helm lint --strict` on this checkout's chart.
+pub async fn lint(cluster: &Cluster) -> Result<()> {
+    let chart = repo_root()?.join("charts").join(RELEASE);
+    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+    cluster.helm(["lint", "--strict", chart]).await?;
+    Ok(())
 }
 
 /// Installs or upgrades from `chart`.

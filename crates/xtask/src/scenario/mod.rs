@@ -91,6 +91,11 @@ impl World {
         Ok(self.cluster.forward(&format!("{address}:9090"))?)
     }
 
+    /// Holds the chart to Helm's strictest rules.
+    pub async fn lint_chart(&self) -> Result<()> {
+        install::lint(&self.cluster).await
+    }
+
     /// Installs or upgrades the operator from a chart folder.
     pub async fn install_operator(&self, chart: &Path) -> Result<()> {
         install::from(&self.cluster, chart).await
