@@ -16,37 +16,52 @@ pub(crate) enum Isa {
     Portable,
 }
 
+/// Names the instruction set to use where the machine has it, so that one machine can run what all machines will.
+/// Anything else is ignored.
+const OVERRIDE: &str = "GQLA_INSTRUCTION_SET";
+
 /// The instruction set in use, found once.
 pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(detect)
+    *ISA.get_or_init(|| choose(&detect(), std::env::var(OVERRIDE).ok().as_deref()))
 }
 
+/// The one asked for when the machine has it, else the best.
+fn choose(available: &[Isa], wanted: Option<&str>) -> Isa {
+    let asked_for = available.iter().find(|isa| Some(isa.name()) == wanted);
+    asked_for.or(available.first()).copied().unwrap_or(Isa::Portable)
+}
+
+/// What the machine has, best first.
 #[cfg(target_arch = "x86_64")]
-fn detect() -> Isa {
-    if is_x86_feature_detected!("avx512f") {
-        Isa::Avx512
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        Isa::Avx2
-    } else {
-        Isa::Portable
-    }
+fn detect() -> Vec<Isa> {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let found =
+        [(Isa::Avx512, is_x86_feature_detected!("avx512f")), (Isa::Avx2, avx2), (Isa::Portable, true)];
+    found.into_iter().filter_map(|(isa, there)| there.then_some(isa)).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Isa {
-    Isa::Portable
+fn detect() -> Vec<Isa> {
+    vec![Isa::Portable]
 }
 
-/// The name of the instruction set the kernels run on: `avx512f`, `avx2+fma` or `portable`.
-pub fn instruction_set() -> &'static str {
-    match isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => "avx512f",
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => "avx2+fma",
-        Isa::Portable => "portable",
+impl Isa {
+    fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512f",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2+fma",
+            Self::Portable => "portable",
+        }
     }
+}
+
+/// The name of the instruction set the kernels run on: `avx512f`, `avx2+fma` or `portable`. The best one the machine
+/// has, unless the environment's `GQLA_INSTRUCTION_SET` names another that it has too.
+pub fn instruction_set() -> &'static str {
+    isa().name()
 }
 
 /// Lanes of f32 and what can be done with them.
@@ -357,3 +372,24 @@ macro_rules! dispatch {
     };
 }
 pub(crate) use dispatch;
+
+#[cfg(test)]
+mod tests {
+    use super::{Isa, choose, instruction_set};
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn an_instruction_set_is_used_only_where_the_machine_has_it() {
+        let old = [Isa::Avx2, Isa::Portable];
+        assert_eq!(choose(&old, None), Isa::Avx2);
+        assert_eq!(choose(&old, Some("portable")), Isa::Portable);
+        assert_eq!(choose(&old, Some("avx512f")), Isa::Avx2);
+        assert_eq!(choose(&old, Some("mmx")), Isa::Avx2);
+    }
+
+    #[test]
+    fn the_override_is_obeyed() {
+        let wanted = std::env::var("GQLA_INSTRUCTION_SET").unwrap_or_else(|_| instruction_set().to_owned());
+        assert_eq!(instruction_set(), wanted, "this machine lacks what GQLA_INSTRUCTION_SET asks for");
+    }
+}

@@ -1,9 +1,29 @@
 //! Model and attention dimensions, and the cache and compute they cost.
 
+use std::ops::RangeInclusive;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::DecodePath;
+
+const HEADS: RangeInclusive<u64> = 1..=1024;
+const RANK: RangeInclusive<u64> = 1..=65_536;
+const HEAD_DIM: RangeInclusive<u64> = 1..=4096;
+const HIDDEN: RangeInclusive<u64> = 1..=1_048_576;
+const LAYERS: RangeInclusive<u64> = 1..=1024;
+const NEXTN_LAYERS: RangeInclusive<u64> = 0..=8;
+const CONTEXT: RangeInclusive<u64> = 1..=16_777_216;
+/// Up to a thousand times the largest published models.
+const PARAMETERS: RangeInclusive<u64> = 1..=1_000_000_000_000_000;
+
+fn within(field: &'static str, value: impl Into<u64>, limits: RangeInclusive<u64>) -> Result<(), ShapeError> {
+    let value = value.into();
+    if limits.contains(&value) {
+        return Ok(());
+    }
+    Err(ShapeError::OutOfRange { field, value, min: *limits.start(), max: *limits.end() })
+}
 
 /// Dimensions of one GQLA attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -60,20 +80,16 @@ impl AttentionShape {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Refuses dimensions no checkpoint can have.
+    /// Refuses dimensions no checkpoint can have. The limits are those of the API's schema: shapes also come from
+    /// files, which no schema has seen, and a planner that trusted them could be made to overflow or search forever.
     pub fn validate(&self) -> Result<(), ShapeError> {
         let Self { num_attention_heads: h, num_key_value_heads: g, qk_rope_head_dim, .. } = *self;
-        let zero = [
-            ("numAttentionHeads", h),
-            ("numKeyValueHeads", g),
-            ("kvLoraRank", self.kv_lora_rank),
-            ("qkNopeHeadDim", self.qk_nope_head_dim),
-            ("qkRopeHeadDim", qk_rope_head_dim),
-            ("vHeadDim", self.v_head_dim),
-        ];
-        if let Some((field, _)) = zero.into_iter().find(|(_, value)| *value == 0) {
-            return Err(ShapeError::Zero { field });
-        }
+        within("numAttentionHeads", h, HEADS)?;
+        within("numKeyValueHeads", g, HEADS)?;
+        within("kvLoraRank", self.kv_lora_rank, RANK)?;
+        within("qkNopeHeadDim", self.qk_nope_head_dim, HEAD_DIM)?;
+        within("qkRopeHeadDim", qk_rope_head_dim, HEAD_DIM)?;
+        within("vHeadDim", self.v_head_dim, HEAD_DIM)?;
         if h % g != 0 {
             return Err(ShapeError::GroupsDoNotDivideHeads { heads: h, groups: g });
         }
@@ -113,16 +129,11 @@ impl ModelShape {
     /// Refuses shapes no checkpoint can have.
     pub fn validate(&self) -> Result<(), ShapeError> {
         self.attention.validate()?;
-        let zero = [
-            ("hiddenSize", u64::from(self.hidden_size)),
-            ("numHiddenLayers", u64::from(self.num_hidden_layers)),
-            ("parameters", self.parameters),
-            ("maxPositionEmbeddings", u64::from(self.max_position_embeddings)),
-        ];
-        match zero.into_iter().find(|(_, value)| *value == 0) {
-            Some((field, _)) => Err(ShapeError::Zero { field }),
-            None => Ok(()),
-        }
+        within("hiddenSize", self.hidden_size, HIDDEN)?;
+        within("numHiddenLayers", self.num_hidden_layers, LAYERS)?;
+        within("maxPositionEmbeddings", self.max_position_embeddings, CONTEXT)?;
+        within("parameters", self.parameters, PARAMETERS)?;
+        within("numNextnPredictLayers", self.num_nextn_predict_layers, NEXTN_LAYERS)
     }
 
     /// Bytes of all weights at `bytes_per_element` (2 for bf16).
@@ -134,11 +145,17 @@ impl ModelShape {
 /// Why a shape is impossible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
-    /// A dimension is zero.
-    #[error("shape.{field} is 0, expected at least 1")]
-    Zero {
+    /// A number is outside what any model has.
+    #[error("shape.{field} is {value}, expected {min} to {max}")]
+    OutOfRange {
         /// The field, as the API spells it.
         field: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least it may be.
+        min: u64,
+        /// The most it may be.
+        max: u64,
     },
     /// G does not divide H.
     #[error(
@@ -181,6 +198,24 @@ mod tests {
     }
 
     #[test]
+    fn no_count_of_draft_layers_keeps_the_planner_busy() {
+        let model = ModelShape {
+            attention: LLAMA_3_8B,
+            hidden_size: 4096,
+            num_hidden_layers: 32,
+            parameters: 8_000_000_000,
+            num_nextn_predict_layers: 1,
+            max_position_embeddings: 8192,
+        };
+        assert_eq!(model.validate(), Ok(()));
+        let drafts = ModelShape { num_nextn_predict_layers: 4_000_000_000, ..model.clone() };
+        let sentence = drafts.validate().unwrap_err().to_string();
+        assert_eq!(sentence, "shape.numNextnPredictLayers is 4000000000, expected 0 to 8");
+        let parameters = ModelShape { parameters: u64::MAX, ..model };
+        assert!(parameters.validate().is_err());
+    }
+
+    #[test]
     fn each_impossible_shape_names_its_field() {
         let groups = AttentionShape { num_key_value_heads: 5, ..LLAMA_3_8B };
         assert_eq!(
@@ -189,7 +224,12 @@ mod tests {
              every group must serve the same number of heads"
         );
         let zero = AttentionShape { kv_lora_rank: 0, ..LLAMA_3_8B };
-        assert_eq!(zero.validate(), Err(ShapeError::Zero { field: "kvLoraRank" }));
+        assert_eq!(zero.validate().unwrap_err().to_string(), "shape.kvLoraRank is 0, expected 1 to 65536");
+        let huge = AttentionShape { kv_lora_rank: u32::MAX, ..LLAMA_3_8B };
+        assert_eq!(
+            huge.validate().unwrap_err().to_string(),
+            "shape.kvLoraRank is 4294967295, expected 1 to 65536"
+        );
         let odd = AttentionShape { qk_rope_head_dim: 63, ..LLAMA_3_8B };
         assert_eq!(odd.validate(), Err(ShapeError::OddRope { qk_rope_head_dim: 63 }));
     }

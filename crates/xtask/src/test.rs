@@ -25,5 +25,24 @@ pub fn run_all() -> Result<()> {
             .env("GQLA_TEST_GQLA_DIR", &model.converted)
             .env("GQLA_TEST_EVAL_TEXT", &model.eval_text))
     })?;
+    // The whole suite ran on the best instruction set of this machine; other machines have less.
+    for isa in ["avx2+fma", "portable"].into_iter().filter(|isa| *isa == "portable" || has_avx2()) {
+        step(&format!("Kernel and engine tests on {isa}"), || {
+            run(Command::new(env!("CARGO"))
+                .current_dir(repo_root()?)
+                .args(["test", "--locked", "--quiet", "-p", "gqla-kernels", "-p", "gqla-engine"])
+                .env("GQLA_INSTRUCTION_SET", isa))
+        })?;
+    }
     e2e::run()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
 }

@@ -16,14 +16,22 @@ use crate::scenario::{NAMESPACE, World};
 
 /// UIDs of everything that carries the label of one GQLADeployment, by `Kind/name`.
 pub async fn of(world: &World, deployment: &str) -> Result<BTreeMap<String, String>> {
-    let selector = format!("{}={deployment}", labels::DEPLOYMENT);
+    all(world, &format!("{}={deployment}", labels::DEPLOYMENT)).await
+}
+
+async fn all(world: &World, selector: &str) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
-    list::<Deployment>(world, &selector, &mut found).await?;
-    list::<ReplicaSet>(world, &selector, &mut found).await?;
-    list::<Service>(world, &selector, &mut found).await?;
-    list::<Job>(world, &selector, &mut found).await?;
-    list::<Pod>(world, &selector, &mut found).await?;
+    list::<Deployment>(world, selector, &mut found).await?;
+    list::<ReplicaSet>(world, selector, &mut found).await?;
+    list::<Service>(world, selector, &mut found).await?;
+    list::<Job>(world, selector, &mut found).await?;
+    list::<Pod>(world, selector, &mut found).await?;
     Ok(found)
+}
+
+/// Everything that carries the UID of one GQLADeployment, gone or not: pods of inspect Jobs as well.
+pub async fn owned_by(world: &World, uid: &str) -> Result<BTreeMap<String, String>> {
+    all(world, &format!("{}={uid}", labels::OWNER_UID)).await
 }
 
 /// As [`of`], without pods and ReplicaSets, which come and go during a rollout.

@@ -10,6 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
+use super::objects;
 use crate::scenario::{DEEPSEEK, World, wait};
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -40,6 +41,16 @@ pub async fn unreadable_model(world: &World) -> Result<()> {
     let status = wait::status(&api, DEEPSEEK, "to go on beside a broken one", LIMIT, goes_on).await?;
     ensure!(status.observed_generation > Some(before), "the other object was not reconciled");
 
+    let uid = api.get(&broken.name_any()).await?.uid().context("an object has a UID")?;
+    let job = objects::owned_by(world, &uid).await?;
+    ensure!(
+        job.keys().any(|name| name.starts_with("Job/")),
+        "no inspect Job carries the owner's UID: {job:?}"
+    );
     api.delete(&broken.name_any(), &DeleteParams::default()).await?;
-    Ok(())
+    wait::until("the inspect Job and its pods to be gone", LIMIT, || async {
+        let left = objects::owned_by(world, &uid).await?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("left: {left:?}")) })
+    })
+    .await
 }
