@@ -43,6 +43,10 @@ pub enum ConditionReason {
     InvalidShape,
     /// Planned=False: something else in the spec is impossible.
     InvalidSpec,
+    /// Planned=False: an object that is needed exists and belongs to something else; the message names it.
+    NameTaken,
+    /// Planned=False: the API server refuses an object of the plan; the message is its own.
+    Refused,
     /// Planned=False: no plan fits the GPUs.
     NoFeasiblePlan,
     /// Planned=False: no usable node of a class that may be used.
@@ -83,6 +87,8 @@ impl ConditionReason {
             Self::ShapeMismatch => "ShapeMismatch",
             Self::InvalidShape => "InvalidShape",
             Self::InvalidSpec => "InvalidSpec",
+            Self::NameTaken => "NameTaken",
+            Self::Refused => "Refused",
             Self::NoFeasiblePlan => "NoFeasiblePlan",
             Self::NoUsableNodes => "NoUsableNodes",
             Self::RollingOut => "RollingOut",

@@ -13,9 +13,9 @@
 //! | `gqla.dev` | `gqladeployments/status` | patch |
 //! | `` | `nodes` | list, watch |
 //! | `` | `pods` | list, watch |
-//! | `` | `services` | list, watch, create, patch, delete |
-//! | `apps` | `deployments` | list, watch, create, patch, delete |
-//! | `batch` | `jobs` | list, watch, create, delete |
+//! | `` | `services` | get, list, watch, create, patch, delete |
+//! | `apps` | `deployments` | get, list, watch, create, patch, delete |
+//! | `batch` | `jobs` | get, list, watch, create, delete |
 //! | `events.k8s.io` | `events` | create, patch |
 //! | `coordination.k8s.io` | `leases` (in the operator's own namespace) | get, create, update |
 //! | `gqla.dev` | `gqladeployments/finalizers` | update (only where `OwnerReferencesPermissionEnforcement` is on) |

@@ -8,7 +8,7 @@ use gqla_api::GQLADeployment;
 use gqla_operator::{
     fleet::Fleet,
     metrics::Metrics,
-    reconcile::{Context, ReconcileError, error_policy, reconcile},
+    reconcile::{Context, ReconcileError, error_policy, names::pool_object_name, reconcile},
     scrape::Throughput,
 };
 use gqla_telemetry::prometheus::Registry;
@@ -21,6 +21,15 @@ use kube::{
 use serde_json::{Value, from_value, json};
 
 const OBJECT: &str = "/apis/gqla.dev/v1alpha1/namespaces/n/gqladeployments/d";
+
+/// Name of the objects of a pool.
+fn of(pool: &str) -> String {
+    pool_object_name("d", pool)
+}
+
+fn deployment_path(pool: &str) -> String {
+    format!("/apis/apps/v1/namespaces/n/deployments/{}", of(pool))
+}
 
 struct Scene {
     server: RecordingServer,
@@ -121,9 +130,12 @@ fn context(server: &RecordingServer, fleet: &Fleet) -> Arc<Context> {
 async fn one_object_becomes_two_pools_on_two_paths() {
     let scene = Scene::new(json!({}));
     scene.pass().await.unwrap();
-    assert_eq!(scene.server.names("deployments"), ["d-h100", "d-h20"]);
-    assert_eq!(scene.server.names("services"), ["d", "d-h100", "d-h20"]);
-    assert_eq!((scene.path_of("d-h100").as_str(), scene.path_of("d-h20").as_str()), ("mqa_absorb", "gqa"));
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")]);
+    assert_eq!(scene.server.names("services"), ["d".to_owned(), of("h100"), of("h20")]);
+    assert_eq!(
+        (scene.path_of(&of("h100")).as_str(), scene.path_of(&of("h20")).as_str()),
+        ("mqa_absorb", "gqa")
+    );
     assert_eq!(scene.condition("Planned").0, "True");
     assert_eq!(scene.condition("Available").1, "ReplicasNotReady");
     let chosen = scene.server.requests().into_iter().filter(|request| request.body["reason"] == "PathChosen");
@@ -134,14 +146,14 @@ async fn one_object_becomes_two_pools_on_two_paths() {
 async fn a_second_pass_and_a_new_process_change_nothing() {
     let scene = Scene::new(json!({}));
     scene.pass().await.unwrap();
-    let before = scene.server.get("/apis/apps/v1/namespaces/n/deployments/d-h20").unwrap();
+    let before = scene.server.get(&deployment_path("h20")).unwrap();
     scene.server.clear();
     let restarted = Scene { context: context(&scene.server, &scene.fleet), ..scene };
     restarted.pass().await.unwrap();
     let writes = restarted.writes();
     assert!(writes.iter().all(|write| write.starts_with("PATCH")), "{writes:?}");
     assert!(!writes.contains(&"PATCH status".to_owned()), "the status has no news: {writes:?}");
-    let after = restarted.server.get("/apis/apps/v1/namespaces/n/deployments/d-h20").unwrap();
+    let after = restarted.server.get(&deployment_path("h20")).unwrap();
     assert_eq!(
         (&before["metadata"]["uid"], &before["metadata"]["generation"]),
         (&after["metadata"]["uid"], &after["metadata"]["generation"])
@@ -152,13 +164,11 @@ async fn a_second_pass_and_a_new_process_change_nothing() {
 async fn a_path_flip_keeps_the_objects() {
     let scene = Scene::new(json!({}));
     scene.pass().await.unwrap();
-    let uid = |scene: &Scene| {
-        scene.server.get("/apis/apps/v1/namespaces/n/deployments/d-h20").unwrap()["metadata"]["uid"].clone()
-    };
+    let uid = |scene: &Scene| scene.server.get(&deployment_path("h20")).unwrap()["metadata"]["uid"].clone();
     let before = uid(&scene);
     scene.change("decode", json!({ "path": "MQAAbsorb" }));
     scene.pass().await.unwrap();
-    assert_eq!((scene.path_of("d-h20").as_str(), uid(&scene)), ("mqa_absorb", before));
+    assert_eq!((scene.path_of(&of("h20")).as_str(), uid(&scene)), ("mqa_absorb", before));
 }
 
 #[tokio::test]
@@ -171,8 +181,9 @@ async fn a_removed_pool_takes_only_its_own_objects() {
     scene.change("pools", json!([{ "name": "b", "gpuClass": "H20" }]));
     scene.pass().await.unwrap();
     let deleted: Vec<_> = scene.writes().into_iter().filter(|write| write.starts_with("DELETE")).collect();
-    assert_eq!(deleted, ["DELETE d-a", "DELETE d-a"], "a Deployment and a Service");
-    assert_eq!(scene.server.names("services"), ["d", "d-b", "foreign"]);
+    let delete = format!("DELETE {}", of("a"));
+    assert_eq!(deleted, [delete.clone(), delete], "a Deployment and a Service");
+    assert_eq!(scene.server.names("services"), ["d".to_owned(), of("b"), "foreign".to_owned()]);
 }
 
 #[tokio::test]
@@ -182,7 +193,7 @@ async fn a_pool_without_nodes_keeps_running_what_it_has() {
     scene.pass().await.unwrap();
     scene.fleet.node_event(Event::Delete(node("h100", "NVIDIA-H100-80GB-HBM3")));
     scene.pass().await.unwrap();
-    assert_eq!(scene.server.names("deployments"), ["d-a", "d-b"]);
+    assert_eq!(scene.server.names("deployments"), [of("a"), of("b")]);
     let (status, reason, message) = scene.condition("Planned");
     assert_eq!((status.as_str(), reason.as_str()), ("False", "NoUsableNodes"));
     assert!(message.contains("pool a"), "{message}");
@@ -197,7 +208,7 @@ async fn a_malformed_object_waits_for_a_change_and_others_go_on() {
     let action = reconcile(Arc::new(malformed), scene.context.clone()).await.unwrap();
     assert_eq!(action, Action::await_change());
     scene.pass().await.unwrap();
-    assert_eq!(scene.server.names("deployments"), ["d-h100", "d-h20"]);
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")]);
 }
 
 #[tokio::test]
@@ -210,7 +221,7 @@ async fn a_conflict_is_tried_again_and_a_silent_server_is_given_up() {
     let action = error_policy(Arc::new(object), &error, scene.context.clone());
     assert_ne!(action, Action::await_change());
     scene.pass().await.unwrap();
-    assert_eq!(scene.server.names("deployments"), ["d-h100", "d-h20"]);
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")]);
 
     let mut context = Context::new(
         scene.server.client(),
@@ -256,7 +267,7 @@ async fn a_model_without_shape_is_read_once() {
     let shape = object(json!({}))["spec"]["model"]["shape"].clone();
     answer(&scene, &json!({ "shape": shape, "weightBytes": 5_000_000_000_u64 }));
     scene.pass().await.unwrap();
-    assert_eq!(scene.server.names("deployments"), ["d-h100", "d-h20"]);
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")]);
     assert_eq!(scene.server.names("jobs"), [""; 0], "its answer is in the status now");
     scene.pass().await.unwrap();
     assert_eq!(scene.server.names("jobs"), [""; 0], "and is not asked for again");
@@ -274,7 +285,7 @@ async fn a_model_without_shape_is_read_once() {
     let (status, reason, message) = scene.condition("Planned");
     assert_eq!((status.as_str(), reason.as_str()), ("False", "ShapeMismatch"));
     assert!(message.contains("numHiddenLayers is 17, but the model's files say 16"), "{message}");
-    assert_eq!(scene.server.names("deployments"), ["d-h100", "d-h20"], "what runs goes on");
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")], "what runs goes on");
 }
 
 #[tokio::test]
@@ -293,4 +304,62 @@ async fn a_model_that_cannot_be_read_is_named() {
     let first = scene.server.names("jobs");
     scene.pass().await.unwrap();
     assert_ne!(scene.server.names("jobs"), first);
+}
+
+#[tokio::test]
+async fn what_belongs_to_others_is_not_taken_over() {
+    let scene = Scene::new(json!({}));
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "d", "labels": { "gqla.dev/owner-uid": "another" } }, "spec": {},
+    });
+    scene.server.put("/api/v1/namespaces/n/services/d", theirs.clone());
+    let error = scene.pass().await.unwrap_err();
+    assert!(matches!(error, ReconcileError::NameTaken { .. }), "{error}");
+    assert_eq!(scene.server.get("/api/v1/namespaces/n/services/d"), Some(theirs));
+    assert_eq!(scene.server.names("deployments"), [""; 0]);
+    let (status, reason, message) = scene.condition("Planned");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "NameTaken"));
+    assert!(message.starts_with("Service d exists"), "{message}");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_api_server_is_told_and_tried_again() {
+    for code in [400, 403, 422] {
+        let scene = Scene::new(json!({}));
+        scene.server.fail_next_write(code);
+        scene.pass().await.unwrap_err();
+        let (status, reason, message) = scene.condition("Planned");
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "Refused"));
+        assert!(message.contains("injected by the test"), "{message}");
+        scene.pass().await.unwrap();
+        assert_eq!(scene.condition("Planned").0, "True");
+    }
+}
+
+#[tokio::test]
+async fn an_automatic_pool_goes_when_its_successor_serves() {
+    let scene = Scene::new(json!({ "placement": { "strategy": "Throughput" } }));
+    scene.pass().await.unwrap();
+    assert_eq!(scene.server.names("deployments"), [of("h100")]);
+    scene.fleet.node_event(Event::Delete(node("h100", "NVIDIA-H100-80GB-HBM3")));
+    scene.pass().await.unwrap();
+    assert_eq!(scene.server.names("deployments"), [of("h100"), of("h20")]);
+    scene.server.edit(&deployment_path("h20"), |object| object["status"]["readyReplicas"] = json!(2));
+    scene.pass().await.unwrap();
+    assert_eq!(scene.server.names("deployments"), [of("h20")]);
+}
+
+#[tokio::test]
+async fn zero_replicas_need_no_plan() {
+    let scene = Scene::new(json!({ "pools": [{ "name": "a", "gpuClass": "H100" }] }));
+    scene.pass().await.unwrap();
+    scene.fleet.node_event(Event::Delete(node("h100", "NVIDIA-H100-80GB-HBM3")));
+    scene.change("replicas", json!(0));
+    scene.pass().await.unwrap();
+    let kept = scene.server.get(&deployment_path("a")).unwrap();
+    assert_eq!(kept["spec"]["replicas"], json!(0));
+    assert!(kept["spec"]["template"]["spec"]["containers"].is_array(), "only the replicas change");
+    assert_eq!(scene.condition("Planned").1, "NoUsableNodes");
+    assert_eq!(scene.condition("Available").1, "ScaledToZero");
 }

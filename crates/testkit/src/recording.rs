@@ -102,6 +102,10 @@ impl RecordingServer {
         }
         let method = request.method().clone();
         let uri = request.uri().clone();
+        let merges = request
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind == "application/merge-patch+json");
         let bytes =
             request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
@@ -112,6 +116,7 @@ impl RecordingServer {
                 state.failures.remove(0);
                 (code, refusal(code, "injected by the test"))
             }
+            ("PATCH", None) if merges => state.store.merge(&target, &body),
             (method, _) => state.store.handle(method, &target, &body),
         };
         state.requests.push(Recorded {
@@ -135,6 +140,8 @@ fn response(code: u16, body: &Value) -> http::Response<Body> {
 /// A `Status` object.
 pub(crate) fn refusal(code: u16, message: &str) -> Value {
     let reason = match code {
+        400 => "BadRequest",
+        403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
         422 => "Invalid",

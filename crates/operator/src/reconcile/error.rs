@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gqla_api::ConditionReason;
+
 /// Why a pass could not be finished; it is tried again with backoff.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -24,6 +26,28 @@ pub enum ReconcileError {
         /// What the client said.
         #[source]
         source: kube::Error,
+    },
+    /// An object of a needed name could not be looked up.
+    #[error("{kind} {name} cannot be read")]
+    Read {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What the client said.
+        #[source]
+        source: kube::Error,
+    },
+    /// An object of a needed name is not ours.
+    #[error(
+        "{kind} {name} exists and does not belong to this GQLADeployment; delete it, or give the GQLADeployment \
+         another name"
+    )]
+    NameTaken {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
     },
     /// An object that is no longer wanted could not be deleted.
     #[error("{kind} {name}, which is no longer wanted, cannot be deleted")]
@@ -53,6 +77,8 @@ impl ReconcileError {
         match self {
             Self::List { .. } => "list",
             Self::Apply { .. } => "apply",
+            Self::Read { .. } => "read",
+            Self::NameTaken { .. } => "name_taken",
             Self::Delete { .. } => "delete",
             Self::Status(_) => "status",
             Self::Malformed(_) => "malformed",
@@ -65,9 +91,24 @@ impl ReconcileError {
         match self {
             Self::List { source, .. }
             | Self::Apply { source, .. }
+            | Self::Read { source, .. }
             | Self::Delete { source, .. }
             | Self::Status(source) => matches!(source, kube::Error::Api(status) if status.is_conflict()),
-            Self::Malformed(_) | Self::Timeout(_) => false,
+            Self::NameTaken { .. } | Self::Malformed(_) | Self::Timeout(_) => false,
+        }
+    }
+
+    /// What the GQLADeployment's author has to know, where only a change by a person can help.
+    pub fn refusal(&self) -> Option<(ConditionReason, String)> {
+        match self {
+            Self::NameTaken { .. } => Some((ConditionReason::NameTaken, self.to_string())),
+            Self::Apply { kind, name, source: kube::Error::Api(status) }
+                if matches!(status.code, 400 | 403 | 422) =>
+            {
+                let sentence = format!("the API server refuses {kind} {name}: {}", status.message);
+                Some((ConditionReason::Refused, sentence))
+            }
+            _ => None,
         }
     }
 

@@ -19,6 +19,7 @@ mod error;
 pub mod fetch;
 #[cfg(test)]
 mod fixtures;
+pub mod handover;
 pub mod inspection;
 pub mod measured;
 pub mod names;

@@ -33,6 +33,15 @@ pub fn object_name(parts: &[&str]) -> String {
     format!("{}-{digest}", name.trim_end_matches('-'))
 }
 
+/// Name of the objects of `pool` of the GQLADeployment `deployment`. It always ends in a hash of both: joined names
+/// alone are ambiguous, since (`a`, `b-c`) and (`a-b`, `c`) read the same.
+pub fn pool_object_name(deployment: &str, pool: &str) -> String {
+    let digest = hash(&[deployment, pool], 8);
+    let mut name = object_name(&[deployment, pool]);
+    name.truncate(LONGEST - digest.len() - 1);
+    format!("{}-{digest}", name.trim_end_matches('-'))
+}
+
 /// `name` as a label value: itself, or cut and hashed when longer than a label may be.
 pub fn label_value(name: &str) -> String {
     if name.len() <= LONGEST {
@@ -50,8 +59,15 @@ mod tests {
 
     #[test]
     fn short_names_are_kept() {
-        assert_eq!(object_name(&["smollm2", "h100"]), "smollm2-h100");
+        assert_eq!(object_name(&["smollm2"]), "smollm2");
+        assert!(pool_object_name("smollm2", "h100").starts_with("smollm2-h100-"));
         assert_eq!(label_value("smollm2"), "smollm2");
+    }
+
+    #[test]
+    fn pools_of_different_deployments_never_share_a_name() {
+        assert_ne!(pool_object_name("llama", "h100"), object_name(&["llama-h100"]));
+        assert_ne!(pool_object_name("a", "b-c"), pool_object_name("a-b", "c"));
     }
 
     #[test]
@@ -64,11 +80,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_name_is_a_dns_label(cr in "[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?", pool in "[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?") {
-            let name = object_name(&[&cr, &pool]);
-            prop_assert!(name.len() <= 63);
-            prop_assert!(name.starts_with(|c: char| c.is_ascii_lowercase()));
-            prop_assert!(name.ends_with(|c: char| c.is_ascii_alphanumeric()));
-            prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            for name in [object_name(&[&cr, &pool]), pool_object_name(&cr, &pool)] {
+                prop_assert!(name.len() <= 63);
+                prop_assert!(name.starts_with(|c: char| c.is_ascii_lowercase()));
+                prop_assert!(name.ends_with(|c: char| c.is_ascii_alphanumeric()));
+                prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            }
             let value = label_value(&cr);
             prop_assert!(value.len() <= 63 && value.ends_with(|c: char| c.is_ascii_alphanumeric()));
         }

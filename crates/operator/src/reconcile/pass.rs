@@ -21,9 +21,10 @@ use serde_json::json;
 
 use super::{
     Context, ReconcileError,
-    apply::apply,
+    apply::{apply, scale_to_zero},
     build, fetch,
     fetch::Observed,
+    handover::hand_over,
     inspection::{Inspection, inspection},
     measured,
     plan::plan,
@@ -94,14 +95,39 @@ async fn pass(object: &GQLADeployment, context: &Context) -> Result<Action, Reco
     let identity = identity(object).map_err(|error| ReconcileError::Malformed(error.to_string()))?;
     let observed = fetch::fetch(&context.client, &identity).await?;
     let model = current_model(object);
-    let outcome = match validate(object, &context.server_image) {
-        Err(error) => refused(&observed, model, &error),
-        Ok(validated) => match validated.shape.clone() {
-            Shape::Known(shape) => settle(&validated, &shape, model, &observed, context).await?,
-            Shape::Unknown => inspect(object, &validated, model, &observed, context).await?,
+    let carried_out = carry_out(object, model.clone(), &observed, context).await;
+    let (mut outcome, failed) = match carried_out {
+        Ok(outcome) => (outcome, None),
+        // Told in the status, and tried again all the same: what is in the way may be removed.
+        Err(error) => match error.refusal() {
+            Some((reason, sentence)) => {
+                (stopped(&observed, model, Verdict::Refused { reason, sentence }), Some(error))
+            }
+            None => return Err(error),
         },
     };
-    finish(object, &identity, outcome, context).await
+    if object.spec.replicas == 0 {
+        // Pools without a plan too: stopping must not depend on being able to plan.
+        outcome.deployments =
+            scale_to_zero(&context.client, &identity.namespace, outcome.deployments).await?;
+    }
+    let action = finish(object, &identity, outcome, context).await?;
+    failed.map_or(Ok(action), Err)
+}
+
+async fn carry_out(
+    object: &GQLADeployment,
+    model: Option<ModelStatus>,
+    observed: &Observed,
+    context: &Context,
+) -> Result<Outcome, ReconcileError> {
+    match validate(object, &context.server_image) {
+        Err(error) => Ok(refused(observed, model, &error)),
+        Ok(validated) => match validated.shape.clone() {
+            Shape::Known(shape) => settle(&validated, &shape, model, observed, context).await,
+            Shape::Unknown => inspect(object, &validated, model, observed, context).await,
+        },
+    }
 }
 
 /// Where a pass ended, before the status is written.
@@ -125,12 +151,12 @@ fn refused(observed: &Observed, model: Option<ModelStatus>, error: &ValidationEr
         ValidationError::ShapeMismatch { .. } => ConditionReason::ShapeMismatch,
         ValidationError::NoMetadata(_) | ValidationError::PoolTarget { .. } => ConditionReason::InvalidSpec,
     };
-    Outcome {
-        verdict: Verdict::Refused { reason, sentence: error.to_string() },
-        model,
-        can_draft: None,
-        deployments: observed.deployments.clone(),
-    }
+    stopped(observed, model, Verdict::Refused { reason, sentence: error.to_string() })
+}
+
+/// The end of a pass that changed no Deployment.
+fn stopped(observed: &Observed, model: Option<ModelStatus>, verdict: Verdict) -> Outcome {
+    Outcome { verdict, model, can_draft: None, deployments: observed.deployments.clone() }
 }
 
 async fn settle(
@@ -141,14 +167,15 @@ async fn settle(
     context: &Context,
 ) -> Result<Outcome, ReconcileError> {
     let plan = plan(validated, shape, &context.fleet.snapshot());
+    let (plan, keep_others) = hand_over(plan, &observed.deployments);
+    let keeps = |pool: &str| keep_others || plan.keeps(pool);
     let desired = build::build(validated, &plan);
-    let applied =
-        apply(&context.client, &validated.identity, &desired, observed, |pool| plan.keeps(pool)).await?;
+    let applied = apply(&context.client, &validated.identity, &desired, observed, keeps).await?;
     let kept = observed
         .deployments
         .iter()
         .filter(|old| applied.deployments.iter().all(|new| new.name_any() != old.name_any()))
-        .filter(|old| old.labels().get(POOL).is_some_and(|pool| plan.keeps(pool)));
+        .filter(|old| old.labels().get(POOL).is_some_and(|pool| keeps(pool)));
     let deployments = applied.deployments.iter().chain(kept).cloned().collect();
     let can_draft = Some(shape.num_nextn_predict_layers > 0);
     Ok(Outcome { verdict: Verdict::Planned(plan), model, can_draft, deployments })
@@ -167,12 +194,7 @@ async fn inspect(
     let name = desired.job.as_ref().map(kube::ResourceExt::name_any).unwrap_or_default();
     let pods = fetch::inspect_pods(&context.client, &validated.identity, &name).await?;
     let job = observed.jobs.iter().find(|job| job.name_any() == name);
-    let unanswered = |verdict, model| Outcome {
-        verdict,
-        model,
-        can_draft: None,
-        deployments: observed.deployments.clone(),
-    };
+    let unanswered = |verdict, model| stopped(observed, model, verdict);
     let unreadable =
         |sentence: String| Verdict::Refused { reason: ConditionReason::ModelUnreadable, sentence };
     let source_hash = validated.source_hash.clone();

@@ -57,15 +57,18 @@ pub struct Plan {
     pub pools: Vec<PoolPlan>,
     /// Pools that cannot be planned.
     pub failures: Vec<PoolFailure>,
+    /// Whether the spec names no pools, so that pools come and go with the fleet.
+    pub automatic: bool,
     /// Kinds of nodes in reach that cannot be planned for, with their number.
     pub unrecognised: BTreeMap<String, usize>,
 }
 
 impl Plan {
-    /// Whether the objects of `pool` are to be left as they are: it failed, or nothing could be planned at all.
+    /// Whether the objects of `pool` are to be left as they are: it is in the spec and failed, or pools are automatic
+    /// and none could be planned. A pool that left the spec is never kept.
     pub fn keeps(&self, pool: &str) -> bool {
         self.failures.iter().any(|failure| failure.pool == pool)
-            || (self.pools.is_empty() && !self.failures.is_empty())
+            || (self.automatic && self.pools.is_empty() && !self.failures.is_empty())
     }
 }
 
@@ -107,7 +110,8 @@ pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetS
     if deployment.spec.pools.is_empty() && !planned.is_empty() {
         failures.clear();
     }
-    Plan { pools: place(deployment, fleet, planned), failures, unrecognised }
+    let automatic = deployment.spec.pools.is_empty();
+    Plan { pools: place(deployment, fleet, planned), failures, automatic, unrecognised }
 }
 
 /// The survey of all usable nodes, then one per pool with a node selector (in order).

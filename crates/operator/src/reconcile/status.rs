@@ -92,7 +92,8 @@ fn pods_of(deployment: &Deployment) -> Option<(String, Pods)> {
         Pods {
             wanted,
             existing: count(status.replicas),
-            ready: if current { count(status.ready_replicas) } else { 0 },
+            // Pods go on serving while a new spec waits to be observed.
+            ready: count(status.ready_replicas),
             rolled_out: current && settled.into_iter().all(|value| count(value) == wanted),
             stuck: current && deadline_exceeded(&status),
         },

@@ -47,6 +47,13 @@ impl Target {
         }
     }
 
+    /// Whether the path names one object and not a collection: names follow plurals in pairs, after the API's version.
+    pub(super) fn names_object(&self) -> bool {
+        let mut segments = self.path.trim_matches('/').split('/');
+        let version = if segments.next() == Some("apis") { 2 } else { 1 };
+        segments.skip(version).count().is_multiple_of(2)
+    }
+
     /// Whether an object carries the labels asked for. Only equality is understood.
     pub(super) fn selects(&self, object: &Value) -> bool {
         let selector = self.query.get("labelSelector").map(String::as_str).unwrap_or_default();

@@ -48,6 +48,9 @@ impl Store {
         if let Some(object) = self.objects.get(&target.path) {
             return (200, object.clone());
         }
+        if target.names_object() {
+            return (404, refusal(404, "no such object"));
+        }
         let below = format!("{}/", target.path);
         let items: Vec<&Value> = self
             .objects
@@ -96,6 +99,15 @@ impl Store {
         (code, self.stored(&target.path, object))
     }
 
+    /// A JSON merge patch (RFC 7386) of an object that exists.
+    pub(super) fn merge(&mut self, target: &Target, patch: &Value) -> (u16, Value) {
+        let Some(mut object) = self.objects.get(&target.path).cloned() else {
+            return (404, refusal(404, "no such object"));
+        };
+        merge(&mut object, patch);
+        self.apply(target, &object)
+    }
+
     fn delete(&mut self, target: &Target, body: &Value) -> (u16, Value) {
         let Some(object) = self.objects.get(&target.path) else {
             return (404, refusal(404, "no such object"));
@@ -124,6 +136,23 @@ impl Store {
         }
         self.objects.insert(path.to_owned(), object.clone());
         object
+    }
+}
+
+fn merge(object: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    for (key, value) in fields {
+        if value.is_null() {
+            object.as_object_mut().and_then(|object| object.remove(key));
+        } else {
+            merge(&mut object[key], value);
+        }
     }
 }
 

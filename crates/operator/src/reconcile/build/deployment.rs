@@ -25,7 +25,7 @@ use k8s_openapi::{
 
 use super::{metadata, pod};
 use crate::reconcile::{
-    names::{hash, label_value, object_name},
+    names::{hash, label_value, pool_object_name},
     plan::PoolPlan,
     validate::ValidatedDeployment,
 };
@@ -33,13 +33,14 @@ use crate::reconcile::{
 /// Volumes on the node's disk that may be lost when an autoscaler removes the node.
 const EVICTABLE: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 
-/// Seconds without progress, when rollout.progressDeadlineSeconds is not set.
-const PROGRESS_DEADLINE: i32 = 600;
+/// Seconds without progress, when rollout.progressDeadlineSeconds is not set: as long as the startup probe lets a pod
+/// read its weights.
+const PROGRESS_DEADLINE: i32 = 1800;
 
 /// The Deployment of `pool`.
 pub(super) fn of_pool(validated: &ValidatedDeployment, pool: &PoolPlan) -> Deployment {
     let identity = &validated.identity;
-    let mut metadata = metadata(identity, object_name(&[&identity.name, &pool.name]), COMPONENT_SERVER);
+    let mut metadata = metadata(identity, pool_object_name(&identity.name, &pool.name), COMPONENT_SERVER);
     metadata.labels.get_or_insert_default().insert(POOL.to_owned(), pool.name.clone());
     let selector =
         BTreeMap::from([(DEPLOYMENT.to_owned(), identity.label()), (POOL.to_owned(), pool.name.clone())]);

@@ -1,7 +1,5 @@
 //! The Job that reads a model's shape from its files and answers in its pod's termination message.
 
-use std::collections::BTreeMap;
-
 use gqla_api::labels::{COMPONENT, COMPONENT_INSPECT, MANAGED_BY, MANAGER, OWNER_UID, SOURCE_HASH};
 use k8s_openapi::{
     api::{
@@ -31,13 +29,20 @@ pub(super) fn of(validated: &ValidatedDeployment) -> Job {
         metadata(identity, object_name(&[&identity.name, "inspect", &digest]), COMPONENT_INSPECT);
     metadata.labels.get_or_insert_default().insert(SOURCE_HASH.to_owned(), validated.source_hash.clone());
     // Without the deployment label: the Service over all pools selects by it.
-    let labels = [
+    let own = [
         (MANAGED_BY, MANAGER.to_owned()),
         (COMPONENT, COMPONENT_INSPECT.to_owned()),
         (OWNER_UID, identity.uid.clone()),
         (SOURCE_HASH, validated.source_hash.clone()),
     ];
-    let labels: BTreeMap<_, _> = labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let user = &validated.spec.pod_template;
+    let mut labels = user.labels.clone();
+    labels.extend(own.map(|(key, value)| (key.to_owned(), value)));
+    let pod_metadata = ObjectMeta {
+        labels: Some(labels),
+        annotations: (!user.annotations.is_empty()).then(|| user.annotations.clone()),
+        ..ObjectMeta::default()
+    };
     Job {
         metadata,
         spec: Some(JobSpec {
@@ -45,7 +50,7 @@ pub(super) fn of(validated: &ValidatedDeployment) -> Job {
             active_deadline_seconds: Some(DEADLINE_SECONDS),
             ttl_seconds_after_finished: Some(SECONDS_AFTER_FINISH),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                metadata: Some(pod_metadata),
                 spec: Some(pod::inspecting(validated)),
             },
             ..JobSpec::default()

@@ -6,7 +6,7 @@ use gqla_api::{
     Device,
     labels::{GPU_CLASS, NVIDIA_GPU, NVIDIA_GPU_PRODUCT},
 };
-use gqla_planner::CPU_CLASS;
+use gqla_planner::{CPU_CLASS, PRESENCE_LABELS, spellings};
 use k8s_openapi::{
     api::core::v1::{
         Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
@@ -51,7 +51,11 @@ pub(super) fn serving(validated: &ValidatedDeployment, pool: &PoolPlan) -> PodSp
 /// A pod that reads the model's shape and ends.
 pub(super) fn inspecting(validated: &ValidatedDeployment) -> PodSpec {
     let arguments = ["inspect", "--model", &model_path(validated), "--output", "/dev/termination-log"];
-    let container = Container { args: Some(arguments.map(str::to_owned).into()), ..container(validated) };
+    let container = Container {
+        args: Some(arguments.map(str::to_owned).into()),
+        resources: validated.spec.runtime.resources.clone().map(without_gpus),
+        ..container(validated)
+    };
     PodSpec { restart_policy: Some("Never".to_owned()), ..pod(validated, container) }
 }
 
@@ -176,6 +180,14 @@ fn resources(validated: &ValidatedDeployment, pool: &PoolPlan) -> Option<Resourc
     resources
 }
 
+/// Reading a model's shape must not wait for a GPU.
+fn without_gpus(mut resources: ResourceRequirements) -> ResourceRequirements {
+    for quantities in [&mut resources.requests, &mut resources.limits].into_iter().flatten() {
+        quantities.retain(|name, _| !name.starts_with("nvidia.com/"));
+    }
+    resources
+}
+
 fn port(name: &str, number: i32) -> ContainerPort {
     ContainerPort {
         name: Some(name.to_owned()),
@@ -203,10 +215,9 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
 /// one per way to recognise the class. An administrator's own statement wins over the product label, as it does when
 /// the fleet is surveyed.
 fn affinity(pool: &PoolPlan) -> Affinity {
-    let stated = vec![requirement(GPU_CLASS, "In", vec![pool.class.clone()])];
+    let stated = vec![requirement(GPU_CLASS, "In", spellings(&pool.class).into_iter().collect())];
     let recognised = if pool.class == CPU_CLASS {
-        let present = ["nvidia.com/gpu.present", "feature.node.kubernetes.io/pci-10de.present"];
-        let absent = present.map(|label| requirement(label, "NotIn", vec!["true".to_owned()]));
+        let absent = PRESENCE_LABELS.map(|label| requirement(label, "NotIn", vec!["true".to_owned()]));
         let mut all = vec![
             requirement(NVIDIA_GPU_PRODUCT, "DoesNotExist", Vec::new()),
             requirement(GPU_CLASS, "DoesNotExist", Vec::new()),

@@ -9,7 +9,11 @@ use k8s_openapi::{
 };
 
 use super::metadata;
-use crate::reconcile::{names::object_name, plan::PoolPlan, validate::ValidatedDeployment};
+use crate::reconcile::{
+    names::{object_name, pool_object_name},
+    plan::PoolPlan,
+    validate::ValidatedDeployment,
+};
 
 /// The Service named like the GQLADeployment.
 pub(super) fn of_all(validated: &ValidatedDeployment) -> Service {
@@ -19,7 +23,7 @@ pub(super) fn of_all(validated: &ValidatedDeployment) -> Service {
 
 /// The Service of one pool.
 pub(super) fn of_pool(validated: &ValidatedDeployment, pool: &PoolPlan) -> Service {
-    service(validated, object_name(&[&validated.identity.name, &pool.name]), Some(&pool.name))
+    service(validated, pool_object_name(&validated.identity.name, &pool.name), Some(&pool.name))
 }
 
 fn service(validated: &ValidatedDeployment, name: String, pool: Option<&str>) -> Service {

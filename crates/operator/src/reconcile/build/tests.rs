@@ -5,6 +5,7 @@ use serde_json::{Value, json, to_value};
 use super::*;
 use crate::reconcile::{
     fixtures::{mixed, validated},
+    names::pool_object_name,
     plan::plan,
     validate::Shape,
 };
@@ -24,7 +25,7 @@ fn selectors_survive_a_path_flip_and_templates_show_it() {
     let auto = built(json!({ "runtime": { "device": "CUDA" } }));
     let fixed = built(json!({ "runtime": { "device": "CUDA" }, "decode": { "path": "MQAAbsorb" } }));
     let (auto, fixed) = (&auto.deployments[1], &fixed.deployments[1]);
-    assert_eq!(auto.name_any(), "d-h20");
+    assert_eq!(auto.name_any(), pool_object_name("d", "h20"));
     assert_eq!(auto.spec.as_ref().unwrap().selector, fixed.spec.as_ref().unwrap().selector);
     let labels = |deployment| template(deployment)["metadata"]["labels"].clone();
     assert_eq!((&labels(auto)[PATH], &labels(fixed)[PATH]), (&json!("gqa"), &json!("mqa_absorb")));
@@ -77,7 +78,10 @@ fn nodes_are_chosen_by_alternatives() {
     let products = h20[0]["matchExpressions"][0]["values"].as_array().unwrap();
     assert!(products.contains(&json!("NVIDIA-H20")) && products.contains(&json!("H20")));
     assert!(!products.contains(&json!("NVIDIA-H200")));
-    assert_eq!(h20[1]["matchExpressions"][0]["values"], json!(["H20"]));
+    assert_eq!(h20[1]["matchExpressions"][0]["values"], json!(["H20", "h20"]));
+    let absent: Vec<_> = cpu.as_array().unwrap().iter().filter(|term| term["operator"] == "NotIn").collect();
+    let keys: Vec<_> = absent.iter().map(|term| term["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, gqla_planner::PRESENCE_LABELS);
 }
 
 #[test]
@@ -101,7 +105,7 @@ fn the_server_is_told_the_plan() {
 fn one_service_over_all_and_one_per_pool() {
     let desired = built(json!({ "runtime": { "device": "CUDA" } }));
     let names: Vec<_> = desired.services.iter().map(|service| service.name_any()).collect();
-    assert_eq!(names, ["d", "d-h100", "d-h20"]);
+    assert_eq!(names, ["d", &pool_object_name("d", "h100"), &pool_object_name("d", "h20")]);
     let selectors: Vec<_> = desired
         .services
         .iter()
@@ -124,4 +128,32 @@ fn the_inspect_job_is_named_by_what_it_reads() {
         json!(["inspect", "--model", "/model", "--output", "/dev/termination-log"])
     );
     assert_eq!(pod["restartPolicy"], json!("Never"));
+}
+
+#[test]
+fn the_inspect_pod_satisfies_quotas_and_policies_without_a_gpu() {
+    let spec = json!({
+        "podTemplate": { "labels": { "team": "a", "gqla.dev/component": "server" }, "annotations": { "policy": "b" } },
+        "runtime": { "resources": {
+            "requests": { "cpu": "1", "nvidia.com/gpu": "1" }, "limits": { "memory": "2Gi", "nvidia.com/gpu": "1" },
+        }},
+    });
+    let job = to_value(inspect(&validated(spec)).job.unwrap()).unwrap();
+    let template = &job["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"]["team"], json!("a"));
+    assert_eq!(template["metadata"]["labels"]["gqla.dev/component"], json!("inspect"));
+    assert_eq!(template["metadata"]["annotations"], json!({ "policy": "b" }));
+    assert_eq!(
+        template["spec"]["containers"][0]["resources"],
+        json!({ "requests": { "cpu": "1" }, "limits": { "memory": "2Gi" } })
+    );
+}
+
+#[test]
+fn a_rollout_may_take_as_long_as_loading() {
+    let desired = built(json!({ "runtime": { "device": "CPU" } }));
+    let spec = to_value(&desired.deployments[0].spec).unwrap();
+    let probe = &spec["template"]["spec"]["containers"][0]["startupProbe"];
+    let loading = probe["periodSeconds"].as_i64().unwrap() * probe["failureThreshold"].as_i64().unwrap();
+    assert!(spec["progressDeadlineSeconds"].as_i64().unwrap() >= loading);
 }

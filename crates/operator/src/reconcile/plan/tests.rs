@@ -115,6 +115,9 @@ fn failures_are_sentences_and_stay_alone() {
         assert!(plan.failures[0].sentence.contains(sentence), "{:?}", plan.failures);
         assert!(plan.keeps("a") && !plan.keeps("good"));
     }
+    let none =
+        planned(json!({ "runtime": device, "pools": [{ "name": "a", "gpuClass": "A100" }] }), &mixed());
+    assert!(none.keeps("a") && !none.keeps("left the spec"), "{none:?}");
     let mut huge = deepseek_shape();
     huge["parameters"] = json!(671_000_000_000_u64);
     let source = json!({ "persistentVolumeClaim": { "claimName": "m" } });

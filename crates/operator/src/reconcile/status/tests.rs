@@ -74,6 +74,18 @@ fn ready_pools_make_it_available() {
 }
 
 #[test]
+fn a_spec_that_is_not_observed_yet_takes_no_pod_from_service() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (object, verdict) = (deployment(spec.clone()), verdict(spec));
+    let mut changed = [pool("h100", 1), pool("h20", 1)];
+    changed.iter_mut().for_each(|deployment| deployment.metadata.generation = Some(2));
+    let status = computed(&object, &verdict, &changed, 1);
+    assert_eq!(status.ready_replicas, 2);
+    assert_eq!(condition(&status, "Available"), says("True", "AllReady"));
+    assert_eq!(condition(&status, "Progressing"), says("True", "RollingOut"));
+}
+
+#[test]
 fn the_same_facts_give_the_same_status_and_survive_json() {
     let spec = json!({ "runtime": { "device": "CUDA" } });
     let (mut object, verdict) = (deployment(spec.clone()), verdict(spec));
