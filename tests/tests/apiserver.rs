@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use gqla_api::GQLADeployment;
+use gqla_api::{GPUClass, GQLADeployment};
 use gqla_testkit::cluster::Cluster;
 use kube::{
     Api, Client,
@@ -36,10 +36,39 @@ fn object(heads: u32, groups: u32, spec: Value) -> Value {
     object
 }
 
+fn class(name: &str, product: &str) -> Value {
+    json!({
+        "apiVersion": "gqla.dev/v1alpha1", "kind": "GPUClass", "metadata": { "name": name },
+        "spec": { "productLabels": [product] },
+    })
+}
+
+/// What pods would be refused for, later and out of sight, were it not refused here.
+fn refused_of_pods() -> Vec<(Value, &'static str)> {
+    let selector = json!([{ "name": "a", "nodeSelector": { "zone": "a b" } }]);
+    let long = "a".repeat(33);
+    vec![
+        (object(128, 8, json!({ "podTemplate": { "labels": { "team": "a b" } } })), "should match"),
+        (object(128, 8, json!({ "pools": selector })), "should match"),
+        (object(128, 8, json!({ "runtime": { "env": [{ "name": "A=B", "value": "" }] } })), "should match"),
+        (object(128, 8, json!({ "rollout": { "maxUnavailable": -1 } })), "greater than or equal to 0"),
+        (
+            object(128, 8, json!({ "rollout": { "maxUnavailable": 2_147_483_648_u64 } })),
+            "less than or equal to",
+        ),
+        (class("x9", "NVIDIA X9"), "should match"),
+        (class(&long, "NVIDIA-X9"), "must be at most 32 lower-case letters"),
+        (class("x9.large", "NVIDIA-X9"), "metadata.name=x9.large must be at most 32"),
+    ]
+}
+
 /// What the server says to an object: `None` when it takes it.
 async fn refusal(client: &Client, object: Value) -> Option<String> {
-    let resource = ApiResource::erase::<GQLADeployment>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &resource);
+    let api: Api<DynamicObject> = if object["kind"] == "GPUClass" {
+        Api::all_with(client.clone(), &ApiResource::erase::<GPUClass>(&()))
+    } else {
+        Api::namespaced_with(client.clone(), "default", &ApiResource::erase::<GQLADeployment>(&()))
+    };
     let object: DynamicObject = serde_json::from_value(object).unwrap();
     let params = PostParams { dry_run: true, ..PostParams::default() };
     api.create(&params, &object).await.err().map(|error| error.to_string())
@@ -129,6 +158,13 @@ fn accepted() -> Vec<Value> {
         object(128, 8, json!({ "decode": { "path": "GQA", "tensorParallel": 16 } })),
         object(120, 8, json!({ "decode": { "path": "MQAAbsorb", "tensorParallel": 3 }, "pools": pools })),
         object(128, 8, json!({ "decode": { "tensorParallel": "Auto", "multiTokenPrediction": "Off" } })),
+        class("h100-pcie", "NVIDIA-H100-80GB_HBM3.x"),
+        object(
+            128,
+            8,
+            json!({ "podTemplate": { "labels": { "team": "" } }, "rollout": { "maxUnavailable": 0 } }),
+        ),
+        object(128, 8, json!({ "runtime": { "env": [{ "name": "RUST_LOG", "value": "info" }] } })),
         object(128, 8, json!({ "rollout": { "maxUnavailable": "30%" }, "goal": { "contextLength": null } })),
     ]
 }
@@ -143,7 +179,7 @@ async fn definitions_rules_samples_and_scale() {
     cluster.kubectl(wait).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    for (object, words) in refused() {
+    for (object, words) in refused().into_iter().chain(refused_of_pods()) {
         let sentence = refusal(&client, object.clone()).await;
         assert!(
             sentence.as_ref().is_some_and(|sentence| sentence.contains(words)),

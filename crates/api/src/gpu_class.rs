@@ -6,6 +6,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{rules, schema};
+
 /// A kind of GPU. A name the built-in catalogue has overrides that entry; another name adds a class, which then
 /// needs memoryGiB, memoryBandwidthGBps and bf16TFLOPS.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
     plural = "gpuclasses",
     singular = "gpuclass",
     derive = "PartialEq",
+    validation = rules::class_name(),
     doc = "A kind of GPU: how its nodes are recognised, what it can do and what it costs.",
     printcolumn(name = "Memory", type_ = "number", json_path = ".spec.memoryGiB", description = "GiB"),
     printcolumn(
@@ -36,7 +39,7 @@ use serde::{Deserialize, Serialize};
 pub struct GPUClassSpec {
     /// Values of the node label nvidia.com/gpu.product that mean this class, matched exactly.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63), regex(pattern = schema::LABEL_VALUE)), extend("x-kubernetes-list-type" = "set"))]
     pub product_labels: Vec<String>,
     /// Memory of one GPU in GiB.
     #[serde(rename = "memoryGiB", skip_serializing_if = "Option::is_none")]

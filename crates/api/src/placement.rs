@@ -71,7 +71,7 @@ pub struct RolloutSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::int_or_percent")]
     pub max_unavailable: Option<IntOrString>,
-    /// Seconds without progress after which Progressing turns False. The default is 600.
+    /// Seconds without progress after which Progressing turns False. The default is 1800.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub progress_deadline_seconds: Option<i32>,

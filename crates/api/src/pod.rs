@@ -63,7 +63,7 @@ pub enum Device {
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentVariable {
     /// Name of the variable.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^\.?[-_a-zA-Z][-._a-zA-Z0-9]*$"))]
     pub name: String,
     /// Its value.
     #[serde(default)]

@@ -37,6 +37,15 @@ pub(crate) fn add_deployment_rules(schema: &mut Schema) {
     add(schema, rules);
 }
 
+/// Pools without a name of their own are called after their class, so it has to fit a pool's name.
+pub(crate) fn class_name() -> Rule {
+    rule(
+        "size(self.metadata.name) <= 32 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name=%s must be at most 32 lower-case letters, digits and inner dashes: pools are named after it",
+        &["self.metadata.name"],
+    )
+}
+
 /// Rules on one pool.
 pub(crate) fn add_pool_rules(schema: &mut Schema) {
     add(

@@ -5,6 +5,9 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+/// A value that a label may have.
+pub(crate) const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
+
 /// `Auto` or 1 to 1024. Patterns judge only strings and limits only numbers.
 pub(crate) fn tensor_parallel(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -33,6 +36,8 @@ pub(crate) fn int_or_percent(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-int-or-string": true,
         "maxLength": 4,
         "pattern": "^[0-9]{1,2}%$|^100%$",
+        "minimum": 0,
+        "maximum": i32::MAX,
     })
 }
 
@@ -42,7 +47,7 @@ pub(crate) fn node_selector(_: &mut SchemaGenerator) -> Schema {
         "type": "object",
         "minProperties": 1,
         "maxProperties": 16,
-        "additionalProperties": { "type": "string", "maxLength": 63 },
+        "additionalProperties": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE },
     })
 }
 
@@ -51,7 +56,7 @@ pub(crate) fn pod_labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 32,
-        "additionalProperties": { "type": "string", "maxLength": 63 },
+        "additionalProperties": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE },
         "x-kubernetes-validations": [{
             "rule": "self.all(key, !key.startsWith('gqla.dev/'))",
             "messageExpression": "'podTemplate.labels: ' + self.filter(key, key.startsWith('gqla.dev/'))[0] + ' is set by the operator'",
@@ -79,7 +84,12 @@ pub(crate) fn tolerations(_: &mut SchemaGenerator) -> Schema {
             "properties": {
                 "key": { "type": "string", "maxLength": 317, "description": "Taint key; empty matches all." },
                 "operator": { "type": "string", "enum": ["Exists", "Equal"], "description": "Default Equal." },
-                "value": { "type": "string", "maxLength": 63, "description": "Taint value." },
+                "value": {
+                    "type": "string",
+                    "maxLength": 63,
+                    "pattern": LABEL_VALUE,
+                    "description": "Taint value.",
+                },
                 "effect": {
                     "type": "string",
                     "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"],

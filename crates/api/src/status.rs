@@ -81,7 +81,8 @@ pub struct PoolStatus {
     /// plans with, not a forecast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_tokens_per_second: Option<f64>,
-    /// Measured tokens per second of the whole pool; absent when no pod can be reached.
+    /// Measured tokens per second of the whole pool; absent when any ready pod cannot be reached, because a partial
+    /// sum would look like a slow pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured_tokens_per_second: Option<f64>,
     /// Cache bytes one token takes in one layer on one GPU.

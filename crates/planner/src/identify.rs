@@ -5,7 +5,7 @@
 //! confuse two cards that decode best along different paths. A card we do not know stays unknown; it is never
 //! planned as the card it resembles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     catalogue::{CPU_CLASS, Catalogue},
@@ -16,11 +16,18 @@ use crate::{
 pub const PRODUCT_LABEL: &str = "nvidia.com/gpu.product";
 
 /// Labels that say a GPU is there before, or without, its product being known.
-const PRESENCE_LABELS: [&str; 3] = [
+pub const PRESENCE_LABELS: [&str; 3] = [
     "nvidia.com/gpu.present",
     "feature.node.kubernetes.io/pci-10de.present",
     "feature.node.kubernetes.io/pci-0302_10de.present",
 ];
+
+/// The ways a label may spell the name of `class`: as the catalogue does, in lower and in upper case.
+///
+/// Node affinity compares label values exactly, so what is recognised has to be a list that a pod can carry.
+pub fn spellings(class: &str) -> BTreeSet<String> {
+    [class.to_owned(), class.to_ascii_lowercase(), class.to_ascii_uppercase()].into()
+}
 
 /// What a node's labels say about its accelerator.
 #[derive(Clone, Debug, PartialEq)]

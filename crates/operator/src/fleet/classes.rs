@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use gqla_api::{GPUClass, GPUClassSpec};
-use gqla_planner::{Catalogue, Confidence, GpuClass, GpuSpec, Identification};
+use gqla_planner::{Catalogue, Confidence, GpuClass, GpuSpec, Identification, spellings};
 
 use super::FleetNode;
 
@@ -56,11 +56,7 @@ pub fn survey<'a>(catalogue: &Catalogue, nodes: impl IntoIterator<Item = &'a Fle
 
 fn class_of<'a>(catalogue: &'a Catalogue, node: &FleetNode) -> Result<&'a GpuClass, String> {
     if let Some(name) = node.stated_class() {
-        return catalogue.get(name).ok_or_else(|| {
-            format!(
-                "label gqla.dev/gpu-class={name} names no class of the catalogue; create a GPUClass {name}"
-            )
-        });
+        return stated(catalogue, name);
     }
     match catalogue.identify(&node.labels) {
         Identification::Recognised { class, .. } | Identification::Cpu { class } => Ok(class),
@@ -71,6 +67,17 @@ fn class_of<'a>(catalogue: &'a Catalogue, node: &FleetNode) -> Result<&'a GpuCla
         Identification::Unlabelled => {
             Err("a GPU is present, but the node has no label nvidia.com/gpu.product yet".to_owned())
         }
+    }
+}
+
+/// Only spellings that pods can require of a node count: another would be planned for and never scheduled on.
+fn stated<'a>(catalogue: &'a Catalogue, name: &str) -> Result<&'a GpuClass, String> {
+    match catalogue.get(name) {
+        Some(class) if spellings(class.name()).contains(name) => Ok(class),
+        Some(class) => Err(format!("label gqla.dev/gpu-class={name} must be spelled {}", class.name())),
+        None => Err(format!(
+            "label gqla.dev/gpu-class={name} names no class of the catalogue; create a GPUClass {name}"
+        )),
     }
 }
 
@@ -171,6 +178,17 @@ mod tests {
         assert_eq!((survey.classes["H200"].most_gpus(), survey.classes["H200"].capacity(3)), (8, 3));
         let sentence =
             "GPU product NVIDIA-X9 is not in the catalogue; create a GPUClass whose productLabels contain it";
+        assert_eq!(survey.unrecognised, BTreeMap::from([(sentence.to_owned(), 1)]));
+    }
+
+    #[test]
+    fn a_stated_class_is_taken_in_the_spellings_that_pods_require() {
+        let stated = |name: &str| node(json!({ "gqla.dev/gpu-class": name }), 1);
+        let nodes = ["h20", "H20", "h100-pcie", "H100-PCIE", "H100-PCIe", "H100-pcie"].map(stated);
+        let survey = survey(&Catalogue::builtin(), &nodes);
+        assert_eq!((survey.classes["H20"].most_gpus(), survey.classes["H20"].gpus_per_node.len()), (1, 2));
+        assert_eq!(survey.classes["H100-PCIe"].gpus_per_node.len(), 3);
+        let sentence = "label gqla.dev/gpu-class=H100-pcie must be spelled H100-PCIe";
         assert_eq!(survey.unrecognised, BTreeMap::from([(sentence.to_owned(), 1)]));
     }
 

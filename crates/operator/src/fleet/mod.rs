@@ -1,7 +1,8 @@
 //! What hardware the cluster has: a pruned picture of its nodes, and the GPU classes they belong to.
 //!
 //! A full Node is some 10 kB and changes with every image it pulls; here it is a handful of fields, so that thousands
-//! of nodes stay small and only a change that can alter a plan triggers one.
+//! of nodes stay small and a heartbeat or an image wakes nobody. Any label but a timestamp counts as a change, because
+//! any may be in some pool's nodeSelector.
 
 mod classes;
 mod index;

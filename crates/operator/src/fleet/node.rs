@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use gqla_api::labels::{GPU_CLASS, NVIDIA_GPU};
 use k8s_openapi::api::core::v1::{Node, Toleration};
 
+/// When GPU feature discovery last ran: new each time it restarts, and no statement about the node.
+const TIMESTAMP: &str = "nvidia.com/gfd.timestamp";
+
 /// A taint that keeps pods off a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taint {
@@ -21,7 +24,7 @@ pub struct Taint {
 pub struct FleetNode {
     /// Name of the node.
     pub name: String,
-    /// All labels: identification and node selectors look at any of them.
+    /// All labels but timestamps: identification and node selectors look at any of them.
     pub labels: BTreeMap<String, String>,
     /// Taints that keep pods off, without the node lifecycle's own.
     pub taints: Vec<Taint>,
@@ -42,7 +45,7 @@ impl FleetNode {
             .unwrap_or(0);
         Self {
             name: node.metadata.name.unwrap_or_default(),
-            labels: node.metadata.labels.unwrap_or_default(),
+            labels: lasting(node.metadata.labels.unwrap_or_default()),
             taints: spec
                 .taints
                 .unwrap_or_default()
@@ -69,6 +72,11 @@ impl FleetNode {
     pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
         selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
     }
+}
+
+fn lasting(mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    labels.remove(TIMESTAMP);
+    labels
 }
 
 /// Taints under `node.kubernetes.io/` come and go with a node's health. Planning by them would move replicas, and
@@ -129,6 +137,16 @@ mod tests {
         assert!(node(json!({ "taints": late })).accepts(&[]));
         assert!(node(json!({ "taints": [{ "key": "x", "effect": "PreferNoSchedule" }] })).accepts(&[]));
         assert!(!node(json!({ "unschedulable": true })).accepts(&[]));
+    }
+
+    #[test]
+    fn a_new_timestamp_is_no_change_but_another_label_is() {
+        let labelled = |labels: serde_json::Value| {
+            FleetNode::new(from_value(json!({ "metadata": { "name": "n", "labels": labels } })).unwrap())
+        };
+        let before = labelled(json!({ "zone": "a", "nvidia.com/gfd.timestamp": "1" }));
+        assert_eq!(before, labelled(json!({ "zone": "a", "nvidia.com/gfd.timestamp": "2" })));
+        assert_ne!(before, labelled(json!({ "zone": "b", "nvidia.com/gfd.timestamp": "1" })));
     }
 
     #[test]

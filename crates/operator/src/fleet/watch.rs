@@ -141,8 +141,32 @@ impl Fleet {
             return;
         }
         let (catalogue, costs, refused_classes) = catalogue(state.classes.values());
+        for sentence in newly_refused(&state.snapshot.refused_classes, &refused_classes) {
+            tracing::warn!("{sentence}");
+        }
         let nodes = state.nodes.values().cloned().collect();
         state.snapshot = Arc::new(FleetSnapshot { nodes, catalogue, costs, refused_classes });
         self.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// A change of the fleet repeats what is wrong with its classes; a person wants to read it once.
+fn newly_refused<'a>(before: &'a [String], now: &'a [String]) -> impl Iterator<Item = &'a String> {
+    now.iter().filter(|sentence| !before.contains(sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newly_refused;
+
+    #[test]
+    fn a_refused_class_is_told_once_per_change() {
+        let sentences = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let (none, one, two) = (sentences(&[]), sentences(&["a"]), sentences(&["a", "b"]));
+        let cases =
+            [(&none, &one, vec!["a"]), (&one, &one, vec![]), (&one, &two, vec!["b"]), (&two, &none, vec![])];
+        for (before, now, told) in cases {
+            assert_eq!(newly_refused(before, now).collect::<Vec<_>>(), told);
+        }
     }
 }

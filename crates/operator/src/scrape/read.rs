@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
+use gqla_model::DecodePath;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -69,18 +70,24 @@ impl Reader {
     }
 }
 
-/// The token counters in a Prometheus text exposition, by path. Series of several engines are added up.
+/// The token counters in a Prometheus text exposition, by path. Series of several engines are added up; paths we do
+/// not know are left out, so that no pod can make the operator keep series without end.
 pub fn parse(text: &str) -> BTreeMap<String, f64> {
     let mut tokens = BTreeMap::new();
     for line in text.lines() {
         let Some(rest) = line.strip_prefix(COUNTER).and_then(|rest| rest.strip_prefix('{')) else { continue };
         let Some((labels, value)) = rest.rsplit_once('}') else { continue };
         let value = value.split_whitespace().next().and_then(|value| value.parse::<f64>().ok());
-        if let (Some(path), Some(value)) = (label(labels, "path"), value.filter(|value| value.is_finite())) {
+        let path = label(labels, "path").filter(|path| is_known(path));
+        if let (Some(path), Some(value)) = (path, value.filter(|value| value.is_finite())) {
             *tokens.entry(path).or_insert(0.0) += value;
         }
     }
     tokens
+}
+
+fn is_known(path: &str) -> bool {
+    DecodePath::ALL.iter().any(|known| known.metric_label() == path)
 }
 
 /// The value of a label. Values with escapes are not looked into: our paths have none.
@@ -108,6 +115,8 @@ mod tests {
                     gqla_generated_tokens_total{path=\"mqa_absorb\"} 3.5e1\n\
                     gqla_generated_tokens_total_created{path=\"gqa\"} 99\n\
                     gqla_generated_tokens_total{path=\"nan\"} NaN\n\
+                    gqla_generated_tokens_total{path=\"gqa\",engine=\"2\"} NaN\n\
+                    gqla_generated_tokens_total{path=\"made-up-1\"} 5\n\
                     gqla_generated_tokens_total 7\n\
                     gqla_decode_path{path=\"gqa\",reason=\"flag\"} 1\n";
         let expected = BTreeMap::from([("gqa".to_owned(), 42.0), ("mqa_absorb".to_owned(), 35.0)]);
