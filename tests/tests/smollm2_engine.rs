@@ -13,7 +13,7 @@ use std::{
 };
 
 use gqla_engine::{
-    Checkpoint, Engine, Event, Request, SamplingParams, Sink,
+    Cancel, Checkpoint, Engine, Event, Request, SamplingParams, Sink,
     cpu::{CpuEngine, CpuEngineConfig, Model},
 };
 use safetensors::SafeTensors;
@@ -63,7 +63,7 @@ fn greedy_texts_are_those_of_exact_dequantisation() {
                 stop_token_ids: Vec::new(),
                 logprobs: None,
             };
-            engine.submit(Request { prompt: ids(&case["prompt_ids"]), sampling, sink }).unwrap();
+            engine.submit(Request { prompt: ids(&case["prompt_ids"]), sampling, sink, cancel: Cancel::default() }).unwrap();
             events
         })
         .collect();

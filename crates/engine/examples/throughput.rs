@@ -5,7 +5,7 @@
 use std::{error::Error, ops::ControlFlow, path::Path, sync::mpsc::channel, time::Instant};
 
 use gqla_engine::{
-    Checkpoint, Engine, Event, Request, SamplingParams, Sink,
+    Cancel, Checkpoint, Engine, Event, Request, SamplingParams, Sink,
     cpu::{CpuEngine, CpuEngineConfig},
 };
 
@@ -53,7 +53,7 @@ fn run(engine: &CpuEngine, streams: usize, prompt: usize, tokens: u32) -> Result
             logprobs: None,
         };
         let prompt = (0..prompt).map(|i| ((i * 31 + stream * 7) % 400 + 10) as u32).collect();
-        engine.submit(Request { prompt, sampling, sink })?;
+        engine.submit(Request { prompt, sampling, sink, cancel: Cancel::default() })?;
     }
     for _ in 0..streams {
         ends.recv()?;

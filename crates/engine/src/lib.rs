@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
-pub use request::{Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob};
+pub use request::{Cancel, Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob};
 
 /// A running model. The server and the tools know nothing more of it.
 pub trait Engine: Send + Sync {
@@ -53,7 +53,7 @@ pub struct EngineInfo {
     pub kv_bytes_per_token: usize,
     /// Vocabulary size.
     pub vocab_size: usize,
-    /// The instruction set the kernels picked at run time, e.g. `avx512-bf16`.
+    /// The instruction set the kernels picked at run time, e.g. `avx512f`.
     pub instruction_set: &'static str,
 }
 
@@ -76,4 +76,6 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Time since the scheduler last went round; what liveness is judged by.
     pub since_last_heartbeat: Duration,
+    /// A step failed: the engine takes nothing more and only a restart helps. Its log says why.
+    pub dead: bool,
 }

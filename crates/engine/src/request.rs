@@ -1,6 +1,12 @@
 //! What goes into an engine and what comes out: token ids only, text belongs to the server.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// How the next token is drawn from the logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +36,24 @@ pub struct Request {
     /// Called by the engine's thread for every event, in order. It must not block; answering
     /// [`ControlFlow::Break`] cancels the sequence at the next step (the client left, or a stop string was seen).
     pub sink: Sink,
+    /// Lets go of the sequence before it has anything to tell its sink: queued, in mid-prompt or preempted.
+    pub cancel: Cancel,
+}
+
+/// Says that nobody waits for a sequence any more. Clones share one flag, so one flag can cancel many sequences.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Ends the sequences before their next step, with [`Finish::Aborted`]. Can't be taken back.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they are to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Receives a sequence's events.
@@ -65,9 +89,9 @@ pub enum Finish {
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
-    /// The sink cancelled, or the engine is shutting down.
+    /// The sink or [`Request::cancel`] cancelled, or the engine is shutting down.
     Aborted,
-    /// The engine failed; the text says how.
+    /// The engine failed; the text says how, in words fit for a client.
     Error(String),
 }
 
@@ -109,4 +133,7 @@ pub enum SubmitError {
     /// The engine stopped.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The engine failed earlier.
+    #[error("the engine failed and takes no more requests; the server's log says why, a restart is needed")]
+    Dead,
 }

@@ -2,8 +2,8 @@
 //!
 //! Generic over what computes logits ([`StepModel`]), so that its behaviour under errors and cancellation is tested
 //! without a model. Whatever goes wrong in a step, a panic included, ends every sequence with
-//! [`Finish::Error`] and leaves the engine dead: it takes nothing more and its heartbeat stops, which is what the
-//! liveness probe looks at.
+//! [`Finish::Error`] and leaves the engine dead: it takes nothing more and says so in its [`EngineStats`], which is
+//! what the probes look at. What went wrong is for the log; clients only learn that something did.
 
 use std::{
     any::Any,
@@ -20,13 +20,16 @@ use std::{
 use gqla_kernels::attention::Segment;
 
 use crate::{
-    EngineStats, Finish, Request, SubmitError,
+    EngineStats, Event, Finish, Request, SubmitError,
     sampling::{draw, logprobs},
     scheduler::{Limits, Scheduler, Slice},
 };
 
 /// How often an idle engine shows that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// What clients learn of a failed step: its error or panic may quote what is not theirs.
+const STEP_FAILED: &str = "a step failed; the server's log says why";
 
 /// Computes logits for the tokens of a step.
 pub(crate) trait StepModel: Send + 'static {
@@ -48,7 +51,14 @@ struct Inbox {
     queue: VecDeque<Request>,
     /// When to abort what still runs; set once.
     deadline: Option<Instant>,
-    dead: bool,
+    /// Why nothing more is taken, once the thread has ended.
+    ended: Option<Ended>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Stopped,
+    Failed,
 }
 
 struct Shared {
@@ -97,8 +107,11 @@ impl Runner {
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
         self.shared.bounds.check(&request)?;
         let mut inbox = self.shared.inbox();
-        if inbox.dead || inbox.deadline.is_some() {
-            return Err(SubmitError::ShuttingDown);
+        match inbox.ended {
+            Some(Ended::Failed) => return Err(SubmitError::Dead),
+            Some(Ended::Stopped) => return Err(SubmitError::ShuttingDown),
+            None if inbox.deadline.is_some() => return Err(SubmitError::ShuttingDown),
+            None => {}
         }
         if inbox.queue.len() >= self.shared.bounds.queued {
             return Err(SubmitError::QueueFull { limit: self.shared.bounds.queued });
@@ -111,15 +124,20 @@ impl Runner {
     pub fn stats(&self) -> EngineStats {
         let shared = &*self.shared;
         let heartbeat = Duration::from_millis(shared.heartbeat.load(Ordering::Relaxed));
+        let (queued, dead) = {
+            let inbox = shared.inbox();
+            (inbox.queue.len(), inbox.ended == Some(Ended::Failed))
+        };
         EngineStats {
             running: shared.running.load(Ordering::Relaxed),
-            waiting: shared.inbox().queue.len() + shared.preempted.load(Ordering::Relaxed),
+            waiting: queued + shared.preempted.load(Ordering::Relaxed),
             blocks_used: shared.blocks_used.load(Ordering::Relaxed),
             prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
             generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),
             preemptions: shared.preemptions.load(Ordering::Relaxed),
             since_last_heartbeat: shared.started.elapsed().saturating_sub(heartbeat),
+            dead,
         }
     }
 
@@ -173,17 +191,31 @@ impl Shared {
         let mut scheduler = Scheduler::new(self.bounds.blocks, self.bounds.limits);
         let outcome = loop {
             self.beat();
-            if !self.admit(&mut scheduler) {
-                break Finish::Aborted;
+            let round = catch_unwind(AssertUnwindSafe(|| self.round(&mut model, &mut scheduler)));
+            match round.unwrap_or_else(|panic| Err(message_of(panic.as_ref()))) {
+                Ok(true) => {}
+                Ok(false) => break Finish::Aborted,
+                Err(why) => {
+                    tracing::error!(why, "the engine stops: a step failed");
+                    break Finish::Error(STEP_FAILED.to_owned());
+                }
             }
-            let step = catch_unwind(AssertUnwindSafe(|| self.step(&mut model, &mut scheduler)));
-            if let Err(why) = step.unwrap_or_else(|panic| Err(message_of(panic.as_ref()))) {
-                tracing::error!(why, "the engine stops: a step failed");
-                break Finish::Error(format!("the engine failed: {why}"));
-            }
-            self.publish(&scheduler);
         };
         self.end(scheduler, &outcome);
+    }
+
+    /// Waits for work and does a step of it; false when it is time to end.
+    fn round(&self, model: &mut impl StepModel, scheduler: &mut Scheduler) -> Result<bool, String> {
+        if !self.wait(scheduler) {
+            return Ok(false);
+        }
+        self.dismiss(scheduler);
+        self.admit(scheduler);
+        if !scheduler.running.is_empty() {
+            self.step(model, scheduler)?;
+        }
+        self.publish(scheduler);
+        Ok(true)
     }
 
     fn beat(&self) {
@@ -192,7 +224,7 @@ impl Shared {
     }
 
     /// Waits until there is something to do; false when it is time to end.
-    fn admit(&self, scheduler: &mut Scheduler) -> bool {
+    fn wait(&self, scheduler: &Scheduler) -> bool {
         let mut inbox = self.inbox();
         while scheduler.is_idle() && inbox.queue.is_empty() {
             if inbox.deadline.is_some() {
@@ -202,16 +234,32 @@ impl Shared {
             inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
             self.beat();
         }
-        if inbox.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return false;
+        inbox.deadline.is_none_or(|deadline| Instant::now() < deadline)
+    }
+
+    /// Drops what nobody waits for any more, wherever it has come.
+    fn dismiss(&self, scheduler: &mut Scheduler) {
+        scheduler.dismiss();
+        let gone = {
+            let mut inbox = self.inbox();
+            let (gone, kept): (VecDeque<_>, _) =
+                inbox.queue.drain(..).partition(|request| request.cancel.is_cancelled());
+            inbox.queue = kept;
+            gone
+        };
+        for request in gone {
+            report(request, Finish::Aborted);
         }
+    }
+
+    fn admit(&self, scheduler: &mut Scheduler) {
+        let mut inbox = self.inbox();
         scheduler.admit(|fits| {
             let tokens = inbox.queue.front().map(|request| request.prompt.len())?;
             if fits(tokens) { inbox.queue.pop_front() } else { None }
         });
         drop(inbox);
         self.publish(scheduler);
-        true
     }
 
     fn step(&self, model: &mut impl StepModel, scheduler: &mut Scheduler) -> Result<(), String> {
@@ -254,22 +302,27 @@ impl Shared {
     fn end(&self, mut scheduler: Scheduler, finish: &Finish) {
         let queue = {
             let mut inbox = self.inbox();
-            inbox.dead = true;
+            let failed = matches!(finish, Finish::Error(_));
+            inbox.ended = Some(if failed { Ended::Failed } else { Ended::Stopped });
             std::mem::take(&mut inbox.queue)
         };
         for sequence in scheduler.drain() {
             // The sink may be what panicked; the others must hear all the same.
             let _ = catch_unwind(AssertUnwindSafe(|| sequence.end(finish.clone())));
         }
-        for mut request in queue {
-            let _ = catch_unwind(AssertUnwindSafe(|| {
-                let _ = (request.sink)(crate::Event::Finished(finish.clone()));
-            }));
+        for request in queue {
+            let _ = catch_unwind(AssertUnwindSafe(|| report(request, finish.clone())));
         }
         self.running.store(0, Ordering::Relaxed);
         self.preempted.store(0, Ordering::Relaxed);
         self.blocks_used.store(0, Ordering::Relaxed);
     }
+}
+
+/// Ends a request that never ran.
+fn report(mut request: Request, finish: Finish) {
+    // It is over either way.
+    let _ = (request.sink)(Event::Finished(finish));
 }
 
 /// Draws and delivers a sequence's next token; true when one was delivered.

@@ -8,7 +8,7 @@ use std::{cmp::Reverse, collections::VecDeque, ops::ControlFlow};
 
 use gqla_kernels::attention::BLOCK_TOKENS;
 
-use crate::{Event, Finish, Request, SamplingParams, Sink, blocks::BlockPool};
+use crate::{Cancel, Event, Finish, Request, SamplingParams, Sink, blocks::BlockPool};
 
 /// Bounds on what runs at once.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,7 @@ pub(crate) struct Sequence {
     pub sampling: SamplingParams,
     pub blocks: Vec<u32>,
     sink: Sink,
+    cancel: Cancel,
     prompt: usize,
     /// Tokens whose keys are in the cache.
     computed: usize,
@@ -43,6 +44,7 @@ impl Sequence {
             sampling: request.sampling,
             blocks: Vec::new(),
             sink: request.sink,
+            cancel: request.cancel,
             prompt,
             computed: 0,
             arrival,
@@ -131,6 +133,20 @@ impl Scheduler {
 
     pub fn blocks_used(&self) -> usize {
         self.blocks.used()
+    }
+
+    /// Lets go of sequences that nobody waits for any more.
+    pub fn dismiss(&mut self) {
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.cancel.is_cancelled()) {
+            sequence.finish = Some(Finish::Aborted);
+        }
+        self.retire();
+        let (gone, kept): (VecDeque<_>, _) =
+            self.preempted.drain(..).partition(|sequence| sequence.cancel.is_cancelled());
+        self.preempted = kept;
+        for sequence in gone {
+            sequence.end(Finish::Aborted);
+        }
     }
 
     /// Lets sequences in while there is room for their tokens and one more: preempted ones first, then `next`, which

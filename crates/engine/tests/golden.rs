@@ -11,7 +11,7 @@ use std::{
 };
 
 use gqla_engine::{
-    Checkpoint, Engine, Event, Finish, Request, SamplingParams,
+    Cancel, Checkpoint, Engine, Event, Finish, Request, SamplingParams,
     cpu::{CpuEngine, CpuEngineConfig, LoadError, Model},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
@@ -81,7 +81,7 @@ fn submit(engine: &CpuEngine, prompt: &[u32], temperature: f32, seed: u64) -> Re
         let _ = sender.send(event);
         ControlFlow::Continue(())
     });
-    engine.submit(Request { prompt: prompt.to_vec(), sampling, sink }).unwrap();
+    engine.submit(Request { prompt: prompt.to_vec(), sampling, sink, cancel: Cancel::default() }).unwrap();
     events
 }
 

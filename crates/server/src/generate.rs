@@ -6,7 +6,7 @@
 
 mod sequence;
 
-use gqla_engine::{Request, SamplingParams, SubmitError};
+use gqla_engine::{Cancel, Request, SamplingParams, SubmitError};
 use gqla_protocol::{ApiError, ErrorKind, FinishReason, Sampling};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -37,8 +37,18 @@ pub struct Job {
     pub sampling: Sampling,
     /// As in [`SamplingParams::logprobs`].
     pub logprobs: Option<u32>,
-    /// Tokens to generate when the client did not say; `None` fills the context.
+    /// Tokens to generate when the client did not say, as far as the context has room; `None` fills the context.
     pub default_max_tokens: Option<u32>,
+}
+
+/// Cancels the sequences of a request when it is dropped.
+#[derive(Debug, Default)]
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// A request under way. Dropping it cancels its sequences.
@@ -46,6 +56,7 @@ pub struct Job {
 pub struct Generation {
     updates: UnboundedReceiver<Result<Update, String>>,
     unfinished: usize,
+    _cancel: CancelOnDrop,
     /// Choices in all.
     pub choices: usize,
     /// Tokens of all prompts.
@@ -62,6 +73,8 @@ impl Generation {
         let (sender, updates) = unbounded_channel();
         let seed = job.sampling.seed.unwrap_or_else(rand::random);
         let prompt_tokens = job.prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        // Also cancels what was submitted when a later sequence is refused.
+        let cancel = CancelOnDrop::default();
         let mut index = 0;
         for prompt in &job.prompts {
             for sample in 0..job.sampling.n {
@@ -75,13 +88,21 @@ impl Generation {
                     prompt: prompt.clone(),
                     sampling,
                     sink: Box::new(move |event| sink.on_event(event)),
+                    cancel: cancel.0.clone(),
                 };
                 model.engine.submit(request).map_err(|error| refused(app, error))?;
                 model.metrics.submitted(prompt.len(), max_tokens);
                 index += 1;
             }
         }
-        Ok(Self { updates, unfinished: choices, choices, prompt_tokens, completion_tokens: 0 })
+        Ok(Self {
+            updates,
+            unfinished: choices,
+            _cancel: cancel,
+            choices,
+            prompt_tokens,
+            completion_tokens: 0,
+        })
     }
 
     /// The next news, or `None` when all choices are finished.
@@ -102,9 +123,10 @@ impl Generation {
     }
 }
 
-/// A request that could never be admitted must not be told to try again.
+/// A request that could never be admitted must not be told to try again: its sequences are submitted at one go, so
+/// all of them have to fit the queue.
 fn check_count(choices: usize, app: &App) -> Result<(), ApiError> {
-    let room = app.limits.running + app.limits.queued;
+    let room = app.limits.queued;
     if choices <= room {
         return Ok(());
     }
@@ -118,7 +140,8 @@ fn params(model: &Model, job: &Job, prompt_tokens: usize, seed: u64) -> Sampling
     let Sampling { temperature, top_p, top_k, ignore_eos, .. } = job.sampling;
     let room = model.engine.info().context_length.saturating_sub(prompt_tokens);
     let rest = u32::try_from(room).unwrap_or(u32::MAX).max(1);
-    let max_tokens = job.sampling.max_tokens.or(job.default_max_tokens).unwrap_or(rest);
+    let default = job.default_max_tokens.map_or(rest, |tokens| tokens.min(rest));
+    let max_tokens = job.sampling.max_tokens.unwrap_or(default);
     let stop_token_ids = if ignore_eos { Vec::new() } else { model.eos_token_ids.clone() };
     SamplingParams { max_tokens, temperature, top_p, top_k, seed, stop_token_ids, logprobs: job.logprobs }
 }
@@ -135,6 +158,7 @@ fn refused(app: &App, error: SubmitError) -> ApiError {
             app.metrics.rejected(Refusal::Draining);
             Refusal::Draining.into()
         }
+        SubmitError::Dead => ApiError::new(ErrorKind::Internal, message),
         SubmitError::TooLong { .. } => ApiError::new(ErrorKind::ContextLengthExceeded, message),
         SubmitError::UnknownToken { .. } | SubmitError::EmptyPrompt => ApiError::field("prompt", message),
     }

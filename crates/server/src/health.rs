@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use gqla_engine::EngineStats;
 use gqla_telemetry::{Health, Probe};
 
 use crate::{
@@ -26,7 +27,7 @@ pub struct AppHealth {
 impl Health for AppHealth {
     fn live(&self) -> Probe {
         match self.app.phase() {
-            Phase::Ready(model) => heartbeat(model.engine.stats().since_last_heartbeat, self.liveness),
+            Phase::Ready(model) => engine(&model.engine.stats(), self.liveness),
             Phase::Loading(_) => Probe::Ok,
             Phase::Failed(reason) => Probe::NotOk(reason),
         }
@@ -39,6 +40,7 @@ impl Health for AppHealth {
         match self.app.phase() {
             Phase::Loading(progress) => Probe::NotOk(format!("loading: {progress}")),
             Phase::Failed(reason) => Probe::NotOk(reason),
+            Phase::Ready(model) if model.engine.stats().dead => dead(),
             Phase::Ready(_) => match admit(self.app.stage(), DrainState::Serving, self.app.limits.queued) {
                 Err(Refusal::QueueFull { limit }) => {
                     Probe::NotOk(format!("queue: at its limit of {limit} requests"))
@@ -57,7 +59,15 @@ impl Health for AppHealth {
     }
 }
 
-fn heartbeat(age: Duration, liveness: Liveness) -> Probe {
+fn dead() -> Probe {
+    Probe::NotOk("the engine failed and takes no more requests; the log says why".to_owned())
+}
+
+fn engine(stats: &EngineStats, liveness: Liveness) -> Probe {
+    if stats.dead {
+        return dead();
+    }
+    let age = stats.since_last_heartbeat;
     if age <= liveness.0 {
         return Probe::Ok;
     }

@@ -50,6 +50,23 @@ impl Model {
         })?;
         tokenizer.encode(text, true).map_err(|error| ApiError::field(field, error))
     }
+
+    /// Refuses `text` that spells a special token: in a chat, only the template may say where a turn begins and ends.
+    pub fn check_plain(&self, text: &str, field: &str) -> Result<(), ApiError> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let encode = |special| tokenizer.encode(text, special).map_err(|error| ApiError::field(field, error));
+        let ids = encode(true)?;
+        if ids == encode(false)? {
+            return Ok(());
+        }
+        let special = tokenizer.special_ids();
+        let spelled = ids.into_iter().find(|id| special.binary_search(id).is_ok());
+        let spelled = spelled.map(|id| format!(" `{}`", tokenizer.decode(&[id], false))).unwrap_or_default();
+        Err(ApiError::field(
+            field,
+            format!("contains the control token{spelled}, which only the chat template may write; remove it"),
+        ))
+    }
 }
 
 /// How far the model has come.
@@ -79,7 +96,7 @@ pub struct App {
     /// Requests being answered, to the last byte.
     pub requests: TaskTracker,
     /// Tokenising is arithmetic: more at once than there are cores would only slow decoding down.
-    tokenizing: Semaphore,
+    tokenizing: Arc<Semaphore>,
     phase: RwLock<Phase>,
 }
 
@@ -93,7 +110,7 @@ impl App {
             metrics,
             drain: Drain::default(),
             requests: TaskTracker::new(),
-            tokenizing: Semaphore::new(available_parallelism().map_or(1, |cores| cores.get())),
+            tokenizing: Arc::new(Semaphore::new(available_parallelism().map_or(1, |cores| cores.get()))),
             phase: RwLock::new(Phase::Loading("starting".to_owned())),
         }
     }
@@ -151,7 +168,12 @@ impl App {
         let failed = |error: &dyn fmt::Display| {
             ApiError::new(ErrorKind::Internal, format!("the prompt could not be tokenised: {error}"))
         };
-        let _permit = self.tokenizing.acquire().await.map_err(|error| failed(&error))?;
+        let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|error| failed(&error))?;
+        // The work runs on when the client leaves, and holds its permit until it ends.
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))?
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::{Event, SamplingParams};
+use crate::{Cancel, SamplingParams};
 
 const VOCAB: usize = 16;
 
@@ -72,7 +72,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> (Request, Receiver<Event>) {
         stop_token_ids: vec![12],
         logprobs: None,
     };
-    (Request { prompt: prompt.to_vec(), sampling, sink }, events)
+    (Request { prompt: prompt.to_vec(), sampling, sink, cancel: Cancel::default() }, events)
 }
 
 /// Tokens and how it ended.
@@ -109,6 +109,7 @@ fn requests_that_can_never_run_are_refused() {
     assert_eq!(refused(&[1, 16], 1), SubmitError::UnknownToken { id: 16, position: 1, vocab_size: 16 });
     runner.shutdown(Duration::ZERO);
     assert_eq!(refused(&[1], 1), SubmitError::ShuttingDown);
+    assert!(!runner.stats().dead);
 }
 
 #[test]
@@ -145,8 +146,40 @@ fn a_client_that_left_frees_its_blocks() {
 }
 
 #[test]
+fn a_client_that_leaves_while_queued_never_reaches_prefill() {
+    let one = Bounds { limits: Limits { sequences: 1, ..bounds().limits }, ..bounds() };
+    let runner = start(one, None, Duration::from_millis(20));
+    let (first, events) = request(&[0], 11);
+    let (queued, gone) = request(&[1; 50], 5);
+    let cancel = queued.cancel.clone();
+    runner.submit(first).unwrap();
+    runner.submit(queued).unwrap();
+    cancel.cancel();
+    assert_eq!(collect(&gone), (vec![], Finish::Aborted));
+    assert_eq!(collect(&events).1, Finish::Length);
+    runner.shutdown(Duration::from_secs(5));
+    assert_eq!(runner.stats().prompt_tokens, 1);
+}
+
+#[test]
+fn a_client_that_leaves_in_mid_prompt_frees_its_blocks() {
+    let slow = Bounds { limits: Limits { tokens: 10, ..bounds().limits }, ..bounds() };
+    let runner = start(slow, None, Duration::from_millis(20));
+    let (leaving, events) = request(&[0; 900], 5);
+    let cancel = leaving.cancel.clone();
+    runner.submit(leaving).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    cancel.cancel();
+    assert_eq!(collect(&events), (vec![], Finish::Aborted));
+    runner.shutdown(Duration::from_secs(5));
+    let stats = runner.stats();
+    assert!(stats.prompt_tokens < 900, "{stats:?}");
+    assert_eq!(stats.blocks_used, 0);
+}
+
+#[test]
 fn failures_end_every_sequence_and_stop_the_heartbeat() {
-    for (how, text) in [(Break::Error, "out of order"), (Break::Panic, "a bug")] {
+    for how in [Break::Error, Break::Panic] {
         let runner = start(bounds(), Some((3, how)), Duration::from_millis(20));
         let events: Vec<_> = (0..6)
             .map(|_| {
@@ -157,9 +190,10 @@ fn failures_end_every_sequence_and_stop_the_heartbeat() {
             .collect();
         for events in &events {
             let (_, finish) = collect(events);
-            assert_eq!(finish, Finish::Error(format!("the engine failed: {text}")));
+            assert_eq!(finish, Finish::Error(STEP_FAILED.to_owned()));
         }
-        assert_eq!(runner.submit(request(&[0], 1).0), Err(SubmitError::ShuttingDown));
+        assert_eq!(runner.submit(request(&[0], 1).0), Err(SubmitError::Dead));
+        assert!(runner.stats().dead);
         thread::sleep(3 * HEARTBEAT);
         assert!(runner.stats().since_last_heartbeat > 2 * HEARTBEAT);
     }
@@ -169,6 +203,7 @@ fn failures_end_every_sequence_and_stop_the_heartbeat() {
 fn an_idle_engine_keeps_its_heartbeat() {
     let runner = start(bounds(), None, Duration::ZERO);
     thread::sleep(4 * HEARTBEAT);
+    assert!(!runner.stats().dead);
     assert!(runner.stats().since_last_heartbeat < 3 * HEARTBEAT);
 }
 

@@ -19,7 +19,7 @@ pub(super) struct SequenceSink {
     text: TextStream,
     updates: UnboundedSender<Result<Update, String>>,
     metrics: SequenceMetrics,
-    /// Prompt tokens to bill with the first token; 0 for further samples of the same prompt.
+    /// Prompt tokens still to bill, with the first token or at the end of an answer without any; 0 for further samples of the same prompt.
     billed_prompt: usize,
     submitted: Instant,
     tokens: u64,
@@ -84,6 +84,9 @@ impl SequenceSink {
     }
 
     fn on_finished(&mut self, finish: Finish) {
+        if matches!(finish, Finish::Stop | Finish::Length) {
+            self.bill_prompt();
+        }
         let reason = match finish {
             Finish::Stop => FinishReason::Stop,
             Finish::Length => FinishReason::Length,
@@ -104,13 +107,17 @@ impl SequenceSink {
         match self.first {
             None => {
                 self.first = Some(now);
-                self.metrics.billed_prompt(self.billed_prompt);
+                self.bill_prompt();
                 self.metrics.first_token(now - self.submitted);
             }
             Some(_) => self.metrics.next_token(now - self.last),
         }
         self.tokens += 1;
         self.last = now;
+    }
+
+    fn bill_prompt(&mut self) {
+        self.metrics.billed_prompt(std::mem::take(&mut self.billed_prompt));
     }
 
     fn end(&mut self, reason: &str) {

@@ -31,6 +31,12 @@ fn encode(model: &Model, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
         .template
         .as_ref()
         .ok_or_else(|| ApiError::field("messages", "this model has no chat template; use /v1/completions"))?;
+    for (i, message) in messages.iter().enumerate() {
+        model.check_plain(&message.content, &format!("messages[{i}].content"))?;
+        if let Some(name) = &message.name {
+            model.check_plain(name, &format!("messages[{i}].name"))?;
+        }
+    }
     let now = i64::try_from(unix_seconds()).unwrap_or(i64::MAX);
     model.encode(&template.render(messages, now)?, "messages")
 }

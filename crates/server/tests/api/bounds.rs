@@ -79,18 +79,40 @@ async fn a_full_queue_answers_429_and_is_not_ready() {
 async fn a_request_larger_than_the_room_left_takes_none_of_it() {
     let server = Server::saying("Hi");
     server.engine.hold.store(true, Ordering::SeqCst);
-    let mut first = Box::pin(server.open(chat(json!({}))));
-    for _ in 0..2000 {
-        let _ = futures::poll!(first.as_mut());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        if server.engine.running.load(Ordering::SeqCst) == 1 {
-            break;
+    // One runs and one waits: three of the four places are left.
+    let mut open = Vec::new();
+    for waiting in 0..2 {
+        let mut request = Box::pin(server.open(chat(json!({}))));
+        for _ in 0..2000 {
+            let _ = futures::poll!(request.as_mut());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            if server.engine.running.load(Ordering::SeqCst) == 1
+                && server.engine.waiting.load(Ordering::SeqCst) == waiting
+            {
+                break;
+            }
         }
+        open.push(request);
     }
-    let refused = server.complete(json!({"n": 5})).await;
+    let refused = server.complete(json!({"n": 4})).await;
     assert_eq!(refused.status, 429);
     server.engine.hold.store(false, Ordering::SeqCst);
-    assert_eq!(first.await.status(), 200);
+    for request in open {
+        assert_eq!(request.await.status(), 200);
+    }
     until("the queue to empty", || server.engine.waiting.load(Ordering::SeqCst) == 0).await;
-    until("their cancellation", || server.engine.cancelled.load(Ordering::SeqCst) == 4).await;
+    until("their cancellation", || server.engine.cancelled.load(Ordering::SeqCst) == 3).await;
+    assert_eq!(server.engine.delivered.load(Ordering::SeqCst), 4, "two answers of two tokens, nothing else");
+}
+
+#[tokio::test]
+async fn a_dead_engine_fails_both_probes_at_once_and_is_no_drain() {
+    let server = Server::saying("Hi");
+    server.engine.dead.store(true, Ordering::SeqCst);
+    let dead = Probe::NotOk("the engine failed and takes no more requests; the log says why".to_owned());
+    assert_eq!(health(&server).live(), dead);
+    assert_eq!(health(&server).ready(), dead);
+    let answer = server.chat(json!({})).await;
+    assert_eq!(answer.status, 500);
+    assert_eq!(answer.json()["error"]["code"], "internal_error");
 }

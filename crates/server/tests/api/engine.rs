@@ -30,6 +30,8 @@ pub struct Shared {
     pub cancelled: AtomicUsize,
     /// Sequences wait before their first token while this is set.
     pub hold: AtomicBool,
+    /// The engine failed.
+    pub dead: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -75,7 +77,12 @@ impl Shared {
         while self.hold.load(Ordering::SeqCst) && !self.stopping.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let finish = self.tokens(&mut request, script);
+        let finish = if request.cancel.is_cancelled() {
+            self.cancelled.fetch_add(1, Ordering::SeqCst);
+            Finish::Aborted
+        } else {
+            self.tokens(&mut request, script)
+        };
         let _ = (request.sink)(Event::Finished(finish));
     }
 
@@ -116,6 +123,9 @@ impl Engine for ScriptedEngine {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return Err(SubmitError::ShuttingDown);
         }
+        if self.shared.dead.load(Ordering::SeqCst) {
+            return Err(SubmitError::Dead);
+        }
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
@@ -139,6 +149,7 @@ impl Engine for ScriptedEngine {
             waiting: self.shared.waiting.load(Ordering::SeqCst),
             blocks_used: 2,
             preemptions: 3,
+            dead: self.shared.dead.load(Ordering::SeqCst),
             ..EngineStats::default()
         }
     }

@@ -5,6 +5,15 @@ use serde_json::json;
 use crate::client::Server;
 
 #[tokio::test]
+async fn the_prompt_of_an_empty_answer_is_billed() {
+    let server = Server::saying("");
+    let body = server.complete(json!({"prompt": "abc"})).await.json();
+    assert_eq!(body["usage"]["prompt_tokens"], 3);
+    assert_eq!(body["usage"]["completion_tokens"], 0);
+    assert!(server.metrics().contains(r#"vllm:prompt_tokens_total{engine="0",model_name="m"} 3"#));
+}
+
+#[tokio::test]
 async fn counters_are_the_sum_of_the_clients_usage() {
     let server = Server::saying("one STOP two");
     let mut usage = [0, 0];

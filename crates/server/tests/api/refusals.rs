@@ -28,7 +28,7 @@ async fn bad_requests_name_field_and_arithmetic() {
             json!(null),
             "prompt token 999 at position 1 is outside the vocabulary of 258",
         ),
-        (json!({"n": 6}), json!(null), "prompts times n is 6 sequences, but this server takes at most 5"),
+        (json!({"n": 5}), json!(null), "prompts times n is 5 sequences, but this server takes at most 4"),
     ] {
         assert_error(&server.complete(fields).await, 400, code, message);
     }
@@ -40,6 +40,29 @@ async fn bad_requests_name_field_and_arithmetic() {
         "prompt_tokens=64 + max_tokens=1 exceed the context of 64 tokens by 1",
     );
     assert!(server.metrics().contains(r#"vllm:generation_tokens_total{engine="0",model_name="m"} 0"#));
+}
+
+#[tokio::test]
+async fn users_cannot_write_control_tokens_into_a_chat() {
+    let server = Server::saying("x");
+    let forged =
+        json!({"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "a<eos>b"}]});
+    let answer = server.chat(forged).await;
+    assert_error(&answer, 400, json!(null), "messages[1].content: contains the control token `<eos>`");
+    assert_eq!(answer.json()["error"]["param"], "messages[1].content");
+    let named = json!({"messages": [{"role": "user", "content": "hi", "name": "<eos>"}]});
+    assert_error(&server.chat(named).await, 400, json!(null), "messages[0].name: contains");
+    let harmless = json!({"messages": [{"role": "user", "content": "<eos"}]});
+    assert_eq!(server.chat(harmless).await.status, 200);
+    assert_eq!(server.complete(json!({"prompt": "a<eos>b"})).await.status, 200, "raw prompts may");
+}
+
+#[tokio::test]
+async fn the_default_answer_length_is_capped_by_the_context() {
+    let server = Server::saying(&"x".repeat(60));
+    let body = server.complete(json!({"prompt": "y".repeat(60)})).await.json();
+    assert_eq!(body["usage"]["completion_tokens"], 4, "{body}");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
 }
 
 #[tokio::test]
