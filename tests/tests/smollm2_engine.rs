@@ -63,7 +63,8 @@ fn greedy_texts_are_those_of_exact_dequantisation() {
                 stop_token_ids: Vec::new(),
                 logprobs: None,
             };
-            engine.submit(Request { prompt: ids(&case["prompt_ids"]), sampling, sink, cancel: Cancel::default() }).unwrap();
+            let prompt = ids(&case["prompt_ids"]);
+            engine.submit(Request { prompt, sampling, sink, cancel: Cancel::default() }).unwrap();
             events
         })
         .collect();
