@@ -37,11 +37,10 @@ fn size_complaint(path: &str, text: &str) -> Option<String> {
 pub fn machine_paths() -> Result<()> {
     let root = shell::repo_root()?.display().to_string();
     let home = std::env::var("HOME").unwrap_or_default();
-    let folders: Vec<String> =
-        [root, home, "/root/".into(), "/home/".into(), "/Users/".into(), "/work/".into()]
-            .into_iter()
-            .filter(|folder| folder.len() > 2)
-            .collect();
+    let folders: Vec<String> = [root, home, "/root/".into(), "/home/".into(), "/Users/".into()]
+        .into_iter()
+        .filter(|folder| folder.len() > 2)
+        .collect();
     let mut wrong = Vec::new();
     // The list above has to spell what it looks for.
     for (path, text) in tracked_text()?.iter().filter(|(path, _)| path != "crates/xtask/src/lint/tree.rs") {
