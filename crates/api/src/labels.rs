@@ -22,7 +22,16 @@ pub const MULTI_TOKEN_PREDICTION: &str = "gqla.dev/multi-token-prediction";
 pub const KV_LAYOUT: &str = "gqla.dev/kv-layout";
 /// GPU class: on pods what was planned for, on nodes a cluster administrator's own statement of what the node is.
 pub const GPU_CLASS: &str = "gqla.dev/gpu-class";
-/// What an object is for: `server` or `inspect`.
+/// Annotation of a Node that holds its [`NodeInventory`](crate::inventory::NodeInventory), written by the node's agent.
+pub const GPU_INVENTORY: &str = "gqla.dev/gpu-inventory";
+/// Label of a Node by which NVML's word is scheduled on: see
+/// [`NodeInventory::device_label`](crate::inventory::NodeInventory::device_label).
+pub const GPU_DEVICE: &str = "gqla.dev/gpu.device";
+/// Label of a Node with the product name NVML gives, spelled as GPU feature discovery spells it.
+pub const GPU_PRODUCT: &str = "gqla.dev/gpu.product";
+/// Field manager of what agents write on their Nodes.
+pub const AGENT_MANAGER: &str = "gqla-agent";
+/// What an object is for: `server`, `inspect` or `agent`.
 pub const COMPONENT: &str = "gqla.dev/component";
 /// Hash of the model source an inspect Job read.
 pub const SOURCE_HASH: &str = "gqla.dev/source-hash";
@@ -38,6 +47,9 @@ pub const STATUS_MANAGER: &str = "gqla-operator-status";
 pub const COMPONENT_SERVER: &str = "server";
 /// Value of [`COMPONENT`] on inspect Jobs.
 pub const COMPONENT_INSPECT: &str = "inspect";
+
+/// Value of [`COMPONENT`] on agents.
+pub const COMPONENT_AGENT: &str = "agent";
 
 /// The device plugin's extended resource.
 pub const NVIDIA_GPU: &str = "nvidia.com/gpu";

@@ -9,6 +9,7 @@ mod crds;
 mod decode;
 mod deployment;
 mod gpu_class;
+pub mod inventory;
 pub mod labels;
 mod placement;
 mod pod;

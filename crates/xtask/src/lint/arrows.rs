@@ -19,10 +19,25 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-telemetry", &[]),
     ("gqla-engine", &["gqla-kernels", "gqla-weights"]),
     ("gqla-convert", &["gqla-weights"]),
-    ("gqla-operator", &["gqla-api", "gqla-planner", "gqla-telemetry"]),
+    ("gqla-fleet", &["gqla-api", "gqla-planner"]),
+    ("gqla-operator", &["gqla-api", "gqla-fleet", "gqla-planner", "gqla-telemetry"]),
+    ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
+    ("gqla-fakenvml", &[]),
+    ("gqla-deviceplugin", &[]),
     // It turns text into token ids, which the engine never sees, and inspects checkpoints it will not run.
     ("gqla-server", &["gqla-protocol", "gqla-engine", "gqla-planner", "gqla-telemetry", "gqla-weights"]),
-    ("gqla-cli", &["gqla-planner", "gqla-protocol", "gqla-weights", "gqla-engine", "gqla-convert"]),
+    (
+        "gqla-cli",
+        &[
+            "gqla-api",
+            "gqla-fleet",
+            "gqla-planner",
+            "gqla-protocol",
+            "gqla-weights",
+            "gqla-engine",
+            "gqla-convert",
+        ],
+    ),
     ("gqla-testkit", &["gqla-api"]),
 ];
 
@@ -32,8 +47,21 @@ const ASSEMBLERS: [&str; 2] = ["gqla-xtask", "e2e"];
 /// A library, and the rooms that may have it among all their dependencies, direct or not.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("cudarc", &["gqla-kernels", "gqla-engine", "gqla-server", "gqla-cli"]),
-    ("kube-client", &["gqla-operator", "gqla-cli", "gqla-testkit"]),
-    ("tokio", &["gqla-telemetry", "gqla-engine", "gqla-server", "gqla-operator", "gqla-cli", "gqla-testkit"]),
+    ("kube-client", &["gqla-operator", "gqla-agent", "gqla-cli", "gqla-testkit"]),
+    (
+        "tokio",
+        &[
+            "gqla-telemetry",
+            "gqla-engine",
+            "gqla-server",
+            "gqla-operator",
+            "gqla-agent",
+            "gqla-cli",
+            "gqla-testkit",
+            "gqla-deviceplugin",
+        ],
+    ),
+    ("nvml-wrapper", &["gqla-agent", "gqla-deviceplugin"]),
 ];
 
 /// A library, and the only rooms that may name it in their manifest.

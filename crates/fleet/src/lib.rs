@@ -1,0 +1,1 @@
+//! What hardware every node has: labels, facts of agents and GPUClasses merged into one picture. Pure.

@@ -1,0 +1,2 @@
+//! The device plugin.
+fn main() {}
