@@ -9,8 +9,9 @@ const BROKEN: char = char::REPLACEMENT_CHARACTER;
 
 /// Decodes one sequence token by token, holding back bytes until they are whole characters.
 ///
-/// Lossy UTF-8 decoding writes one U+FFFD for each broken part, and only the last part of a text can still become a
-/// character. So everything before a final U+FFFD is certain.
+/// Decoders over bytes write one U+FFFD for each broken part. Decoders with byte fallback write one for every byte of a
+/// run that is not UTF-8 as a whole, whole characters at its start included. So what stands before the final U+FFFDs is
+/// certain, and what was given out stays given when a later byte breaks its run.
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
@@ -20,7 +21,7 @@ pub struct Detokenizer {
     window: Vec<u32>,
     /// Tokens of `window` that are only context.
     context: usize,
-    /// Bytes of the window's text that have been given out.
+    /// Characters of the window's text that have been given out.
     given: usize,
 }
 
@@ -33,14 +34,13 @@ impl Detokenizer {
     pub fn push(&mut self, id: u32) -> String {
         self.window.push(id);
         let text = self.text();
-        match text.strip_suffix(BROKEN) {
-            Some(certain) if self.window.len() <= LONGEST_WINDOW => {
-                let piece = certain.get(self.given..).unwrap_or_default().to_owned();
-                self.given = certain.len();
-                piece
-            }
-            _ => self.give_all(&text),
+        if !text.ends_with(BROKEN) || self.window.len() > LONGEST_WINDOW {
+            return self.give_all(&text);
         }
+        let certain = text.trim_end_matches(BROKEN);
+        let piece = self.ungiven(certain);
+        self.given = self.given.max(certain.chars().count());
+        piece
     }
 
     /// Ends the sequence and returns what was held back; an unfinished character becomes U+FFFD.
@@ -53,15 +53,20 @@ impl Detokenizer {
         self.tokenizer.decode(&self.window, self.skip_special)
     }
 
+    /// Characters, not bytes: a character that was given out may have become a U+FFFD of another length.
+    fn ungiven(&self, text: &str) -> String {
+        text.chars().skip(self.given).collect()
+    }
+
     fn give_all(&mut self, text: &str) -> String {
-        let piece = text.get(self.given..).unwrap_or_default().to_owned();
+        let piece = self.ungiven(text);
         self.window.drain(..self.context);
         if text.ends_with(BROKEN) {
             // What was given for a broken part is no prefix of what it might become: start afresh behind it.
             self.window.clear();
         }
         self.context = self.window.len();
-        self.given = self.text().len();
+        self.given = self.text().chars().count();
         piece
     }
 }

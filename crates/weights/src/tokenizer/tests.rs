@@ -47,16 +47,41 @@ fn bytes_that_never_become_a_character_do_not_block_the_stream() {
     let continuation = tokenizer.encode("é", true).unwrap()[1];
     let a = tokenizer.encode("a", true).unwrap()[0];
     let text = stream(&tokenizer, &[continuation, continuation, a]);
-    assert_eq!(text, ["", "\u{FFFD}", "\u{FFFD}a", ""]);
+    assert_eq!(text, ["", "", "\u{FFFD}\u{FFFD}a", ""]);
     let endless = stream(&tokenizer, &[continuation; 1000]);
     assert_eq!(endless.concat(), "\u{FFFD}".repeat(1000));
 }
 
 #[test]
-fn a_real_replacement_character_does_not_break_the_next_one() {
+fn a_real_replacement_character_arrives_with_the_next_one() {
     let tokenizer = bytes();
     let ids = tokenizer.encode("\u{FFFD}Σ", true).unwrap();
-    assert_eq!(stream(&tokenizer, &ids), ["", "", "", "\u{FFFD}", "Σ", ""]);
+    assert_eq!(stream(&tokenizer, &ids), ["", "", "", "", "\u{FFFD}Σ", ""]);
+}
+
+/// Every byte a token of its own (id = byte), as in LLaMA-2's vocabulary, and the token `a` (256).
+fn byte_fallback() -> Tokenizer {
+    let mut vocabulary: serde_json::Map<String, serde_json::Value> =
+        (0..256).map(|byte| (format!("<0x{byte:02X}>"), byte.into())).collect();
+    vocabulary.insert("a".to_owned(), 256.into());
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocabulary, "merges": []},
+    });
+    Tokenizer::new(json.to_string().parse().unwrap())
+}
+
+#[test]
+fn characters_of_byte_tokens_are_given_whole_and_once() {
+    let tokenizer = byte_fallback();
+    let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    assert_eq!(stream(&tokenizer, &bytes("é🙂")), ["", "é", "", "", "", "🙂", ""]);
+    assert_eq!(stream(&tokenizer, &[bytes("🙂"), vec![256]].concat()).concat(), "🙂a");
+    // The second character never ends: the first one stays, and what broke is told.
+    let broken = [bytes("é"), vec![0xF0, 0x9F, 256]].concat();
+    assert_eq!(stream(&tokenizer, &broken).concat(), "é\u{FFFD}\u{FFFD}\u{FFFD}a");
 }
 
 #[test]
@@ -74,12 +99,15 @@ proptest! {
         let tokenizer = bytes();
         let ids = tokenizer.encode(&text, false).unwrap();
         prop_assert_eq!(tokenizer.decode(&ids, true), text.as_str());
-        prop_assert_eq!(stream(&tokenizer, &ids).concat(), text);
+        prop_assert_eq!(stream(&tokenizer, &ids).concat(), text.as_str());
+        let bytes: Vec<u32> = text.bytes().map(u32::from).collect();
+        prop_assert_eq!(stream(&byte_fallback(), &bytes).concat(), text);
     }
 
     #[test]
     fn arbitrary_ids_stream_without_panic(ids in proptest::collection::vec(0u32..300, 0..40)) {
-        let tokenizer = bytes();
-        let _ = stream(&tokenizer, &ids);
+        for tokenizer in [bytes(), byte_fallback()] {
+            let _ = stream(&tokenizer, &ids);
+        }
     }
 }
