@@ -17,7 +17,11 @@ use crate::{
     state::{App, unix_seconds},
 };
 
-const HTTP: HttpLimits = HttpLimits { header_timeout: Duration::from_secs(30), max_connections: 1024 };
+const HTTP: HttpLimits = HttpLimits {
+    header_timeout: Duration::from_secs(30),
+    write_timeout: Duration::from_secs(60),
+    max_connections: 1024,
+};
 
 /// Time for connections to close once everything is answered.
 const CLOSING: Duration = Duration::from_secs(1);

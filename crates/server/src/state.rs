@@ -11,7 +11,7 @@ use gqla_engine::Engine;
 use gqla_protocol::{ApiError, ChatTemplate, ErrorKind};
 use gqla_weights::Tokenizer;
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
@@ -97,6 +97,8 @@ pub struct App {
     pub requests: TaskTracker,
     /// Tokenising is arithmetic: more at once than there are cores would only slow decoding down.
     tokenizing: Arc<Semaphore>,
+    /// Bodies being read. The queue does not count them yet, and each may be as large as `limits.body_bytes`.
+    bodies: Semaphore,
     phase: RwLock<Phase>,
 }
 
@@ -108,6 +110,7 @@ impl App {
             created,
             limits,
             metrics,
+            bodies: Semaphore::new(limits.queued),
             drain: Drain::default(),
             requests: TaskTracker::new(),
             tokenizing: Arc::new(Semaphore::new(available_parallelism().map_or(1, |cores| cores.get()))),
@@ -153,6 +156,15 @@ impl App {
         };
         admit(self.stage(), self.drain.state(), self.limits.queued).map_err(refuse)?;
         Ok((self.loaded()?, token))
+    }
+
+    /// Lets a body be read: no more at once than requests may wait.
+    pub fn place_for_body(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        self.bodies.try_acquire().map_err(|_| {
+            let refusal = Refusal::QueueFull { limit: self.limits.queued };
+            self.metrics.rejected(refusal);
+            refusal.into()
+        })
     }
 
     /// The model, or 503 while there is none.

@@ -24,7 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Health, HttpLimits, Probe, serve};
 
-const LIMITS: HttpLimits = HttpLimits { header_timeout: Duration::from_secs(10), max_connections: 64 };
+const LIMITS: HttpLimits = HttpLimits {
+    header_timeout: Duration::from_secs(10),
+    write_timeout: Duration::from_secs(10),
+    max_connections: 64,
+};
 
 /// Time the last answers get once the server is told to stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);

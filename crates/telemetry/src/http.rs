@@ -1,7 +1,7 @@
 //! An HTTP/1 accept loop with bounds. `axum::serve` has none: a client that opens a socket and sends half a header
 //! would hold a connection for ever, and as many sockets are accepted as the kernel hands out.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -14,6 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 /// A short rest after a failed accept: file descriptors may be exhausted, and trying at once would spin.
@@ -24,6 +25,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub struct HttpLimits {
     /// Time to send a complete request header, counted from the connection's last answer.
     pub header_timeout: Duration,
+    /// Time without a byte leaving while there is something to send, after which a client counts as gone.
+    pub write_timeout: Duration,
     /// Sockets served at once; further ones wait in the kernel's backlog.
     pub max_connections: usize,
 }
@@ -41,7 +44,10 @@ pub async fn serve(listener: TcpListener, router: Router, limits: HttpLimits, st
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            .serve_connection(
+                TokioIo::new(bounded(stream, limits.write_timeout)),
+                TowerToHyperService::new(router.clone()),
+            );
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -52,6 +58,13 @@ pub async fn serve(listener: TcpListener, router: Router, limits: HttpLimits, st
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+/// A client that stops reading would otherwise hold its connection, and what it asked for, until TCP gives up.
+fn bounded(stream: TcpStream, write_timeout: Duration) -> Pin<Box<TimeoutStream<TcpStream>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(write_timeout));
+    Box::pin(stream)
 }
 
 async fn accept(

@@ -5,13 +5,14 @@ use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration}
 use axum::{
     body::{Body, Bytes},
     extract::Request,
-    http::header::{CACHE_CONTROL, CONTENT_TYPE},
+    http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use futures::stream;
 use gqla_protocol::{
     ApiError, Choice, DONE, Dialect, FinishReason, PING, Reply, ScoredToken, Streaming, Usage,
 };
+use http_body_util::BodyExt as _;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
@@ -36,6 +37,7 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<(Arc<Model>, TaskTrackerToken, Bytes), ApiError> {
     let (model, token) = app.admit()?;
+    let _place = app.place_for_body()?;
     let (parts, content) = request.into_parts();
     let content = body::read(&parts.headers, content, app.limits.body_bytes).await?;
     Ok((model, token, content))
@@ -63,14 +65,19 @@ pub(super) async fn respond(
     };
     let generation = Generation::start(app, model, job)?;
     match streaming {
-        Streaming::Off => whole(reply, generation, logprobs).await,
+        Streaming::Off => whole(reply, generation, logprobs, token).await,
         Streaming::On { .. } => {
             Ok(events(EventStream::new(reply, generation, logprobs, token).after_first_update().await?))
         }
     }
 }
 
-async fn whole(reply: Reply, mut generation: Generation, logprobs: bool) -> Result<Response, ApiError> {
+async fn whole(
+    reply: Reply,
+    mut generation: Generation,
+    logprobs: bool,
+    token: TaskTrackerToken,
+) -> Result<Response, ApiError> {
     let empty = |index| Choice {
         index,
         text: String::new(),
@@ -88,7 +95,14 @@ async fn whole(reply: Reply, mut generation: Generation, logprobs: bool) -> Resu
         choice.finish_reason = finish.unwrap_or(choice.finish_reason);
     }
     let text = reply.whole(&choices, usage(&generation))?;
-    Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
+    let response = ([(CONTENT_TYPE, "application/json"), (CONTENT_LENGTH, &text.len().to_string())], text);
+    // The body takes the token along: the request ends when its last byte is handed to the connection.
+    Ok(response.into_response().map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &token;
+            frame
+        }))
+    }))
 }
 
 fn usage(generation: &Generation) -> Usage {

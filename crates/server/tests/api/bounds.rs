@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use axum::{body::Body, http::Request};
 use gqla_server::{AppHealth, Liveness, state::Phase};
 use gqla_telemetry::{Health, Probe};
 use serde_json::json;
@@ -115,4 +116,21 @@ async fn a_dead_engine_fails_both_probes_at_once_and_is_no_drain() {
     let answer = server.chat(json!({})).await;
     assert_eq!(answer.status, 500);
     assert_eq!(answer.json()["error"]["code"], "internal_error");
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_take_no_more_places_than_the_queue_has() {
+    let server = Server::saying("Hi");
+    let endless = || {
+        let body = Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::convert::Infallible>>());
+        Request::post("/v1/chat/completions").header("content-type", "application/json").body(body).unwrap()
+    };
+    let mut slow: Vec<_> = (0..LIMITS.queued).map(|_| Box::pin(server.open(endless()))).collect();
+    for request in &mut slow {
+        assert!(futures::poll!(request.as_mut()).is_pending());
+    }
+    let refused = server.chat(json!({})).await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (429, &json!("queue_full")));
+    slow.pop();
+    assert_eq!(server.chat(json!({})).await.status, 200);
 }

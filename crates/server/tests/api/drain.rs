@@ -62,3 +62,13 @@ async fn requests_that_take_too_long_are_told_so() {
     assert_eq!(body["choices"][0]["finish_reason"], "abort");
     assert_eq!(body["usage"]["completion_tokens"], 0);
 }
+
+#[tokio::test]
+async fn a_whole_answer_counts_until_its_last_byte_is_taken() {
+    let server = Server::saying("Hi");
+    let response = server.open(chat(json!({}))).await;
+    let length: usize = response.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    assert_eq!(server.app.requests.len(), 1, "the answer is not written yet");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!((body.len(), server.app.requests.len()), (length, 0));
+}
