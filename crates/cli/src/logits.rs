@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use gqla_engine::cpu::Model;
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
-use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
+use safetensors::{Dtype, serialize, tensor::TensorView};
 
 /// Write the logits of every position of a token sequence to a safetensors file.
 #[derive(Debug, clap::Args)]
@@ -39,6 +39,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![args.ids.len(), model.vocab_size()], &bytes)?;
-    serialize_to_file([("logits", view)], None, &args.out)
+    std::fs::write(&args.out, serialize([("logits", view)], None)?)
         .with_context(|| format!("cannot write `{}`", args.out.display()))
 }

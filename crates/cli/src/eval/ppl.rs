@@ -101,8 +101,14 @@ impl Source {
 fn measure(model: &Model, windows: &[&[u32]]) -> anyhow::Result<Vec<f64>> {
     let bar = ProgressBar::new(windows.len() as u64).with_style(style());
     let mut nll = Vec::with_capacity(windows.len());
-    for window in windows {
-        nll.push(window_nll(&model.logits(window)?, window, model.vocab_size()));
+    for (index, window) in windows.iter().enumerate() {
+        let mean = window_nll(&model.logits(window)?, window, model.vocab_size());
+        if !mean.is_finite() {
+            bail!(
+                "the logits of window {index} are not finite, so there is no perplexity: the weights are damaged"
+            );
+        }
+        nll.push(mean);
         bar.set_message(format!("{:.4}", perplexity(&nll)));
         bar.inc(1);
     }

@@ -75,6 +75,14 @@ impl GgufModel {
             let what = format!("llama.rope.scaling.type `{scaling}`");
             return Err(self.unsupported(what, "only unscaled rotary frequencies are computed"));
         }
+        let lengths =
+            ["llama.rope.dimension_count", "llama.attention.key_length"].map(|key| metadata.u64(key));
+        if let [Some(rotated), Some(length)] = lengths
+            && rotated != length
+        {
+            let what = format!("llama.rope.dimension_count {rotated} of llama.attention.key_length {length}");
+            return Err(self.unsupported(what, "only heads that are rotated whole are computed"));
+        }
         if let Some(experts) = metadata.u64("llama.expert_count").filter(|count| *count > 0) {
             let what = format!("llama.expert_count {experts}");
             return Err(self.unsupported(what, "only dense feed-forward blocks are computed"));
