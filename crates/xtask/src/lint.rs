@@ -7,11 +7,14 @@ mod arrows;
 mod deny;
 mod tree;
 
-use std::{ffi::OsString, process::Command, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{generate, shell};
+use crate::{
+    generate,
+    shell::{self, cargo},
+};
 
 /// Check formatting, lints, documentation, dependencies and the source tree.
 #[derive(Debug, Default, clap::Args)]
@@ -83,11 +86,4 @@ fn clippy() -> Result<()> {
 fn rustdoc() -> Result<()> {
     let scope = ["doc", "--workspace", "--no-deps", "--locked", "--quiet"];
     shell::run(cargo()?.args(scope).env("RUSTDOCFLAGS", "-D warnings"))
-}
-
-/// The cargo that runs us, in the repository's root.
-fn cargo() -> Result<Command> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.current_dir(shell::repo_root()?);
-    Ok(command)
 }

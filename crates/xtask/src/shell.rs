@@ -30,6 +30,20 @@ pub fn repo_root() -> Result<PathBuf> {
     manifest.ancestors().nth(2).map(Path::to_owned).context("crates/xtask has no grandparent folder")
 }
 
+/// The cargo that built this, at the root of the checkout.
+///
+/// `cargo run` tells its program which package it is of. Passed on, that would look like a changed environment to build
+/// scripts that watch it, and rebuild them and all that needs them at every change between `cargo xtask` and cargo.
+pub fn cargo() -> Result<Command> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(repo_root()?);
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        command.env_remove(name);
+    }
+    Ok(command)
+}
+
 /// Prints a heading, runs `work` and prints how long it took.
 pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     eprintln!("==> {title}");

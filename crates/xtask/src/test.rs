@@ -1,13 +1,11 @@
 //! `cargo xtask test`: everything CI runs, in the order that fails fastest.
 
-use std::process::Command;
-
 use anyhow::Result;
 use gqla_testkit::tools::Tools;
 
 use crate::{
     binaries, demo_model, e2e, lint, progress,
-    shell::{repo_root, run, step},
+    shell::{cargo, run, step},
 };
 
 /// Runs all of it; the first failure ends the run.
@@ -17,8 +15,7 @@ pub fn run_all() -> Result<()> {
     let binaries = binaries::build()?;
     let model = demo_model::prepare(&binaries.gqla)?;
     step("Unit, property, golden, recording-server and API-server tests", || {
-        run(Command::new(env!("CARGO"))
-            .current_dir(repo_root()?)
+        run(cargo()?
             .args(["test", "--workspace", "--locked", "--quiet"])
             .env("GQLA_TEST_BIN", &binaries.gqla)
             .env("GQLA_TEST_MODEL_DIR", &model.source)
@@ -28,8 +25,7 @@ pub fn run_all() -> Result<()> {
     // The whole suite ran on the best instruction set of this machine; other machines have less.
     for isa in ["avx2+fma", "portable"].into_iter().filter(|isa| *isa == "portable" || has_avx2()) {
         step(&format!("Kernel and engine tests on {isa}"), || {
-            run(Command::new(env!("CARGO"))
-                .current_dir(repo_root()?)
+            run(cargo()?
                 .args(["test", "--locked", "--quiet", "-p", "gqla-kernels", "-p", "gqla-engine"])
                 .env("GQLA_INSTRUCTION_SET", isa))
         })?;

