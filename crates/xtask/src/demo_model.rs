@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -60,7 +60,9 @@ pub fn prepare(gqla: &Path) -> Result<DemoModel> {
 }
 
 fn convert(gqla: &Path, gguf: &Path, calibration_text: &Path, out: &Path) -> Result<()> {
+    // Its bar is on stderr; the report is for programs, and is in the checkpoint as well.
     run(Command::new(gqla)
+        .stdout(Stdio::null())
         .args(["convert", "--qk-rope-head-dim", "64", "--kv-lora-rank", "320", "--freqfold", "2"])
         .arg("--model")
         .arg(gguf)
