@@ -81,9 +81,12 @@ pub(crate) fn derive<'n>(device: u16, nodes: impl IntoIterator<Item = &'n FleetN
     })
 }
 
+/// Whether a GPU's facts hold something.
+type Has = fn(&GpuFacts) -> bool;
+
 fn missing(gpus: &[&GpuFacts]) -> String {
-    let lacks = |has: fn(&GpuFacts) -> bool| !gpus.iter().any(|gpu| has(gpu));
-    let facts: [(&str, fn(&GpuFacts) -> bool); 6] = [
+    let lacks = |has: Has| !gpus.iter().any(|gpu| has(gpu));
+    let facts: [(&str, Has); 6] = [
         ("memory", |gpu| gpu.memory_mib > 0),
         ("memory bus width", |gpu| gpu.memory_bus_bits.is_some_and(|bits| bits > 0)),
         ("memory clock", |gpu| gpu.memory_clock_mhz.is_some_and(|clock| clock > 0)),
