@@ -118,9 +118,8 @@ impl Writer<'_> {
 
     /// Product labels, in both spellings, that lead here and not to another class.
     fn owned_products(&self, which: impl Fn(Option<Part>) -> bool) -> Vec<String> {
-        let own = |product: &String| {
-            which(Part::of(product)) && self.is_own(self.catalogue.by_product(product))
-        };
+        let own =
+            |product: &String| which(Part::of(product)) && self.is_own(self.catalogue.by_product(product));
         products(self.class).into_iter().filter(own).collect()
     }
 
@@ -165,9 +164,8 @@ impl Writer<'_> {
     fn by_device(&self) -> Option<Term> {
         let own = |id: &u16| self.is_own(self.catalogue.by_pci_device(*id));
         let devices = self.devices(self.class.pci_device_ids.iter().copied().filter(own));
-        (!devices.is_empty()).then(|| {
-            vec![within(GPU_DEVICE, devices), absent(GPU_CLASS), outside(NVIDIA_SHARING, SHARING)]
-        })
+        (!devices.is_empty())
+            .then(|| vec![within(GPU_DEVICE, devices), absent(GPU_CLASS), outside(NVIDIA_SHARING, SHARING)])
     }
 
     /// The agent tells a device that no class has, and a product of this class.
@@ -187,16 +185,11 @@ impl Writer<'_> {
     /// The agent tells of MIG, and this class stands for slices.
     fn slices(&self) -> Vec<Term> {
         let sliced = || within(GPU_DEVICE, [DEVICE_MIG]);
-        let stated = has_slices(self.class)
-            .then(|| vec![sliced(), within(GPU_CLASS, spellings(self.class.name()))]);
+        let stated =
+            has_slices(self.class).then(|| vec![sliced(), within(GPU_CLASS, spellings(self.class.name()))]);
         let products = self.owned_products(|part| part == Some(Part::MigSlice));
-        let discovered = (!products.is_empty()).then(|| {
-            vec![
-                sliced(),
-                within(NVIDIA_GPU_PRODUCT, products),
-                absent(GPU_CLASS),
-            ]
-        });
+        let discovered = (!products.is_empty())
+            .then(|| vec![sliced(), within(NVIDIA_GPU_PRODUCT, products), absent(GPU_CLASS)]);
         stated.into_iter().chain(discovered).collect()
     }
 

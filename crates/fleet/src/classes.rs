@@ -157,7 +157,9 @@ mod tests {
         assert_eq!(catalogue.get("l4").unwrap().multiprocessors, Some(60));
         assert_eq!(
             refused,
-            ["GPUClass wrong: pciDeviceIDs holds `0x27B8`, expected four hex digits in lower case such as 2329"]
+            [
+                "GPUClass wrong: pciDeviceIDs holds `0x27B8`, expected four hex digits in lower case such as 2329"
+            ]
         );
     }
 }

@@ -62,7 +62,8 @@ pub(crate) fn derive<'n>(device: u16, nodes: impl IntoIterator<Item = &'n FleetN
         gpus.iter().filter_map(|gpu| figure(gpu)).filter(|value| *value > 0.0).min_by(f64::total_cmp)
     };
     let memory = gpus.iter().map(|gpu| gpu.memory_mib).filter(|mebibytes| *mebibytes > 0).min();
-    let (Some(bytes_per_second), Some(flops), Some(mebibytes)) = (least(bandwidth), least(flops), memory) else {
+    let (Some(bytes_per_second), Some(flops), Some(mebibytes)) = (least(bandwidth), least(flops), memory)
+    else {
         return Err(missing(&gpus));
     };
     Ok(GpuClass {

@@ -142,7 +142,9 @@ impl HardwareFacts {
         let alike = first.filter(|first| whole().all(|device| device.product == first.product));
         Self {
             product: alike.map(|device| Fact::told(device.product.clone(), source)),
-            gpus: first.and_then(|_| u32::try_from(whole().count()).ok()).map(|count| Fact::told(count, source)),
+            gpus: first
+                .and_then(|_| u32::try_from(whole().count()).ok())
+                .map(|count| Fact::told(count, source)),
             memory_mib: whole()
                 .filter_map(|device| device.memory_mib)
                 .min()

@@ -72,7 +72,9 @@ impl Recognition {
     fn of(verdict: &Verdict, kinds: &Kinds, catalogue: &Catalogue) -> Self {
         match verdict {
             Ok((_, By::NoGpu)) => Self::Cpu,
-            Ok((name, _)) if catalogue.get(name).is_none() && kinds.classes().any(|class| class.name() == name) => {
+            Ok((name, _))
+                if catalogue.get(name).is_none() && kinds.classes().any(|class| class.name() == name) =>
+            {
                 Self::Unknown { class: Some(name.clone()) }
             }
             Ok((name, by)) => Self::Class { name: name.clone(), by: *by },
@@ -156,7 +158,8 @@ impl Hardware {
         N: Iterator<Item = &'n FleetNode> + Clone,
     {
         let kinds = Kinds::of(&catalogue, nodes.clone());
-        let derived = kinds.classes().filter(|class| catalogue.get(class.name()).is_none()).cloned().collect();
+        let derived =
+            kinds.classes().filter(|class| catalogue.get(class.name()).is_none()).cloned().collect();
         let mut hardware = Self { nodes: Vec::new(), catalogue, kinds, derived, refuted: BTreeMap::new() };
         hardware.refuted =
             nodes.clone().filter_map(|node| hardware.refuted(node, slices.get(&node.name))).collect();

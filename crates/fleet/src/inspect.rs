@@ -76,7 +76,9 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
         Err(Unplanned::UnknownProduct(product)) => Some((
             Kind::UnknownProduct,
             String::new(),
-            format!("GPU product {product} is not in the catalogue; create a GPUClass whose productLabels contain it"),
+            format!(
+                "GPU product {product} is not in the catalogue; create a GPUClass whose productLabels contain it"
+            ),
         )),
         Err(Unplanned::Unlabelled) => finding(
             Kind::Unlabelled,
@@ -87,7 +89,9 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
         Err(Unplanned::UnknownStatement(name)) => Some((
             Kind::UnknownClass,
             stated(),
-            format!("the label names no class of the catalogue; create a GPUClass {name} or correct the label"),
+            format!(
+                "the label names no class of the catalogue; create a GPUClass {name} or correct the label"
+            ),
         )),
         Err(Unplanned::Misspelt { class, .. }) => {
             Some((Kind::UnknownClass, stated(), format!("the label must be spelled {class}")))
@@ -126,7 +130,9 @@ fn underived(kinds: &Kinds, device: &str) -> String {
             "no class has this GPU, and there is no inventory of it to derive one from; create a GPUClass whose \
              pciDeviceIDs contain {device}"
         ),
-        None => format!("label gqla.dev/gpu.device={device} is no PCI device id; only the agent may write it"),
+        None => {
+            format!("label gqla.dev/gpu.device={device} is no PCI device id; only the agent may write it")
+        }
     }
 }
 
@@ -144,7 +150,8 @@ fn models(inventory: Option<&NodeInventory>) -> String {
     for gpu in inventory.into_iter().flat_map(|inventory| &inventory.gpus) {
         *counts.entry(gpu.product.as_str()).or_default() += 1;
     }
-    let counts: Vec<_> = counts.iter().take(4).map(|(product, count)| format!("{count} × {product}")).collect();
+    let counts: Vec<_> =
+        counts.iter().take(4).map(|(product, count)| format!("{count} × {product}")).collect();
     counts.join(", ")
 }
 
@@ -165,9 +172,8 @@ fn untrue_statement(case: &Case<'_>) -> Option<Finding> {
         (Agent::Mixed, _) => true,
         _ => false,
     };
-    contradicted.then(|| {
-        (Kind::LyingLabel, format!("label {GPU_CLASS}={stated}"), overruled(words, case.verdict))
-    })
+    contradicted
+        .then(|| (Kind::LyingLabel, format!("label {GPU_CLASS}={stated}"), overruled(words, case.verdict)))
 }
 
 /// A label of GPU feature discovery that NVML contradicts.
@@ -196,8 +202,7 @@ fn overruled(words: &Words<'_>, verdict: &Verdict) -> String {
 
 /// Labels that speak of GPUs where NVML answers and sees none.
 fn untrue_presence(case: &Case<'_>, inventory: Option<&NodeInventory>) -> Option<Finding> {
-    let sees_none =
-        inventory.is_some_and(|seen| seen.driver == DriverState::Ready && seen.gpus.is_empty());
+    let sees_none = inventory.is_some_and(|seen| seen.driver == DriverState::Ready && seen.gpus.is_empty());
     let label = claim(&case.words).filter(|_| sees_none)?;
     let sentence = "NVML answers and sees no GPU on the node; correct or remove the label";
     Some((Kind::LyingLabel, label, sentence.to_owned()))
@@ -231,12 +236,17 @@ pub(crate) fn contradicting_slices(words: &Words<'_>, slices: Option<&SliceFacts
         return Some((Kind::MixedModels, "ResourceSlice".to_owned(), sentence.to_owned()));
     }
     let told = words.discovered.filter(|told| {
-        Part::of(told).is_none() && *told != first.product && first.product.strip_prefix("NVIDIA-") != Some(told)
+        Part::of(told).is_none()
+            && *told != first.product
+            && first.product.strip_prefix("NVIDIA-") != Some(told)
     })?;
     Some((
         Kind::LyingLabel,
         format!("label {NVIDIA_GPU_PRODUCT}={told}"),
-        format!("its ResourceSlices say {}, so the node gets no pod; correct the label or run the agent", first.product),
+        format!(
+            "its ResourceSlices say {}, so the node gets no pod; correct the label or run the agent",
+            first.product
+        ),
     ))
 }
 

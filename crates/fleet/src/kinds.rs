@@ -118,10 +118,7 @@ type Counts = BTreeMap<Kind, BTreeSet<u32>>;
 type Unknown<'n> = BTreeMap<u16, Vec<&'n FleetNode>>;
 
 /// The multiprocessors counted on each kind, and the nodes whose device no class may have.
-fn observe<'n>(
-    catalogue: &Catalogue,
-    nodes: impl Iterator<Item = &'n FleetNode>,
-) -> (Counts, Unknown<'n>) {
+fn observe<'n>(catalogue: &Catalogue, nodes: impl Iterator<Item = &'n FleetNode>) -> (Counts, Unknown<'n>) {
     let (mut counts, mut unknown) = (Counts::new(), Unknown::new());
     for node in nodes {
         let words = Words::of(&node.labels);

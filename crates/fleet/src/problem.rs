@@ -174,16 +174,10 @@ mod tests {
             sentence: "fell off the bus".to_owned(),
         };
         let mut problems = vec![problem("a", "GPU 3"), problem("a", "GPU 4"), problem("b", "GPU 0")];
-        assert_eq!(
-            grouped(&problems)[0].sentence,
-            "nodes a (GPU 3, GPU 4), b (GPU 0): fell off the bus"
-        );
+        assert_eq!(grouped(&problems)[0].sentence, "nodes a (GPU 3, GPU 4), b (GPU 0): fell off the bus");
         problems.extend(["c", "d", "e"].map(|node| problem(node, "")));
         let groups = grouped(&problems);
         assert_eq!((groups.len(), groups[0].nodes), (1, 5));
-        assert_eq!(
-            groups[0].sentence,
-            "nodes a (GPU 3, GPU 4), b (GPU 0), c and 2 more: fell off the bus"
-        );
+        assert_eq!(groups[0].sentence, "nodes a (GPU 3, GPU 4), b (GPU 0), c and 2 more: fell off the bus");
     }
 }

@@ -3,9 +3,7 @@
 //! With `multiprocessors: None` this is a function of labels alone, and [`affinity`](crate::affinity) writes the same
 //! function down as node selector terms. The two change together; a property test holds them to each other.
 
-use gqla_planner::{
-    ACCELERATOR_LABELS, CPU_CLASS, Catalogue, GpuClass, PRESENCE_LABELS, Part, spellings,
-};
+use gqla_planner::{ACCELERATOR_LABELS, CPU_CLASS, Catalogue, GpuClass, PRESENCE_LABELS, Part, spellings};
 
 use crate::words::{Agent, Words, device_id};
 
@@ -54,7 +52,11 @@ pub(crate) enum Unplanned {
 pub(crate) type Route<'a> = Result<(&'a GpuClass, By), Unplanned>;
 
 /// What a node counts as.
-pub(crate) fn route<'a>(catalogue: &'a Catalogue, words: &Words<'_>, multiprocessors: Option<u32>) -> Route<'a> {
+pub(crate) fn route<'a>(
+    catalogue: &'a Catalogue,
+    words: &Words<'_>,
+    multiprocessors: Option<u32>,
+) -> Route<'a> {
     if words.agent == Agent::Mixed {
         return Err(Unplanned::Mixed);
     }
@@ -122,9 +124,7 @@ fn disagrees(class: &GpuClass, multiprocessors: Option<u32>) -> bool {
 fn spelled<'a>(catalogue: &'a Catalogue, stated: &str) -> Result<&'a GpuClass, Unplanned> {
     match catalogue.get(stated) {
         Some(class) if spellings(class.name()).contains(stated) => Ok(class),
-        Some(class) => {
-            Err(Unplanned::Misspelt { stated: stated.to_owned(), class: class.name().to_owned() })
-        }
+        Some(class) => Err(Unplanned::Misspelt { stated: stated.to_owned(), class: class.name().to_owned() }),
         None => Err(Unplanned::UnknownStatement(stated.to_owned())),
     }
 }
@@ -166,7 +166,8 @@ fn choose<'a>(
     multiprocessors: Option<u32>,
 ) -> Option<&'a GpuClass> {
     let open: Vec<_> = classes.filter(|class| !disagrees(class, multiprocessors)).collect();
-    let exact = open.iter().find(|class| multiprocessors.is_some() && class.multiprocessors == multiprocessors);
+    let exact =
+        open.iter().find(|class| multiprocessors.is_some() && class.multiprocessors == multiprocessors);
     exact.or_else(|| open.first()).copied()
 }
 
@@ -195,7 +196,8 @@ fn announced<'a>(catalogue: &'a Catalogue, words: &Words<'_>) -> Route<'a> {
         let agreed = classes.all(|other| other.name() == first.name());
         return if agreed { Ok((first, By::Announcement)) } else { Err(Unplanned::Ambiguous) };
     }
-    let present = PRESENCE_LABELS.iter().any(|label| words.all.get(*label).is_some_and(|value| value == "true"));
+    let present =
+        PRESENCE_LABELS.iter().any(|label| words.all.get(*label).is_some_and(|value| value == "true"));
     let accelerated = ACCELERATOR_LABELS.iter().any(|label| words.all.contains_key(*label));
     match catalogue.get(CPU_CLASS) {
         Some(class) if !present && !accelerated => Ok((class, By::NoGpu)),

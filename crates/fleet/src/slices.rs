@@ -109,15 +109,22 @@ mod tests {
             slice("other.driver", json!("b")),
             slice(GPU_DRIVER, json!(null)),
         ];
-        let device = |is_slice, memory_mib| SliceDevice { product: "NVIDIA-H20".to_owned(), is_slice, memory_mib };
+        let device =
+            |is_slice, memory_mib| SliceDevice { product: "NVIDIA-H20".to_owned(), is_slice, memory_mib };
         let expected = SliceFacts { devices: vec![device(false, Some(97_871)), device(true, None)] };
         assert_eq!(slice_facts(&slices), BTreeMap::from([("a".to_owned(), expected)]));
     }
 
     #[test]
     fn quantities_become_mebibytes() {
-        let cases =
-            [("80Gi", Some(81_920)), ("1048576", Some(1)), ("2048Ki", Some(2)), ("x", None), ("1e9", None), ("", None)];
+        let cases = [
+            ("80Gi", Some(81_920)),
+            ("1048576", Some(1)),
+            ("2048Ki", Some(2)),
+            ("x", None),
+            ("1e9", None),
+            ("", None),
+        ];
         for (quantity, expected) in cases {
             assert_eq!(mebibytes(quantity), expected, "{quantity}");
         }

@@ -26,7 +26,11 @@ fn classes(catalogue: &Catalogue, hardware: &Hardware) -> BTreeSet<String> {
     known.chain(counted).collect()
 }
 
-fn check(catalogue: &Catalogue, nodes: &[Node], slices: &BTreeMap<String, SliceFacts>) -> Result<(), TestCaseError> {
+fn check(
+    catalogue: &Catalogue,
+    nodes: &[Node],
+    slices: &BTreeMap<String, SliceFacts>,
+) -> Result<(), TestCaseError> {
     let hardware = hardware(catalogue.clone(), nodes, slices);
     for class in classes(catalogue, &hardware) {
         let terms = hardware.terms(&class, &BTreeMap::new());
@@ -47,8 +51,10 @@ fn check(catalogue: &Catalogue, nodes: &[Node], slices: &BTreeMap<String, SliceF
 }
 
 fn slices() -> impl Strategy<Value = BTreeMap<String, SliceFacts>> {
-    let device = (prop::sample::select(vec!["NVIDIA-H20", "NVIDIA-H200"]), prop::bool::weighted(0.1))
-        .prop_map(|(product, is_slice)| SliceDevice { product: product.to_owned(), is_slice, memory_mib: None });
+    let device =
+        (prop::sample::select(vec!["NVIDIA-H20", "NVIDIA-H200"]), prop::bool::weighted(0.1)).prop_map(
+            |(product, is_slice)| SliceDevice { product: product.to_owned(), is_slice, memory_mib: None },
+        );
     let facts = prop::collection::vec(device, 1..3).prop_map(|devices| SliceFacts { devices });
     prop::collection::btree_map("n[0-7]", facts, 0..5)
 }
@@ -114,7 +120,8 @@ fn a_new_class_changes_no_other_class_terms() {
         "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-l4" }],
     }))
     .unwrap();
-    let nameless = GPUClassSpec { pci_device_ids: vec![], product_labels: vec![], node_labels: vec![], ..spec.clone() };
+    let nameless =
+        GPUClassSpec { pci_device_ids: vec![], product_labels: vec![], node_labels: vec![], ..spec.clone() };
     let declared = [GPUClass::new("l4", spec), GPUClass::new("h20-capped", nameless)];
     let after = Hardware::new(gqla_fleet::classes(&declared).catalogue, [].iter(), &BTreeMap::new(), None);
     let before = Hardware::new(Catalogue::builtin(), [].iter(), &BTreeMap::new(), None);

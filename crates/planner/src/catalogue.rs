@@ -117,7 +117,10 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(132),
         pci: &[0x2330],
         labels: &[label("NVIDIA-H100-80GB-HBM3"), label("NVIDIA-H100-SXM5-80GB")],
-        announced: &[(label("cloud.google.com/gke-accelerator"), label("nvidia-h100-80gb")), karpenter("h100")],
+        announced: &[
+            (label("cloud.google.com/gke-accelerator"), label("nvidia-h100-80gb")),
+            karpenter("h100"),
+        ],
         source: "NVIDIA H100 data sheet (SXM)",
         confidence: Confidence::High,
     },

@@ -29,9 +29,8 @@ const LABELS: [&str; 9] = [
     "NVIDIA-H100-80GB-HBM3",
     "",
 ];
-const STATED: [&str; 12] = [
-    "h20", "H20", "H200", "h100", "cpu", "CPU", "x9", "X9", "capped", "Capped", "nothing", "unknown-2399",
-];
+const STATED: [&str; 12] =
+    ["h20", "H20", "H200", "h100", "cpu", "CPU", "x9", "X9", "capped", "Capped", "nothing", "unknown-2399"];
 const NAMES: [&str; 7] = ["x9", "capped", "h20", "h200", "cpu", "unknown-2399", "slice"];
 const ANNOUNCED: [(&str, &str); 6] = [
     ("cloud.google.com/gke-accelerator", "nvidia-h100-80gb"),
@@ -53,14 +52,20 @@ pub fn gpu() -> impl Strategy<Value = GpuFacts> {
         multiprocessors(),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.7),
-        prop::sample::select(vec![GpuHealth::Healthy, GpuHealth::Healthy, GpuHealth::Lost, GpuHealth::Xid(79)]),
+        prop::sample::select(vec![
+            GpuHealth::Healthy,
+            GpuHealth::Healthy,
+            GpuHealth::Lost,
+            GpuHealth::Xid(79),
+        ]),
     )
         .prop_map(|(device, product, multiprocessors, sliced, complete, health)| GpuFacts {
             product: product.to_owned(),
             pci_device_id: device,
             multiprocessors,
             health,
-            mig: sliced.then(|| vec![MigSlices { profile: "1g.12gb".to_owned(), count: 7, ..Default::default() }]),
+            mig: sliced
+                .then(|| vec![MigSlices { profile: "1g.12gb".to_owned(), count: 7, ..Default::default() }]),
             memory_mib: 40_000,
             memory_bus_bits: complete.then_some(5120),
             memory_clock_mhz: complete.then_some(2000),
@@ -79,7 +84,10 @@ pub fn inventory() -> impl Strategy<Value = NodeInventory> {
     (driver, gpus).prop_map(|(driver, gpus)| NodeInventory { driver, gpus, ..NodeInventory::default() })
 }
 
-fn maybe<T: Clone + std::fmt::Debug + 'static>(share: f64, values: &'static [T]) -> impl Strategy<Value = Option<T>> {
+fn maybe<T: Clone + std::fmt::Debug + 'static>(
+    share: f64,
+    values: &'static [T],
+) -> impl Strategy<Value = Option<T>> {
     prop::option::weighted(share, prop::sample::select(values))
 }
 
@@ -94,7 +102,11 @@ pub fn node() -> impl Strategy<Value = Node> {
     );
     let tampered = maybe(
         0.1,
-        &[("gqla.dev/gpu.device", "2335"), ("gqla.dev/gpu.device", "xyz"), ("gqla.dev/gpu.product", "NVIDIA-H20")],
+        &[
+            ("gqla.dev/gpu.device", "2335"),
+            ("gqla.dev/gpu.device", "xyz"),
+            ("gqla.dev/gpu.product", "NVIDIA-H20"),
+        ],
     );
     (prop::option::weighted(0.7, inventory()), labels, tampered).prop_map(|(inventory, own, tampered)| {
         let (stated, discovered, sharing, announced, present) = own;
@@ -120,7 +132,8 @@ pub fn node() -> impl Strategy<Value = Node> {
                 annotations: Some(annotations),
                 ..ObjectMeta::default()
             },
-            ..from_value(json!({ "metadata": {}, "status": { "allocatable": { "nvidia.com/gpu": "8" } } })).unwrap()
+            ..from_value(json!({ "metadata": {}, "status": { "allocatable": { "nvidia.com/gpu": "8" } } }))
+                .unwrap()
         }
     })
 }
