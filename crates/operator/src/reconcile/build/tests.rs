@@ -73,7 +73,10 @@ fn pods_require_the_nodes_that_count_as_their_class() {
     let expected = to_value(mixed().hardware.terms("H20", &std::collections::BTreeMap::new())).unwrap();
     assert_eq!(required, expected);
     let text = required.to_string();
-    assert!(text.contains("\"2329\"") && text.contains("NVIDIA-H20") && !text.contains("NVIDIA-H200"), "{text}");
+    assert!(
+        text.contains("\"2329\"") && text.contains("NVIDIA-H20") && !text.contains("NVIDIA-H200"),
+        "{text}"
+    );
     let tolerations = &template(&desired.deployments[1])["spec"]["tolerations"];
     assert_eq!(tolerations[0]["key"], json!("nvidia.com/gpu"));
 }
