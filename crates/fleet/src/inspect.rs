@@ -58,7 +58,9 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
     let stated = || format!("label {GPU_CLASS}={}", words.stated.unwrap_or_default());
     match case.verdict {
         Ok((name, _)) => match &hardware.recognition {
-            Recognition::Unknown { .. } => Some((Kind::UnknownProduct, product(words), derived(name))),
+            Recognition::Unknown { .. } => {
+                Some((Kind::UnknownProduct, product(words), derived(&stranger(case), name)))
+            }
             _ => None,
         },
         Err(Unplanned::Mixed) => finding(
@@ -71,7 +73,7 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
             finding(kind, product(words), &part.to_string())
         }
         Err(Unplanned::UnknownDevice(device)) => {
-            Some((Kind::UnknownProduct, product(words), underived(case.kinds, device)))
+            Some((Kind::UnknownProduct, product(words), underived(&stranger(case), case.kinds, device)))
         }
         Err(Unplanned::UnknownProduct(product)) => Some((
             Kind::UnknownProduct,
@@ -111,23 +113,40 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
     }
 }
 
-fn derived(name: &str) -> String {
+/// Why the GPU is of no class.
+fn stranger(case: &Case<'_>) -> String {
+    let Agent::Whole(device) = case.words.agent else { return "no class has this GPU".to_owned() };
+    let by_id = device_id(device).and_then(|id| case.catalogue.by_pci_device(id));
+    let namesake =
+        by_id.or_else(|| case.words.product.and_then(|product| case.catalogue.by_product(product)));
+    let counts =
+        namesake.and_then(|class| Some((class, class.multiprocessors?, case.node.multiprocessors()?)));
+    match counts {
+        Some((class, known, found)) => format!(
+            "it goes by the name of {}, but has {found} multiprocessors and not {known}, so no class has this GPU",
+            class.name()
+        ),
+        None => "no class has this GPU".to_owned(),
+    }
+}
+
+fn derived(stranger: &str, name: &str) -> String {
     format!(
-        "no class has this GPU: it is planned for as {name}, with the bandwidth of its memory bus and clock and half the \
+        "{stranger}: it is planned for as {name}, with the bandwidth of its memory bus and clock and half the \
          FLOPs of its multiprocessors and clock; create a GPUClass {name} with measured or published figures"
     )
 }
 
-fn underived(kinds: &Kinds, device: &str) -> String {
+fn underived(stranger: &str, kinds: &Kinds, device: &str) -> String {
     let derivation = device_id(device).map(|id| (id, kinds.derivation(id)));
     match derivation {
         Some((id, Some(Err(missing)))) => format!(
-            "no class has this GPU, and a class {} cannot be derived because NVML does not tell: {missing}; create a \
+            "{stranger}, and a class {} cannot be derived because NVML does not tell: {missing}; create a \
              GPUClass whose pciDeviceIDs contain {device}",
             derived_name(id)
         ),
         Some((_, _)) => format!(
-            "no class has this GPU, and there is no inventory of it to derive one from; create a GPUClass whose \
+            "{stranger}, and there is no inventory of it to derive one from; create a GPUClass whose \
              pciDeviceIDs contain {device}"
         ),
         None => {

@@ -210,6 +210,8 @@ fn multiprocessors_overrule_a_name_and_tell_namesakes_apart() {
     let cut = GpuFacts { multiprocessors: Some(60), ..gpu("NVIDIA H20", 0x2399) };
     let hardware = one(told(&ready(vec![cut.clone()]), json!({})));
     assert_eq!(hardware.recognition, Recognition::Unknown { class: Some("unknown-2399".to_owned()) });
+    let words = "it goes by the name of H20, but has 60 multiprocessors and not 78, so no class has this GPU";
+    assert!(hardware.problems[0].sentence.starts_with(words), "{hardware:?}");
     let small: GPUClass = from_value(json!({
         "metadata": { "name": "h20-small" },
         "spec": { "memoryGiB": 96, "memoryBandwidthGBps": 4000, "bf16TFLOPS": 110, "multiprocessors": 60,
@@ -312,7 +314,8 @@ fn resource_slices_tell_more_than_labels_and_less_than_nvml() {
     let lying = describe(&[labelled(labels.clone())], &[], &slices, None).remove(0);
     assert_eq!((lying.recognition.class(), kinds(&lying)), (None, vec![ProblemKind::LyingLabel]));
     assert_eq!(lying.facts.memory_mib, Some(Fact::told(97_871, FactSource::ResourceSlice)));
-    let h100 = ready(vec![gpu("NVIDIA H100 80GB HBM3", 0x2330)]);
+    let h100 = GpuFacts { multiprocessors: Some(132), ..gpu("NVIDIA H100 80GB HBM3", 0x2330) };
+    let h100 = ready(vec![h100]);
     let h100 = describe(&[told(&h100, labels)], &[], &slices, None).remove(0);
     assert_eq!(h100.recognition.class(), Some("H100"));
     assert_eq!(h100.facts.product, Some(Fact::told("NVIDIA-H100-80GB-HBM3".to_owned(), FactSource::Nvml)));

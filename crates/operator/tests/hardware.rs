@@ -283,8 +283,8 @@ async fn an_unknown_gpu_gets_a_cautious_pool_that_says_so() {
     assert_eq!(terms[0]["matchExpressions"][0]["values"], json!(["9999"]));
 }
 
-#[test]
-fn the_fleet_is_counted() {
+#[tokio::test]
+async fn the_fleet_is_counted() {
     let scene = Scene::new(vec![
         node("a", &h20(8), Some("NVIDIA-H200"), 8),
         node("b", &h20(8), None, 8),
