@@ -7,9 +7,6 @@
 
 use std::collections::BTreeSet;
 
-/// The node label GPU feature discovery writes the product name to.
-pub const PRODUCT_LABEL: &str = "nvidia.com/gpu.product";
-
 /// Labels that say a GPU is there before, or without, its product being known.
 pub const PRESENCE_LABELS: [&str; 3] = [
     "nvidia.com/gpu.present",

@@ -1,6 +1,6 @@
 //! Which nodes' agents run, and since when not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gqla_fleet::{AgentState, Agents, Index};
 use k8s_openapi::api::core::v1::Pod;
@@ -31,20 +31,24 @@ impl AgentPods {
     /// Takes one event of the Pod watch at `now`, in Unix seconds.
     pub fn event(&mut self, event: Event<Pod>, now: i64) {
         let listed_first = matches!(event, Event::InitDone) && !self.pods.is_complete();
-        let before: Vec<String> = self.pods.values().map(|pod| pod.node.clone()).collect();
+        let before: BTreeSet<String> = match &event {
+            Event::Apply(pod) | Event::Delete(pod) => {
+                self.pods.get(&pod.name_any()).map(|pod| pod.node.clone()).into_iter().collect()
+            }
+            Event::InitDone => self.pods.values().map(|pod| pod.node.clone()).collect(),
+            Event::Init | Event::InitApply(_) => BTreeSet::new(),
+        };
         if !apply(&mut self.pods, event, prune) {
             return;
         }
         if listed_first {
             self.known_since = now;
         }
-        for node in before {
-            if self.pods.values().all(|pod| pod.node != node) {
-                self.gone.entry(node).or_insert(now);
-            }
+        let after: BTreeSet<&str> = self.pods.values().map(|pod| pod.node.as_str()).collect();
+        for node in before.into_iter().filter(|node| !after.contains(node.as_str())) {
+            self.gone.entry(node).or_insert(now);
         }
-        let Self { pods, gone, .. } = self;
-        gone.retain(|node, _| pods.values().all(|pod| pod.node != *node));
+        self.gone.retain(|node, _| !after.contains(node.as_str()));
     }
 
     /// Forgets nodes that are no more.
