@@ -199,6 +199,10 @@ fn nvml_wins_over_a_lying_label_and_says_so() {
             "NVML says NVIDIA-H20, PCI device 2329, and NVML wins: the node counts as H20; correct or remove the label"
         );
     }
+    // Somebody's device and somebody else's name: the device decides.
+    let odd = GpuFacts { multiprocessors: None, ..gpu("NVIDIA H20", 0x2335) };
+    let odd = one(told(&ready(vec![odd]), json!({ "gqla.dev/gpu-class": "h20" })));
+    assert_eq!((odd.recognition.class(), kinds(&odd)), (Some("H200"), vec![ProblemKind::LyingLabel]));
     let agreed =
         one(told(&h20, json!({ "nvidia.com/gpu.product": "NVIDIA-H20", "gqla.dev/gpu-class": "h20" })));
     assert_eq!((agreed.recognition.class(), kinds(&agreed)), (Some("H20"), vec![]));
