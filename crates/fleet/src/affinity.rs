@@ -27,8 +27,8 @@ const MAX_KINDS: usize = 64;
 /// Requirements that must all hold.
 type Term = Vec<NodeSelectorRequirement>;
 
-/// Most nodes that are excluded by name.
-const MAX_REFUTED: usize = 64;
+/// Most nodes that are excluded by name: a pod's template must stay small.
+const MAX_REFUTED: usize = 256;
 
 /// The terms of the class `name`, each with `selector`, and none for the nodes `refuted`, whose labels are known to be wrong.
 pub(crate) fn terms<'n>(

@@ -142,7 +142,7 @@ pub struct Hardware {
     catalogue: Catalogue,
     kinds: Kinds,
     derived: Vec<GpuClass>,
-    /// By node, the class its labels name and ResourceSlices contradict.
+    /// By node, the class that its labels name and that facts in no label contradict.
     refuted: BTreeMap<String, String>,
 }
 
@@ -188,15 +188,16 @@ impl Hardware {
 
     fn refuted(&self, node: &FleetNode, slices: Option<&SliceFacts>) -> Option<(String, String)> {
         let words = Words::of(&node.labels);
-        contradicting_slices(&words, slices)?;
-        let (class, _) = self.kinds.verdict(&self.catalogue, &words).ok()?;
-        Some((node.name.clone(), class))
+        let (class, _) = self.kinds.of_kind(&self.catalogue, &words).ok()?;
+        let own = self.kinds.verdict(&self.catalogue, &words, node.multiprocessors());
+        let wrong = own.is_err() || contradicting_slices(&words, slices).is_some();
+        wrong.then(|| (node.name.clone(), class))
     }
 
     fn node(&self, node: &FleetNode, slices: Option<&SliceFacts>, agents: Option<&Agents>) -> NodeHardware {
         let words = Words::of(&node.labels);
         let inventory = node.believed_inventory();
-        let verdict = self.kinds.verdict(&self.catalogue, &words);
+        let verdict = self.kinds.verdict(&self.catalogue, &words, node.multiprocessors());
         let recognition = if contradicting_slices(&words, slices).is_some() {
             Recognition::Disputed
         } else {

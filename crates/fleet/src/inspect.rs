@@ -107,8 +107,8 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
         Err(Unplanned::Disputed) => finding(
             Kind::Disputed,
             product(words),
-            "nodes that say the same of themselves have GPUs with different numbers of multiprocessors, so nothing that \
-             pods are scheduled by tells them apart; label them gqla.dev/gpu-class",
+            "nodes that say the same of themselves have GPUs with different numbers of multiprocessors, so no label tells \
+             what this one is, and it gets no pod; label it gqla.dev/gpu-class",
         ),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A kind is all that labels say of a node with whole GPUs: device, product and statement. Pods are scheduled by those, so
 //! nodes of one kind count as one class. Multiprocessors are in no label: where the fleet's agents count other numbers than
-//! the class that the labels lead to has, the kind counts as another class, or as none when its nodes disagree.
+//! the class that the labels lead to has, the kind counts as another class. When its nodes disagree, it counts as what its
+//! labels say if any of them bears that out, and the others are left out by name: one odd node must not stop its fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,6 +65,8 @@ pub(crate) type Verdict = Result<(String, By), Unplanned>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Kinds {
     verdicts: BTreeMap<Kind, Verdict>,
+    /// Kinds of which some nodes bear out the verdict and others do not.
+    contested: BTreeSet<Kind>,
     /// By device, what could be derived of GPUs that no class has.
     derived: BTreeMap<u16, Derivation>,
 }
@@ -73,21 +76,34 @@ impl Kinds {
         let (counts, unknown) = observe(catalogue, nodes);
         let derived: BTreeMap<_, _> =
             unknown.into_iter().map(|(id, nodes)| (id, derive(id, nodes))).collect();
-        let verdicts = counts
-            .into_iter()
-            .map(|(kind, counts)| {
-                let verdict = match verdict(catalogue, &kind, &counts) {
-                    Err(Unplanned::UnknownDevice(device)) => rescued(catalogue, device, &derived),
-                    other => other,
-                };
-                (kind, verdict)
-            })
-            .collect();
-        Self { verdicts, derived }
+        let (mut verdicts, mut contested) = (BTreeMap::new(), BTreeSet::new());
+        for (kind, counts) in counts {
+            let (verdict, agreed) = verdict(catalogue, &kind, &counts);
+            let verdict = match verdict {
+                Err(Unplanned::UnknownDevice(device)) => rescued(catalogue, device, &derived),
+                other => other,
+            };
+            if !agreed {
+                contested.insert(kind.clone());
+            }
+            verdicts.insert(kind, verdict);
+        }
+        Self { verdicts, contested, derived }
     }
 
-    /// What a node counts as.
-    pub fn verdict(&self, catalogue: &Catalogue, words: &Words<'_>) -> Verdict {
+    /// What a node counts as, whose agent counts `multiprocessors`.
+    pub fn verdict(&self, catalogue: &Catalogue, words: &Words<'_>, multiprocessors: Option<u32>) -> Verdict {
+        let of_kind = self.of_kind(catalogue, words);
+        let contested = Kind::of(words).is_some_and(|kind| self.contested.contains(&kind));
+        if !contested || multiprocessors.is_none() || of_kind.is_err() {
+            return of_kind;
+        }
+        let own = owned(route(catalogue, words, multiprocessors));
+        if class_of(&own) == class_of(&of_kind) { of_kind } else { Err(Unplanned::Disputed) }
+    }
+
+    /// What nodes count as by what pods are scheduled by.
+    pub fn of_kind(&self, catalogue: &Catalogue, words: &Words<'_>) -> Verdict {
         match Kind::of(words).and_then(|kind| self.verdicts.get(&kind)) {
             Some(Ok((_, by))) if words.shared && *by != By::Statement => Err(Unplanned::Part(Part::Shared)),
             Some(verdict) => verdict.clone(),
@@ -135,12 +151,18 @@ fn observe<'n>(catalogue: &Catalogue, nodes: impl Iterator<Item = &'n FleetNode>
     (counts, unknown)
 }
 
-fn verdict(catalogue: &Catalogue, kind: &Kind, counts: &BTreeSet<u32>) -> Verdict {
+/// What a kind counts as, and whether all its nodes agree.
+fn verdict(catalogue: &Catalogue, kind: &Kind, counts: &BTreeSet<u32>) -> (Verdict, bool) {
     let none = BTreeMap::new();
     let words = kind.words(&none);
-    let mut answers = counts.iter().map(|count| owned(route(catalogue, &words, Some(*count))));
-    let Some(first) = answers.next() else { return owned(route(catalogue, &words, None)) };
-    if answers.all(|other| class_of(&other) == class_of(&first)) { first } else { Err(Unplanned::Disputed) }
+    let by_labels = owned(route(catalogue, &words, None));
+    let answers: Vec<_> = counts.iter().map(|count| owned(route(catalogue, &words, Some(*count)))).collect();
+    let Some(first) = answers.first() else { return (by_labels, true) };
+    if answers.iter().all(|other| class_of(other) == class_of(first)) {
+        return (first.clone(), true);
+    }
+    let borne_out = by_labels.is_ok() && answers.iter().any(|one| class_of(one) == class_of(&by_labels));
+    (if borne_out { by_labels } else { Err(Unplanned::Disputed) }, false)
 }
 
 fn class_of(verdict: &Verdict) -> Option<&str> {

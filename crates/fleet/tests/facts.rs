@@ -232,6 +232,15 @@ fn multiprocessors_overrule_a_name_and_tell_namesakes_apart() {
 }
 
 #[test]
+fn one_odd_node_does_not_stop_its_fleet() {
+    let odd = GpuFacts { multiprocessors: Some(60), ..gpu("NVIDIA H20", 0x2329) };
+    let nodes = [odd, gpu("NVIDIA H20", 0x2329)].map(|gpu| told(&ready(vec![gpu]), json!({})));
+    let described = describe(&nodes, &[], &[], None);
+    assert_eq!((described[0].recognition.class(), described[1].recognition.class()), (None, Some("H20")));
+    assert_eq!(kinds(&described[0]), [ProblemKind::Disputed]);
+}
+
+#[test]
 fn an_unknown_gpu_is_derived_cautiously_or_says_what_is_missing() {
     let unknown = gpu("NVIDIA X9", 0x9999);
     let hardware = one(told(&ready(vec![unknown.clone()]), json!({})));
