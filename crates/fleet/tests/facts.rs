@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use gqla_api::inventory::{DriverState, GpuFacts, GpuHealth, NodeInventory};
 use gqla_fleet::{
-    AgentState, Agents, Fact, FactSource, HardwareFacts, NodeHardware, ProblemKind, Recognition, describe,
+    AgentState, Agents, Fact, FactSource, FleetNode, Hardware, HardwareFacts, NodeHardware, ProblemKind,
+    Recognition, describe, survey,
 };
 use gqla_planner::Catalogue;
 use k8s_openapi::api::core::v1::Node;
@@ -92,6 +93,26 @@ proptest! {
             node.metadata.annotations = Some(BTreeMap::from([("gqla.dev/gpu-inventory".to_owned(), annotation)]));
             prop_assert_eq!(describe(&[node], &[], &[], None).len(), 1);
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_known_name_with_anything_added_is_never_taken_for_that_card(
+        index in any::<prop::sample::Index>(),
+        addition in "[A-Za-z0-9._-]{1,8}",
+        in_front in any::<bool>(),
+    ) {
+        let catalogue = Catalogue::builtin();
+        let known: Vec<(&str, &str)> = catalogue
+            .iter()
+            .flat_map(|class| class.product_labels.iter().map(|label| (class.name(), label.as_ref())))
+            .collect();
+        let (name, label) = *index.get(&known);
+        let product = if in_front { format!("{addition}{label}") } else { format!("{label}{addition}") };
+        let found = one(labelled(json!({ "nvidia.com/gpu.product": product })));
+        let is_another_exact_label = known.iter().any(|(_, other)| *other == product);
+        prop_assert!(found.recognition.class() != Some(name) || is_another_exact_label, "{product} was taken for {name}");
     }
 }
 
@@ -182,6 +203,82 @@ fn product_labels_lead_where_the_table_says() {
         let problem = || hardware.problems.first().map(|problem| problem.kind.as_str());
         assert_eq!(hardware.recognition.class().or_else(problem), Some(expected), "{product}");
     }
+}
+
+#[test]
+fn a_node_without_gpu_labels_is_a_cpu_node_and_one_awaiting_discovery_is_not() {
+    let cases = [
+        (json!({ "kubernetes.io/arch": "amd64", "nvidia.com/gpu.present": "false" }), Recognition::Cpu),
+        (json!({ "nvidia.com/gpu.present": "true" }), Recognition::Unlabelled),
+        (json!({ "feature.node.kubernetes.io/pci-10de.present": "true" }), Recognition::Unlabelled),
+        (json!({ "feature.node.kubernetes.io/pci-0302_10de.present": "true" }), Recognition::Unlabelled),
+        (json!({ "cloud.google.com/gke-accelerator": "nvidia-x9" }), Recognition::Unlabelled),
+    ];
+    for (labels, expected) in cases {
+        assert_eq!(one(labelled(labels.clone())).recognition, expected, "{labels}");
+    }
+}
+
+#[test]
+fn a_stated_class_is_taken_in_the_spellings_that_pods_require() {
+    let stated =
+        |name: &str| one(labelled(json!({ "gqla.dev/gpu-class": name, "nvidia.com/gpu.product": "X" })));
+    for (name, class) in [
+        ("h20", "H20"),
+        ("H20", "H20"),
+        ("h100-pcie", "H100-PCIe"),
+        ("H100-PCIE", "H100-PCIe"),
+        ("H100-PCIe", "H100-PCIe"),
+    ] {
+        assert_eq!(stated(name).recognition.class(), Some(class), "{name}");
+    }
+    for (name, words) in [
+        ("H100-pcie", "the label must be spelled H100-PCIe"),
+        ("x9", "the label names no class of the catalogue; create a GPUClass x9 or correct the label"),
+    ] {
+        let wrong = stated(name);
+        assert_eq!((wrong.recognition.class(), kinds(&wrong)), (None, vec![ProblemKind::UnknownClass]));
+        assert_eq!(wrong.problems[0].sentence, words);
+    }
+}
+
+#[test]
+fn a_declared_class_may_claim_a_slice() {
+    let declared = from_value(json!({
+        "metadata": { "name": "h20-1g" },
+        "spec": { "memoryGiB": 12, "memoryBandwidthGBps": 500, "bf16TFLOPS": 18,
+                  "productLabels": ["NVIDIA-H20-MIG-1g.12gb"] },
+    }))
+    .unwrap();
+    let nodes = ["NVIDIA-H20-MIG-1g.12gb", "NVIDIA-H20"]
+        .map(|product| labelled(json!({ "nvidia.com/gpu.product": product })));
+    let described = describe(&nodes, &[declared], &[], None);
+    let classes: Vec<_> = described.iter().map(|hardware| hardware.recognition.class()).collect();
+    assert_eq!(classes, [Some("h20-1g"), Some("H20")]);
+}
+
+#[test]
+fn a_survey_counts_nodes_and_what_they_hold() {
+    let node = |name: &str, product: &str, gpus: &str| {
+        let mut node = labelled(json!({ "nvidia.com/gpu.product": product }));
+        node.metadata.name = Some(name.to_owned());
+        let gpus = from_value(json!(gpus)).unwrap();
+        let allocatable = node.status.get_or_insert_default().allocatable.get_or_insert_default();
+        allocatable.insert("nvidia.com/gpu".to_owned(), gpus);
+        FleetNode::new(node)
+    };
+    let nodes = [
+        node("a", "NVIDIA-H200", "4"),
+        node("b", "NVIDIA-H200", "8"),
+        node("c", "NVIDIA-H20", "8"),
+        node("d", "X9", "8"),
+    ];
+    let hardware = Hardware::new(Catalogue::builtin(), nodes.iter(), &BTreeMap::new(), None);
+    let survey = survey(&hardware, &hardware.nodes);
+    assert_eq!(survey.classes.keys().collect::<Vec<_>>(), ["H20", "H200"]);
+    assert_eq!((survey.classes["H200"].most_gpus(), survey.classes["H200"].capacity(3)), (8, 3));
+    let wrong: Vec<_> = survey.problems.iter().map(|problem| (problem.node.as_str(), problem.kind)).collect();
+    assert_eq!(wrong, [("d", ProblemKind::UnknownProduct)]);
 }
 
 #[test]
