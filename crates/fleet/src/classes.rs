@@ -141,20 +141,20 @@ mod tests {
     fn a_gpu_class_says_how_its_nodes_are_known() {
         let spec: GPUClassSpec = from_value(json!({
             "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 60,
-            "pciDeviceIDs": ["27b8"], "productLabels": ["NVIDIA-L4"],
-            "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-l4" }],
+            "pciDeviceIDs": ["27ff"], "productLabels": ["NVIDIA-X9"],
+            "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-x9" }],
         }))
         .unwrap();
         let wrong = GPUClassSpec { pci_device_ids: vec!["0x27B8".to_owned()], ..spec.clone() };
-        let (l4, wrong) = (GPUClass::new("l4", spec), GPUClass::new("wrong", wrong));
-        let Classes { catalogue, refused, .. } = classes([&l4, &wrong]);
+        let (x9, wrong) = (GPUClass::new("x9", spec), GPUClass::new("wrong", wrong));
+        let Classes { catalogue, refused, .. } = classes([&x9, &wrong]);
         let found = [
-            catalogue.by_pci_device(0x27b8),
-            catalogue.by_product("L4"),
-            catalogue.by_node_label("cloud.google.com/gke-accelerator", "nvidia-l4"),
+            catalogue.by_pci_device(0x27ff),
+            catalogue.by_product("X9"),
+            catalogue.by_node_label("cloud.google.com/gke-accelerator", "nvidia-x9"),
         ];
-        assert!(found.iter().all(|class| class.is_some_and(|class| class.name() == "l4")));
-        assert_eq!(catalogue.get("l4").unwrap().multiprocessors, Some(60));
+        assert!(found.iter().all(|class| class.is_some_and(|class| class.name() == "x9")));
+        assert_eq!(catalogue.get("x9").unwrap().multiprocessors, Some(60));
         assert_eq!(
             refused,
             [

@@ -116,13 +116,13 @@ fn a_new_class_changes_no_other_class_terms() {
     use gqla_api::{GPUClass, GPUClassSpec};
     let spec: GPUClassSpec = from_value(json!({
         "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 58,
-        "pciDeviceIDs": ["27b8"], "productLabels": ["NVIDIA-L4"],
-        "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-l4" }],
+        "pciDeviceIDs": ["27ff"], "productLabels": ["NVIDIA-X9"],
+        "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-x9" }],
     }))
     .unwrap();
     let nameless =
         GPUClassSpec { pci_device_ids: vec![], product_labels: vec![], node_labels: vec![], ..spec.clone() };
-    let declared = [GPUClass::new("l4", spec), GPUClass::new("h20-capped", nameless)];
+    let declared = [GPUClass::new("x9", spec), GPUClass::new("h20-capped", nameless)];
     let after = Hardware::new(gqla_fleet::classes(&declared).catalogue, [].iter(), &BTreeMap::new(), None);
     let before = Hardware::new(Catalogue::builtin(), [].iter(), &BTreeMap::new(), None);
     for class in Catalogue::builtin().iter().filter(|class| class.node_labels.is_empty()) {
