@@ -67,8 +67,24 @@ pub enum ConditionReason {
     ReplicasNotReady,
     /// HardwareRecognized=True: the GPUs of all nodes in reach are in the catalogue.
     AllRecognized,
-    /// HardwareRecognized=False: nodes carry a GPU product the catalogue does not have.
+    /// HardwareRecognized=False: nodes have a GPU that the catalogue does not have.
     UnknownProduct,
+    /// HardwareRecognized=False: a label says another class than NVML, which wins.
+    LyingLabel,
+    /// HardwareRecognized=False: a node has GPUs of several kinds, and gets no pod.
+    MixedModels,
+    /// HardwareRecognized=False: a node's GPUs are cut into MIG slices that no class claims.
+    MigSlice,
+    /// HardwareRecognized=False: pods share a node's GPUs.
+    SharedGpu,
+    /// HardwareRecognized=False: a node has a GPU, and nothing says which.
+    NotLabelled,
+    /// HardwareRecognized=False: label gqla.dev/gpu-class of a node names no class.
+    UnknownClass,
+    /// HardwareRecognized=False: labels or facts contradict each other, and none of them knows better.
+    ContradictingFacts,
+    /// HardwareRecognized=False: a node's annotation gqla.dev/gpu-inventory cannot be believed.
+    BadAnnotation,
     /// MTPActive=True: at least one pool drafts.
     Drafting,
     /// MTPActive=False: the checkpoint has no prediction layers.
@@ -100,6 +116,14 @@ impl ConditionReason {
             Self::ReplicasNotReady => "ReplicasNotReady",
             Self::AllRecognized => "AllRecognized",
             Self::UnknownProduct => "UnknownProduct",
+            Self::LyingLabel => "LyingLabel",
+            Self::MixedModels => "MixedModels",
+            Self::MigSlice => "MigSlice",
+            Self::SharedGpu => "SharedGpu",
+            Self::NotLabelled => "NotLabelled",
+            Self::UnknownClass => "UnknownClass",
+            Self::ContradictingFacts => "ContradictingFacts",
+            Self::BadAnnotation => "BadAnnotation",
             Self::Drafting => "Drafting",
             Self::NoPredictionLayers => "NoPredictionLayers",
             Self::NotUsed => "NotUsed",

@@ -41,6 +41,21 @@ pub struct GPUClassSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 63), regex(pattern = schema::LABEL_VALUE)), extend("x-kubernetes-list-type" = "set"))]
     pub product_labels: Vec<String>,
+    /// PCI device ids under vendor 10de that mean this class, four hex digits in lower case: 2329 is an H20. They win
+    /// over every name, where the node's agent tells them.
+    #[serde(rename = "pciDeviceIDs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 4, max = 4), regex(pattern = schema::PCI_DEVICE_ID)), extend("x-kubernetes-list-type" = "set"))]
+    pub pci_device_ids: Vec<String>,
+    /// Streaming multiprocessors of one GPU. A node whose GPUs have another number is not of this class, and of two
+    /// classes with one product label this decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub multiprocessors: Option<u32>,
+    /// Labels by which a cloud announces nodes of this class before anything runs on them, such as
+    /// cloud.google.com/gke-accelerator. Each alone means this class; all are weaker than what runs on a node tells.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub node_labels: Vec<NodeLabel>,
     /// Memory of one GPU in GiB.
     #[serde(rename = "memoryGiB", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1.0, max = 16_384.0))]
@@ -58,4 +73,15 @@ pub struct GPUClassSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1_000_000.0))]
     pub cost_per_gpu_hour: Option<f64>,
+}
+
+/// A label of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeLabel {
+    /// Key of the label.
+    #[schemars(length(min = 1, max = 317), regex(pattern = schema::LABEL_KEY))]
+    pub key: String,
+    /// Its value, matched exactly.
+    #[schemars(length(min = 1, max = 63), regex(pattern = schema::LABEL_VALUE))]
+    pub value: String,
 }

@@ -53,5 +53,7 @@ pub const COMPONENT_AGENT: &str = "agent";
 
 /// The device plugin's extended resource.
 pub const NVIDIA_GPU: &str = "nvidia.com/gpu";
+/// GPU feature discovery's label that says how pods share a GPU: `none`, `mps` or `time-slicing`.
+pub const NVIDIA_SHARING: &str = "nvidia.com/gpu.sharing-strategy";
 /// GPU feature discovery's label with the product name.
 pub const NVIDIA_GPU_PRODUCT: &str = "nvidia.com/gpu.product";

@@ -24,7 +24,7 @@ pub use deployment::{
     GQLADeployment, GQLADeploymentSpec, GoalSpec, ModelSource, ModelSpec, Objective,
     PersistentVolumeClaimSource,
 };
-pub use gpu_class::{GPUClass, GPUClassSpec};
+pub use gpu_class::{GPUClass, GPUClassSpec, NodeLabel};
 pub use placement::{PlacementSpec, PlacementStrategy, PoolSpec, RolloutSpec};
 pub use pod::{Device, EnvironmentVariable, PodTemplateSpec, RuntimeKind, RuntimeSpec};
 pub use status::{GQLADeploymentStatus, ModelStatus, PoolStatus, RunnerUp};

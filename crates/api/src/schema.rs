@@ -8,6 +8,13 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 /// A value that a label may have.
 pub(crate) const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
+/// A key that a label may have.
+pub(crate) const LABEL_KEY: &str =
+    "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+
+/// A PCI device id as agents write it into a label.
+pub(crate) const PCI_DEVICE_ID: &str = "^[0-9a-f]{4}$";
+
 /// `Auto` or 1 to 1024. Patterns judge only strings and limits only numbers.
 pub(crate) fn tensor_parallel(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -31,6 +31,9 @@ pub struct Settings {
     /// Watch only this namespace. The default is all of them.
     #[arg(long, env = "GQLA_WATCH_NAMESPACE")]
     pub namespace: Option<String>,
+    /// Also read ResourceSlices of the DRA driver gpu.nvidia.com, which the ServiceAccount must be allowed to list.
+    #[arg(long)]
+    pub resource_slices: bool,
     /// GQLADeployments reconciled at once.
     #[arg(long, default_value_t = 8)]
     pub concurrency: u16,

@@ -7,6 +7,8 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
+use crate::reconcile::plan::PoolPlan;
+
 /// Longest note the API server takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
 
@@ -45,8 +47,9 @@ impl Events {
         object: &ObjectReference,
         previous: Option<&GQLADeploymentStatus>,
         next: &GQLADeploymentStatus,
+        pools: &[PoolPlan],
     ) {
-        for news in news(previous, next) {
+        for news in news(previous, next).into_iter().chain(troubles(previous, pools)) {
             self.publish(object, &news).await;
         }
     }
@@ -63,6 +66,24 @@ impl Events {
             tracing::warn!(%error, reason = news.reason, "an Event could not be published");
         }
     }
+}
+
+/// What is newly wrong with the nodes of pools, pure. What a pool's note told before is no news, so neither another pass
+/// nor another process repeats it.
+pub fn troubles(previous: Option<&GQLADeploymentStatus>, pools: &[PoolPlan]) -> Vec<News> {
+    let told = |pool: &PoolPlan, sentence: &str| {
+        let old = previous.and_then(|status| status.pools.iter().find(|old| old.name == pool.name));
+        old.and_then(|old| old.note.as_ref()).is_some_and(|note| note.contains(sentence))
+    };
+    let each = pools.iter().flat_map(|pool| pool.troubles.iter().map(move |trouble| (pool, trouble)));
+    each.filter(|(pool, trouble)| !told(pool, &trouble.sentence))
+        .map(|(pool, trouble)| News {
+            warning: true,
+            reason: trouble.kind.as_str().to_owned(),
+            note: format!("pool {}: {}", pool.name, trouble.sentence),
+            pool: Some(pool.name.clone()),
+        })
+        .collect()
 }
 
 /// Decisions that are new and conditions that changed, pure.
@@ -83,7 +104,11 @@ pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus
     let judgements = next.conditions.iter().filter_map(|condition| {
         let told = ["Planned", "Available", "HardwareRecognized"].contains(&condition.type_.as_str());
         let same = previous.into_iter().flat_map(|status| &status.conditions).any(|old| {
-            old.type_ == condition.type_ && old.status == condition.status && old.reason == condition.reason
+            old.type_ == condition.type_
+                && old.status == condition.status
+                && old.reason == condition.reason
+                // Which node is in doubt stands in the message only.
+                && (condition.type_ != "HardwareRecognized" || old.message == condition.message)
         });
         let good = condition.status == "True";
         // A condition that holds from the start is no news, and Unknown is no trouble.

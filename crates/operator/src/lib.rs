@@ -12,7 +12,8 @@
 //! | `gqla.dev` | `gqladeployments`, `gpuclasses` | get, list, watch |
 //! | `gqla.dev` | `gqladeployments/status` | patch |
 //! | `` | `nodes` | list, watch |
-//! | `` | `pods` | list, watch |
+//! | `` | `pods` | list, watch (in the operator's own namespace too, for its agents) |
+//! | `resource.k8s.io` | `resourceslices` | list, watch (only with `--resource-slices`) |
 //! | `` | `services` | get, list, watch, create, patch, delete |
 //! | `apps` | `deployments` | get, list, watch, create, patch, delete |
 //! | `batch` | `jobs` | get, list, watch, create, delete |

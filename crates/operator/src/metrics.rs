@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use gqla_fleet::{Hardware, ProblemKind};
 use gqla_telemetry::prometheus::{
-    self, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
+    self, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct Metrics {
     leader: prometheus::IntGauge,
     scrape_failures: IntCounter,
     throughput: GaugeVec,
+    fleet_nodes: IntGaugeVec,
+    fleet_problems: IntGaugeVec,
     /// Label values published last, to withdraw those that are gone.
     published: Arc<Mutex<BTreeMap<Series, f64>>>,
 }
@@ -61,6 +64,14 @@ impl Metrics {
                 ),
                 &["namespace", "deployment", "pool", "gpu_class", "path"],
             )?,
+            fleet_nodes: IntGaugeVec::new(
+                Opts::new("gqla_fleet_nodes", "Nodes by the GPU class they count as; none is no class."),
+                &["class"],
+            )?,
+            fleet_problems: IntGaugeVec::new(
+                Opts::new("gqla_fleet_problems", "Problems of nodes, by kind."),
+                &["kind"],
+            )?,
             published: Arc::default(),
         };
         registry.register(Box::new(metrics.reconciles.clone()))?;
@@ -69,6 +80,8 @@ impl Metrics {
         registry.register(Box::new(metrics.leader.clone()))?;
         registry.register(Box::new(metrics.scrape_failures.clone()))?;
         registry.register(Box::new(metrics.throughput.clone()))?;
+        registry.register(Box::new(metrics.fleet_nodes.clone()))?;
+        registry.register(Box::new(metrics.fleet_problems.clone()))?;
         Ok(metrics)
     }
 
@@ -89,6 +102,25 @@ impl Metrics {
     /// Counts pods whose metrics could not be read.
     pub fn scrapes_failed(&self, pods: u64) {
         self.scrape_failures.inc_by(pods);
+    }
+
+    /// Counts nodes by class and problems by kind. A kind without a problem is 0, so that alerts need no absent().
+    pub fn set_fleet(&self, hardware: &Hardware) {
+        let mut classes: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut kinds: BTreeMap<ProblemKind, i64> = ProblemKind::ALL.map(|kind| (kind, 0)).into();
+        for node in &hardware.nodes {
+            *classes.entry(node.recognition.class().unwrap_or("none")).or_default() += 1;
+            for problem in &node.problems {
+                *kinds.entry(problem.kind).or_default() += 1;
+            }
+        }
+        self.fleet_nodes.reset();
+        for (class, count) in classes {
+            self.fleet_nodes.with_label_values(&[class]).set(count);
+        }
+        for (kind, count) in kinds {
+            self.fleet_problems.with_label_values(&[kind.as_str()]).set(count);
+        }
     }
 
     /// Publishes these series and withdraws all others.

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use crate::{
     args::Settings,
-    fleet::Fleet,
+    fleet::{Fleet, Sources},
     metrics::Metrics,
     reconcile::{Context, error_policy, reconcile},
     scrape::Throughput,
@@ -56,9 +56,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), identity = settings.identity, "operator started");
 
     let fleet = Fleet::default();
+    let sources =
+        Sources { agents: settings.lease_namespace.clone(), resource_slices: settings.resource_slices };
     let following = tokio::spawn({
-        let (fleet, client) = (fleet.clone(), client.clone());
-        async move { fleet.follow(client).await }
+        let (fleet, client, metrics) = (fleet.clone(), client.clone(), metrics.clone());
+        async move { tokio::join!(fleet.follow(client, &sources), count(&fleet, &metrics)) }
     });
     let outcome = lead(&settings, &client, &fleet, &metrics, &state, &stop).await;
     following.abort();
@@ -165,6 +167,14 @@ async fn control(
     tokio::select! {
         () = passes => {}
         () = late => tracing::warn!("passes under way were cut off; the next leader repeats them"),
+    }
+}
+
+/// Keeps the metrics of the fleet up to date.
+async fn count(fleet: &Fleet, metrics: &Metrics) {
+    let mut changes = Box::pin(fleet_changes(fleet.subscribe()));
+    while changes.next().await.is_some() {
+        metrics.set_fleet(&fleet.snapshot().hardware);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::gpu::{Confidence, GpuClass, GpuSpec};
+use crate::gpu::{Confidence, GpuClass, GpuSpec, NodeLabel};
 
 /// The class of nodes without an accelerator.
 pub const CPU_CLASS: &str = "CPU";
@@ -22,7 +22,7 @@ impl Catalogue {
         Self { classes: ENTRIES.iter().map(Entry::class).collect() }
     }
 
-    /// Adds `class`, replacing the one of the same name. Its product labels win over everyone else's.
+    /// Adds `class`, replacing the one of the same name. What it claims wins over everyone else's claims.
     #[must_use]
     pub fn with(mut self, class: GpuClass) -> Self {
         self.classes.retain(|known| !known.name().eq_ignore_ascii_case(class.name()));
@@ -37,10 +37,18 @@ impl Catalogue {
 
     /// The class whose product labels contain `product` exactly. Old drivers omit the `NVIDIA-` prefix.
     pub fn by_product(&self, product: &str) -> Option<&GpuClass> {
-        let is_product = |label: &Cow<'static, str>| {
-            label == product || label.strip_prefix("NVIDIA-").is_some_and(|short| short == product)
-        };
-        self.classes.iter().find(|class| class.product_labels.iter().any(is_product))
+        self.classes.iter().find(|class| class.claims_product(product))
+    }
+
+    /// The class with this PCI device id under vendor 10de.
+    pub fn by_pci_device(&self, id: u16) -> Option<&GpuClass> {
+        self.classes.iter().find(|class| class.pci_device_ids.contains(&id))
+    }
+
+    /// The class whose nodes a cloud announces by label `key` with `value`.
+    pub fn by_node_label(&self, key: &str, value: &str) -> Option<&GpuClass> {
+        let announces = |class: &&GpuClass| class.node_labels.iter().any(|(k, v)| k == key && v == value);
+        self.classes.iter().find(announces)
     }
 
     /// All classes, added ones first.
@@ -64,6 +72,8 @@ struct Entry {
     multiprocessors: Option<u32>,
     pci: &'static [u16],
     labels: &'static [Cow<'static, str>],
+    /// Only values that name one card in the cloud that writes them: AWS's `a100` may have 40 or 80 GB.
+    announced: &'static [NodeLabel],
     source: &'static str,
     confidence: Confidence,
 }
@@ -80,6 +90,7 @@ impl Entry {
             multiprocessors: self.multiprocessors,
             pci_device_ids: Cow::Borrowed(self.pci),
             product_labels: Cow::Borrowed(self.labels),
+            node_labels: Cow::Borrowed(self.announced),
             source: Cow::Borrowed(self.source),
             confidence: self.confidence,
         }
@@ -88,6 +99,11 @@ impl Entry {
 
 const fn label(text: &'static str) -> Cow<'static, str> {
     Cow::Borrowed(text)
+}
+
+/// As Karpenter labels AWS instances.
+const fn karpenter(name: &'static str) -> NodeLabel {
+    (label("karpenter.k8s.aws/instance-gpu-name"), label(name))
 }
 
 /// `NVIDIA-H100-SXM5-80GB` and `NVIDIA-H20-SXM5-96GB` come from documentation, not from a driver; people label test
@@ -101,6 +117,10 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(132),
         pci: &[0x2330],
         labels: &[label("NVIDIA-H100-80GB-HBM3"), label("NVIDIA-H100-SXM5-80GB")],
+        announced: &[
+            (label("cloud.google.com/gke-accelerator"), label("nvidia-h100-80gb")),
+            karpenter("h100"),
+        ],
         source: "NVIDIA H100 data sheet (SXM)",
         confidence: Confidence::High,
     },
@@ -112,6 +132,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(114),
         pci: &[0x2331],
         labels: &[label("NVIDIA-H100-PCIe")],
+        announced: &[],
         source: "NVIDIA H100 data sheet (PCIe)",
         confidence: Confidence::High,
     },
@@ -123,6 +144,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(132),
         pci: &[0x2321],
         labels: &[label("NVIDIA-H100-NVL")],
+        announced: &[],
         source: "NVIDIA H100 data sheet (NVL); memory rounded down, the label value was not seen",
         confidence: Confidence::Low,
     },
@@ -134,6 +156,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(132),
         pci: &[0x2335],
         labels: &[label("NVIDIA-H200")],
+        announced: &[karpenter("h200")],
         source: "NVIDIA H200 data sheet (SXM)",
         confidence: Confidence::High,
     },
@@ -145,6 +168,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(78),
         pci: &[0x2329],
         labels: &[label("NVIDIA-H20"), label("NVIDIA-H20-SXM5-96GB")],
+        announced: &[],
         source: "two independent published tables; no public data sheet",
         confidence: Confidence::High,
     },
@@ -156,6 +180,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(78),
         pci: &[0x232c],
         labels: &[label("NVIDIA-H20-3e")],
+        announced: &[],
         source: "sellers' pages; the bandwidth is inferred from the H200's memory, not published",
         confidence: Confidence::Low,
     },
@@ -167,6 +192,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(108),
         pci: &[0x20b2],
         labels: &[label("NVIDIA-A100-SXM4-80GB")],
+        announced: &[],
         source: "NVIDIA A100 data sheet (SXM, 80 GB)",
         confidence: Confidence::High,
     },
@@ -178,6 +204,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(108),
         pci: &[],
         labels: &[label("NVIDIA-A100-SXM4-40GB")],
+        announced: &[],
         source: "NVIDIA A100 data sheet (40 GB); memory as old drivers report it",
         confidence: Confidence::High,
     },
@@ -189,6 +216,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(108),
         pci: &[0x20b5],
         labels: &[label("NVIDIA-A100-PCIE-80GB"), label("NVIDIA-A100-80GB-PCIe")],
+        announced: &[],
         source: "NVIDIA A100 data sheet (PCIe, 80 GB)",
         confidence: Confidence::High,
     },
@@ -200,6 +228,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(142),
         pci: &[0x26b9],
         labels: &[label("NVIDIA-L40S")],
+        announced: &[karpenter("l40s")],
         source: "NVIDIA L40S data sheet",
         confidence: Confidence::High,
     },
@@ -211,6 +240,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: None,
         pci: &[0x26ba],
         labels: &[label("NVIDIA-L20")],
+        announced: &[],
         source: "vendors' pages",
         confidence: Confidence::Low,
     },
@@ -222,6 +252,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: Some(148),
         pci: &[0x2901],
         labels: &[label("NVIDIA-B200")],
+        announced: &[karpenter("b200")],
         source: "published system tables; data sheets give up to 8.0 TB/s",
         confidence: Confidence::High,
     },
@@ -233,6 +264,7 @@ static ENTRIES: [Entry; 13] = [
         multiprocessors: None,
         pci: &[],
         labels: &[],
+        announced: &[],
         source: "one 2-core AVX2 machine, measured (f32 FMA peak, DRAM read); other machines differ",
         confidence: Confidence::Low,
     },
@@ -247,6 +279,7 @@ mod tests {
     #[test]
     fn every_entry_is_valid_and_no_name_label_or_pci_id_is_claimed_twice() {
         let (mut names, mut labels, mut pci) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut announced = BTreeSet::new();
         for class in Catalogue::builtin().iter() {
             class.spec.validate().unwrap();
             assert!(names.insert(class.name().to_ascii_lowercase()), "{}", class.name());
@@ -256,6 +289,7 @@ mod tests {
                 class.name()
             );
             assert!(class.pci_device_ids.iter().all(|id| pci.insert(*id)), "{}", class.name());
+            assert!(class.node_labels.iter().all(|pair| announced.insert(pair.clone())), "{}", class.name());
         }
     }
 

@@ -54,6 +54,9 @@ pub enum Confidence {
     Low,
 }
 
+/// Key and value of a node label.
+pub type NodeLabel = (Cow<'static, str>, Cow<'static, str>);
+
 /// One kind of accelerator: its specification and the names it goes by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuClass {
@@ -65,6 +68,8 @@ pub struct GpuClass {
     pub pci_device_ids: Cow<'static, [u16]>,
     /// Values of `nvidia.com/gpu.product` that mean this class, each matched whole.
     pub product_labels: Cow<'static, [Cow<'static, str>]>,
+    /// Labels by which a cloud announces nodes of this class, key and value; each alone means this class.
+    pub node_labels: Cow<'static, [NodeLabel]>,
     /// Where the numbers come from.
     pub source: Cow<'static, str>,
     /// How far they can be trusted.
@@ -75,5 +80,13 @@ impl GpuClass {
     /// The class name users write.
     pub fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// Whether `product` is one of the exact names, or one as old drivers write it, without `NVIDIA-`.
+    pub fn claims_product(&self, product: &str) -> bool {
+        let is_product = |label: &Cow<'static, str>| {
+            label == product || label.strip_prefix("NVIDIA-").is_some_and(|short| short == product)
+        };
+        self.product_labels.iter().any(is_product)
     }
 }

@@ -1,25 +1,30 @@
-//! From a node's labels to a GPU class, or to the reason there is none.
+//! The labels a GPU goes by, and how exactly they are read.
 //!
 //! GPU feature discovery writes the NVML name into `nvidia.com/gpu.product`, spaces turned into dashes. Names are
 //! compared whole: matching by prefix takes an H200 for an H20, and family, compute capability and memory size each
 //! confuse two cards that decode best along different paths. A card we do not know stays unknown; it is never
 //! planned as the card it resembles.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use crate::{
-    catalogue::{CPU_CLASS, Catalogue},
-    gpu::GpuClass,
-};
-
-/// The node label GPU feature discovery writes the product name to.
-pub const PRODUCT_LABEL: &str = "nvidia.com/gpu.product";
+use std::collections::BTreeSet;
 
 /// Labels that say a GPU is there before, or without, its product being known.
 pub const PRESENCE_LABELS: [&str; 3] = [
     "nvidia.com/gpu.present",
     "feature.node.kubernetes.io/pci-10de.present",
     "feature.node.kubernetes.io/pci-0302_10de.present",
+];
+
+/// Labels by which clouds and autoscalers announce a node's accelerator before anything runs on it.
+pub const ACCELERATOR_LABELS: [&str; 9] = [
+    "aliyun.accelerator/nvidia_name",
+    "baidu/nvidia_name",
+    "cloud.google.com/gke-accelerator",
+    "cloud.tencent.com/tke-accelerator",
+    "cluster-api/accelerator",
+    "k8s.amazonaws.com/accelerator",
+    "karpenter.azure.com/sku-gpu-name",
+    "karpenter.k8s.aws/instance-gpu-name",
+    "kubernetes.azure.com/accelerator",
 ];
 
 /// The ways a label may spell the name of `class`: as the catalogue does, in lower and in upper case.
@@ -29,50 +34,9 @@ pub fn spellings(class: &str) -> BTreeSet<String> {
     [class.to_owned(), class.to_ascii_lowercase(), class.to_ascii_uppercase()].into()
 }
 
-/// What a node's labels say about its accelerator.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Identification<'a> {
-    /// The product is one of `class`'s exact names.
-    Recognised {
-        /// The class to plan for.
-        class: &'a GpuClass,
-        /// The label's value.
-        product: String,
-    },
-    /// No label speaks of a GPU: the node decodes on its processors.
-    Cpu {
-        /// The catalogue's CPU class.
-        class: &'a GpuClass,
-    },
-    /// A whole GPU, but none the catalogue knows.
-    Unrecognised {
-        /// The label's value.
-        product: String,
-    },
-    /// A part of a GPU, whose rates are not those of the whole.
-    Refused {
-        /// The label's value.
-        product: String,
-        /// Which kind of part.
-        reason: Refusal,
-    },
-    /// A GPU is present, but its product label is not there (yet).
-    Unlabelled,
-}
-
-impl<'a> Identification<'a> {
-    /// The class to plan for, if there is one.
-    pub fn class(&self) -> Option<&'a GpuClass> {
-        match self {
-            Self::Recognised { class, .. } | Self::Cpu { class } => Some(class),
-            Self::Unrecognised { .. } | Self::Refused { .. } | Self::Unlabelled => None,
-        }
-    }
-}
-
-/// Why a node with a known kind of GPU cannot be planned for.
+/// Which part of a GPU a product label speaks of, when not of the whole: its rates are not the card's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Part {
     /// Time-slicing or MPS: several pods share one device.
     #[error(
         "the GPU is shared between pods (time-slicing or MPS), so its bandwidth and memory are not this pod's alone; \
@@ -82,7 +46,7 @@ pub enum Refusal {
     /// A MIG partition stands in for the device.
     #[error(
         "the GPU is partitioned (MIG), so a pod gets a slice whose rates the catalogue does not hold; \
-         disable MIG or declare a GPU class for the slice"
+         disable MIG or declare a GPUClass whose productLabels contain the slice's"
     )]
     MigSlice,
     /// MIG is enabled but its configuration is broken.
@@ -92,54 +56,17 @@ pub enum Refusal {
     MigInvalid,
 }
 
-/// As [`Catalogue::identify`].
-pub fn identify<'a>(catalogue: &'a Catalogue, labels: &BTreeMap<String, String>) -> Identification<'a> {
-    let product = labels.get(PRODUCT_LABEL).filter(|product| !product.is_empty());
-    match product {
-        Some(product) => identify_product(catalogue, product),
-        None if PRESENCE_LABELS
-            .iter()
-            .any(|label| labels.get(*label).is_some_and(|value| value == "true")) =>
-        {
-            Identification::Unlabelled
+impl Part {
+    /// The part that `product` speaks of; `None` for a whole GPU.
+    pub fn of(product: &str) -> Option<Self> {
+        if product.ends_with("-MIG-INVALID") {
+            Some(Self::MigInvalid)
+        } else if product.contains("-MIG-") {
+            Some(Self::MigSlice)
+        } else if product.ends_with("-SHARED") {
+            Some(Self::Shared)
+        } else {
+            None
         }
-        None => match catalogue.get(CPU_CLASS) {
-            Some(class) => Identification::Cpu { class },
-            None => Identification::Unlabelled,
-        },
     }
 }
-
-fn identify_product<'a>(catalogue: &'a Catalogue, product: &str) -> Identification<'a> {
-    let product = product.to_owned();
-    // Exact names come first, so that a declared class can claim a slice.
-    if let Some(class) = catalogue.by_product(&product) {
-        return Identification::Recognised { class, product };
-    }
-    match refusal(&product) {
-        Some(reason) => Identification::Refused { product, reason },
-        None => Identification::Unrecognised { product },
-    }
-}
-
-fn refusal(product: &str) -> Option<Refusal> {
-    if product.ends_with("-MIG-INVALID") {
-        Some(Refusal::MigInvalid)
-    } else if product.contains("-MIG-") {
-        Some(Refusal::MigSlice)
-    } else if product.ends_with("-SHARED") {
-        Some(Refusal::Shared)
-    } else {
-        None
-    }
-}
-
-impl Catalogue {
-    /// What `labels` of a node say about its accelerator.
-    pub fn identify(&self, labels: &BTreeMap<String, String>) -> Identification<'_> {
-        identify(self, labels)
-    }
-}
-
-#[cfg(test)]
-mod tests;

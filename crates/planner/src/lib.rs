@@ -31,8 +31,8 @@ mod roofline;
 mod search;
 
 pub use catalogue::{CPU_CLASS, Catalogue};
-pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError};
-pub use identify::{Identification, PRESENCE_LABELS, PRODUCT_LABEL, Refusal, identify, spellings};
+pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError, NodeLabel};
+pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};
 pub use models::{ModelName, UnknownModel, shape};
 pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan};
 pub use roofline::{AttentionCore, BYTES_PER_ELEMENT, Bound, RopeLayout};

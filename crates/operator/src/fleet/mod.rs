@@ -1,15 +1,14 @@
-//! What hardware the cluster has: a pruned picture of its nodes, and the GPU classes they belong to.
+//! What hardware the cluster has, kept up to date by watches.
 //!
 //! A full Node is some 10 kB and changes with every image it pulls; here it is a handful of fields, so that thousands
 //! of nodes stay small and a heartbeat or an image wakes nobody. Any label but a timestamp counts as a change, because
-//! any may be in some pool's nodeSelector.
+//! any may be in some pool's nodeSelector. What nodes are is judged when somebody asks, at most once per change: a storm of
+//! events costs no more than the nodes it touches.
 
-mod classes;
-mod index;
-mod node;
+mod agents;
+mod events;
 mod watch;
 
-pub use classes::{ClassNodes, Survey, catalogue, survey};
-pub use index::Index;
-pub use node::{FleetNode, Taint};
-pub use watch::{Fleet, FleetSnapshot};
+pub use agents::AgentPods;
+pub use events::apply;
+pub use watch::{Fleet, FleetSnapshot, Sources};

@@ -1,70 +1,113 @@
-//! Keeps the fleet up to date from watches on Nodes and GPUClasses.
+//! Keeps the fleet up to date from watches on Nodes, GPUClasses, agents' pods and, where asked for, ResourceSlices.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use futures::StreamExt as _;
-use gqla_api::GPUClass;
+use gqla_api::{
+    GPUClass,
+    labels::{COMPONENT, COMPONENT_AGENT},
+};
+use gqla_fleet::{Classes, FleetNode, Hardware, Index, NodeHardware, SliceFacts, classes};
 use gqla_planner::Catalogue;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    resource::v1::ResourceSlice,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     core::DeserializeGuard,
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::{WatchStreamExt as _, watcher, watcher::Event},
 };
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{FleetNode, Index, catalogue};
+use super::{AgentPods, apply};
+
+/// How often the age of what absent agents told is looked at.
+const AGE_PERIOD: Duration = Duration::from_secs(15);
 
 /// The fleet at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FleetSnapshot {
-    /// Nodes, pruned.
-    pub nodes: Vec<FleetNode>,
-    /// Known GPU classes.
-    pub catalogue: Catalogue,
+    /// Nodes, pruned, and shared with other snapshots while they do not change.
+    pub nodes: Vec<Arc<FleetNode>>,
+    /// What they have, in the same order.
+    pub hardware: Hardware,
     /// Cost per GPU and hour of the classes that have one.
     pub costs: BTreeMap<String, f64>,
-    /// A sentence for each GPUClass that cannot be used.
-    pub refused_classes: Vec<String>,
 }
 
-impl Default for FleetSnapshot {
-    fn default() -> Self {
-        Self {
-            nodes: Vec::new(),
-            catalogue: Catalogue::builtin(),
-            costs: BTreeMap::new(),
-            refused_classes: Vec::new(),
-        }
+impl FleetSnapshot {
+    /// Every node and what it has.
+    pub fn described(&self) -> impl Iterator<Item = (&FleetNode, &NodeHardware)> {
+        self.nodes.iter().map(AsRef::as_ref).zip(&self.hardware.nodes)
     }
+}
+
+/// What is watched besides Nodes and GPUClasses.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Namespace of the agents' pods.
+    pub agents: String,
+    /// Whether ResourceSlices are watched.
+    pub resource_slices: bool,
 }
 
 #[derive(Default)]
 struct State {
-    nodes: Index<FleetNode>,
-    classes: Index<GPUClass>,
-    snapshot: Arc<FleetSnapshot>,
+    nodes: Index<Arc<FleetNode>>,
+    declared: Index<GPUClass>,
+    classes: Classes,
+    slices: Index<(String, SliceFacts)>,
+    agents: AgentPods,
+    /// Judged since the last change.
+    snapshot: Option<Arc<FleetSnapshot>>,
+    /// How old facts of absent agents were last told to be, by node.
+    stale: BTreeMap<String, &'static str>,
 }
 
 /// A shared picture of the fleet.
 #[derive(Clone)]
 pub struct Fleet {
     state: Arc<RwLock<State>>,
-    /// Counts the changes since both listings were complete; 0 until then.
+    /// Counts the changes since Nodes and GPUClasses were listed; 0 until then.
     changes: watch::Sender<u64>,
+    clock: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self { state: Arc::default(), changes: watch::Sender::new(0) }
+        Self::with_clock(|| {
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX)
+        })
     }
 }
 
 impl Fleet {
+    /// An empty fleet whose time `clock` tells, in Unix seconds.
+    pub fn with_clock(clock: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self { state: Arc::default(), changes: watch::Sender::new(0), clock: Arc::new(clock) }
+    }
+
     /// The fleet now. Empty until [`Self::is_ready`].
     pub fn snapshot(&self) -> Arc<FleetSnapshot> {
-        self.state.read().snapshot.clone()
+        if let Some(snapshot) = &self.state.read().snapshot {
+            return snapshot.clone();
+        }
+        let mut state = self.state.write();
+        if !state.is_complete() {
+            return Arc::default();
+        }
+        let now = (self.clock)();
+        let judged = || Arc::new(state.judged(now));
+        let snapshot = state.snapshot.clone().unwrap_or_else(judged);
+        state.snapshot = Some(snapshot.clone());
+        snapshot
     }
 
     /// Whether Nodes and GPUClasses have been listed. Plans made before would be wrong.
@@ -72,7 +115,7 @@ impl Fleet {
         *self.changes.borrow() > 0
     }
 
-    /// Wakes whenever the fleet changed in a way that can change a plan.
+    /// Wakes whenever the fleet changed in a way that can change a plan or what is told of it.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -85,44 +128,47 @@ impl Fleet {
 
     /// Follows the cluster until dropped. Watch errors are logged and retried with backoff; the last known fleet serves
     /// meanwhile.
-    pub async fn follow(&self, client: Client) {
-        tokio::join!(self.follow_nodes(client.clone()), self.follow_classes(client));
+    pub async fn follow(&self, client: Client, sources: &Sources) {
+        let paged = || watcher::Config::default().any_semantic().page_size(500);
+        let agents = Api::namespaced(client.clone(), &sources.agents);
+        let agents_only = watcher::Config::default().labels(&format!("{COMPONENT}={COMPONENT_AGENT}"));
+        let slices = async {
+            if sources.resource_slices {
+                let api = Api::<ResourceSlice>::all(client.clone());
+                follow(api, paged(), "ResourceSlices", |event| self.slice_event(event)).await;
+            }
+        };
+        tokio::join!(
+            follow(Api::<Node>::all(client.clone()), paged(), "Nodes", |event| self.node_event(event)),
+            follow(Api::all(client.clone()), watcher::Config::default(), "GPUClasses", |event| {
+                self.class_event(event);
+            }),
+            follow(agents, agents_only, "agents' pods", |event| self.agent_event(event)),
+            slices,
+            self.follow_age(),
+        );
     }
 
-    async fn follow_nodes(&self, client: Client) {
-        let config = watcher::Config::default().any_semantic().page_size(500);
-        let stream = watcher(Api::<Node>::all(client), config).default_backoff();
-        let mut stream = std::pin::pin!(stream);
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(event) => self.node_event(event),
-                Err(error) => tracing::warn!(%error, "watching Nodes failed; the last known fleet serves"),
-            }
-        }
-    }
-
-    async fn follow_classes(&self, client: Client) {
-        let api = Api::<DeserializeGuard<GPUClass>>::all(client);
-        let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(event) => self.class_event(event),
-                Err(error) => tracing::warn!(%error, "watching GPUClasses failed; the last known ones serve"),
-            }
+    async fn follow_age(&self) {
+        let mut ticks = tokio::time::interval(AGE_PERIOD);
+        loop {
+            ticks.tick().await;
+            self.look_at_age();
         }
     }
 
     /// Takes one event of the Node watch.
-    pub fn node_event(&self, event: watcher::Event<Node>) {
+    pub fn node_event(&self, event: Event<Node>) {
         let mut state = self.state.write();
-        let changed = state.nodes.apply(event, |node| (node.name_any(), Some(FleetNode::new(node))));
+        let changed =
+            apply(&mut state.nodes, event, |node| (node.name_any(), Some(Arc::new(FleetNode::new(node)))));
         self.publish(&mut state, changed);
     }
 
     /// Takes one event of the GPUClass watch.
-    pub fn class_event(&self, event: watcher::Event<DeserializeGuard<GPUClass>>) {
+    pub fn class_event(&self, event: Event<DeserializeGuard<GPUClass>>) {
         let mut state = self.state.write();
-        let changed = state.classes.apply(event, |class| match class.0 {
+        let changed = apply(&mut state.declared, event, |class| match class.0 {
             Ok(mut class) => {
                 // Only what the class says may count as a change.
                 class.metadata = kube::api::ObjectMeta { name: class.metadata.name, ..Default::default() };
@@ -133,20 +179,82 @@ impl Fleet {
                 (invalid.metadata.name.unwrap_or_default(), None)
             }
         });
+        if changed {
+            let next = classes(state.declared.values());
+            for sentence in newly_refused(&state.classes.refused, &next.refused) {
+                tracing::warn!("{sentence}");
+            }
+            state.classes = next;
+        }
+        self.publish(&mut state, changed);
+    }
+
+    /// Takes one event of the ResourceSlice watch.
+    pub fn slice_event(&self, event: Event<ResourceSlice>) {
+        let mut state = self.state.write();
+        let changed = apply(&mut state.slices, event, |slice| {
+            let facts = SliceFacts::of(&slice).map(|(node, facts)| (node.to_owned(), facts));
+            (slice.name_any(), facts)
+        });
+        self.publish(&mut state, changed);
+    }
+
+    /// Takes one event of the watch on agents' pods. It wakes nobody: an agent may be absent for a while.
+    pub fn agent_event(&self, event: Event<Pod>) {
+        let now = (self.clock)();
+        self.state.write().agents.event(event, now);
+    }
+
+    /// Wakes subscribers when facts of absent agents have become notably older, or an agent is back.
+    pub fn look_at_age(&self) {
+        let now = (self.clock)();
+        let mut state = self.state.write();
+        let State { nodes, agents, .. } = &mut *state;
+        agents.keep_nodes(|node| nodes.get(node).is_some());
+        let Some(agents) = state.agents.at(now) else { return };
+        let told = state.nodes.values().filter(|node| node.inventory.is_some());
+        let stale = told.filter_map(|node| Some((node.name.clone(), agents.stale(&node.name)?))).collect();
+        let changed = state.stale != stale;
+        state.stale = stale;
         self.publish(&mut state, changed);
     }
 
     fn publish(&self, state: &mut State, changed: bool) {
-        if !changed || !state.nodes.is_complete() || !state.classes.is_complete() {
-            return;
+        if changed && state.is_complete() {
+            state.snapshot = None;
+            self.changes.send_modify(|changes| *changes += 1);
         }
-        let (catalogue, costs, refused_classes) = catalogue(state.classes.values());
-        for sentence in newly_refused(&state.snapshot.refused_classes, &refused_classes) {
-            tracing::warn!("{sentence}");
+    }
+}
+
+impl State {
+    fn is_complete(&self) -> bool {
+        self.nodes.is_complete() && self.declared.is_complete()
+    }
+
+    fn judged(&self, now: i64) -> FleetSnapshot {
+        let mut slices: BTreeMap<String, SliceFacts> = BTreeMap::new();
+        for (node, facts) in self.slices.values() {
+            slices.entry(node.clone()).or_default().devices.extend(facts.devices.iter().cloned());
         }
-        let nodes = state.nodes.values().cloned().collect();
-        state.snapshot = Arc::new(FleetSnapshot { nodes, catalogue, costs, refused_classes });
-        self.changes.send_modify(|changes| *changes += 1);
+        let nodes: Vec<_> = self.nodes.values().cloned().collect();
+        let catalogue: Catalogue = self.classes.catalogue.clone();
+        let agents = self.agents.at(now);
+        let hardware = Hardware::new(catalogue, nodes.iter().map(AsRef::as_ref), &slices, agents.as_ref());
+        FleetSnapshot { nodes, hardware, costs: self.classes.costs.clone() }
+    }
+}
+
+async fn follow<K>(api: Api<K>, config: watcher::Config, what: &str, take: impl Fn(Event<K>))
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => take(event),
+            Err(error) => tracing::warn!(%error, "watching {what} failed; the last known ones serve"),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
     handover::hand_over,
     inspection::{Inspection, inspection},
     measured,
-    plan::plan,
+    plan::{PoolPlan, plan},
     status::{Facts, Verdict, status},
     validate::{Identity, Shape, ValidatedDeployment, ValidationError, identity, source_hash, validate},
 };
@@ -250,7 +250,11 @@ async fn finish(
     if previous != Some(&next) {
         write_status(object, identity, &next, context).await?;
         note_rates(identity, previous, &measured, context);
-        context.events.tell(&object.object_ref(&()), previous, &next).await;
+        let pools: &[PoolPlan] = match &outcome.verdict {
+            Verdict::Planned(plan) => &plan.pools,
+            _ => &[],
+        };
+        context.events.tell(&object.object_ref(&()), previous, &next, pools).await;
     }
     Ok(Action::requeue(next_look(&outcome.verdict, &next)))
 }

@@ -9,14 +9,16 @@ use gqla_api::{
     ConditionReason, DecodeSpec, Device, MultiTokenPrediction, Objective, PlacementStrategy, PoolSpec,
     TensorParallel,
 };
+use gqla_fleet::{ClassNodes, FleetNode, NodeHardware, Problem, ProblemGroup, Survey, grouped, survey};
 use gqla_model::ModelShape;
 use gqla_planner::{CPU_CLASS, Constraints, Decision, Goal, PlanError};
+use k8s_openapi::api::core::v1::NodeSelectorTerm;
 
 use super::{
     placement::{Slot, share},
     validate::{ValidatedDeployment, device_on},
 };
-use crate::fleet::{ClassNodes, FleetNode, FleetSnapshot, Survey, survey};
+use crate::fleet::FleetSnapshot;
 
 /// What one pool is to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,10 +27,8 @@ pub struct PoolPlan {
     pub name: String,
     /// GPU class planned for.
     pub class: String,
-    /// Product labels that mean the class.
-    pub product_labels: Vec<String>,
-    /// Labels the pool's nodes must carry besides.
-    pub node_selector: BTreeMap<String, String>,
+    /// Alternatives, one of which a node must match: they are those nodes of the pool's selector that count as the class.
+    pub node_terms: Vec<NodeSelectorTerm>,
     /// CPU or CUDA.
     pub device: Device,
     /// Replicas.
@@ -37,7 +37,12 @@ pub struct PoolPlan {
     pub decision: Decision,
     /// What a reader of the figures must know.
     pub note: Option<String>,
+    /// What is wrong with the pool's nodes at present.
+    pub troubles: Vec<ProblemGroup>,
 }
+
+/// Kinds of trouble that a pool's note tells.
+const MAX_TROUBLES: usize = 5;
 
 /// A pool without a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +64,8 @@ pub struct Plan {
     pub failures: Vec<PoolFailure>,
     /// Whether the spec names no pools, so that pools come and go with the fleet.
     pub automatic: bool,
-    /// Kinds of nodes in reach that cannot be planned for, with their number.
-    pub unrecognised: BTreeMap<String, usize>,
+    /// What is wrong with nodes in reach.
+    pub problems: Vec<Problem>,
 }
 
 impl Plan {
@@ -90,10 +95,10 @@ struct Planned<'a> {
 
 /// Plans every pool of `deployment`, whose model has `shape`, on `fleet`.
 pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetSnapshot) -> Plan {
-    let usable: Vec<&FleetNode> =
-        fleet.nodes.iter().filter(|node| node.accepts(&deployment.tolerations)).collect();
+    let usable: Vec<(&FleetNode, &NodeHardware)> =
+        fleet.described().filter(|(node, _)| node.accepts(&deployment.tolerations)).collect();
     let surveys = surveys(deployment, fleet, &usable);
-    let unrecognised = surveys.first().map(|whole| whole.unrecognised.clone()).unwrap_or_default();
+    let problems = surveys.first().map(|whole| whole.problems.clone()).unwrap_or_default();
     let (targets, mut failures) = if deployment.spec.pools.is_empty() {
         automatic_targets(deployment, &surveys[0])
     } else {
@@ -111,16 +116,23 @@ pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetS
         failures.clear();
     }
     let automatic = deployment.spec.pools.is_empty();
-    Plan { pools: place(deployment, fleet, planned), failures, automatic, unrecognised }
+    Plan { pools: place(deployment, fleet, planned), failures, automatic, problems }
 }
 
 /// The survey of all usable nodes, then one per pool with a node selector (in order).
-fn surveys(deployment: &ValidatedDeployment, fleet: &FleetSnapshot, usable: &[&FleetNode]) -> Vec<Survey> {
-    let selected = deployment.spec.pools.iter().map(|pool| {
-        let selector = pool.node_selector.clone().unwrap_or_default();
-        survey(&fleet.catalogue, usable.iter().copied().filter(|node| node.matches(&selector)))
-    });
-    std::iter::once(survey(&fleet.catalogue, usable.iter().copied())).chain(selected).collect()
+fn surveys(
+    deployment: &ValidatedDeployment,
+    fleet: &FleetSnapshot,
+    usable: &[(&FleetNode, &NodeHardware)],
+) -> Vec<Survey> {
+    let of = |selector: &BTreeMap<String, String>| {
+        let matching = usable.iter().filter(|(node, _)| node.matches(selector));
+        survey(&fleet.hardware, matching.map(|(_, hardware)| *hardware))
+    };
+    let everywhere = BTreeMap::new();
+    let selectors =
+        deployment.spec.pools.iter().map(|pool| pool.node_selector.as_ref().unwrap_or(&everywhere));
+    std::iter::once(&everywhere).chain(selectors).map(of).collect()
 }
 
 fn automatic_targets<'a>(
@@ -218,7 +230,7 @@ fn pool_nodes<'a>(
             )),
         };
     };
-    let Some(known) = fleet.catalogue.get(class) else {
+    let Some(known) = fleet.hardware.class(class) else {
         return Err((
             ConditionReason::InvalidSpec,
             format!("pool {name}: gpuClass {class} is not in the catalogue; create a GPUClass of that name"),
@@ -351,7 +363,7 @@ fn place(
         .zip(shares)
         .enumerate()
         .filter(|(index, (_, replicas))| !automatic || *replicas > 0 || (total == 0 && *index == 0))
-        .map(|(_, (planned, replicas))| pool_plan(planned, replicas))
+        .map(|(_, (planned, replicas))| pool_plan(planned, replicas, fleet))
         .collect();
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     pools
@@ -375,19 +387,36 @@ fn slot(planned: &Planned<'_>) -> Slot {
     Slot { min: planned.target.min, max: planned.target.max, capacity }
 }
 
-fn pool_plan(planned: Planned<'_>, replicas: u32) -> PoolPlan {
-    let Planned { target, device, decision } = planned;
-    let class = &target.nodes.class;
+fn pool_plan(planned: Planned<'_>, replicas: u32, fleet: &FleetSnapshot) -> PoolPlan {
+    let Planned { target, device, mut decision } = planned;
+    let class = target.nodes.class.name();
+    let derived = fleet.hardware.is_derived(class).then(|| derived(class));
+    if let Some(derived) = &derived {
+        decision.reason = format!("{}; {derived}", decision.reason);
+    }
+    // What a node is, the condition tells; here is what keeps it from working.
+    let present = target.nodes.problems.iter().filter(|problem| !problem.kind.is_of_recognition());
+    let mut troubles = grouped(present);
+    troubles.truncate(MAX_TROUBLES);
+    let sentences = troubles.iter().map(|trouble| trouble.sentence.clone());
+    let notes: Vec<_> = note(class, device).into_iter().chain(derived).chain(sentences).collect();
     PoolPlan {
+        class: class.to_owned(),
+        node_terms: fleet.hardware.terms(class, &target.selector),
         name: target.name,
-        class: class.name().to_owned(),
-        product_labels: class.product_labels.iter().map(ToString::to_string).collect(),
-        node_selector: target.selector,
         device,
         replicas,
-        note: note(class.name(), device),
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
+        troubles,
         decision,
     }
+}
+
+fn derived(class: &str) -> String {
+    format!(
+        "no class has this GPU: {class} is derived from what NVML tells, with half the FLOPs its clock and multiprocessors \
+         give, so figures and path are cautious guesses until a GPUClass {class} replaces them"
+    )
 }
 
 fn note(class: &str, device: Device) -> Option<String> {

@@ -6,6 +6,7 @@ use gqla_api::{
     ConditionReason as Reason, ConditionType as Kind, GQLADeployment, GQLADeploymentStatus, ModelStatus,
     PoolStatus, RunnerUp, labels::POOL,
 };
+use gqla_fleet::{ProblemKind, grouped};
 use gqla_planner::Candidate;
 use k8s_openapi::{
     api::apps::v1::{Deployment, DeploymentStatus},
@@ -18,6 +19,9 @@ use super::{
     plan::{Plan, PoolPlan},
     validate::Identity,
 };
+
+/// Kinds of doubt about nodes that one condition tells.
+const MAX_GROUPS: usize = 8;
 
 /// How far a pass came.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,24 +191,39 @@ fn recognized(verdict: &Verdict) -> Judgement {
     let judgement =
         |truth, reason, message: String| Judgement::new(Kind::HardwareRecognized, truth, reason, message);
     match verdict {
-        Verdict::Planned(plan) if plan.unrecognised.is_empty() => judgement(
-            Truth::True,
-            Reason::AllRecognized,
-            "every node in reach is of a class in the catalogue".to_owned(),
-        ),
         Verdict::Planned(plan) => {
-            let kinds: Vec<_> = plan
-                .unrecognised
-                .iter()
-                .map(|(sentence, nodes)| format!("{sentence} ({nodes} nodes)"))
-                .collect();
-            judgement(Truth::False, Reason::UnknownProduct, kinds.join("; "))
+            let doubts = plan.problems.iter().filter(|problem| problem.kind.is_of_recognition());
+            let groups = grouped(doubts);
+            let Some(first) = groups.first() else {
+                let message = "every node in reach is of a class in the catalogue";
+                return judgement(Truth::True, Reason::AllRecognized, message.to_owned());
+            };
+            let sentences: Vec<_> =
+                groups.iter().take(MAX_GROUPS).map(|group| group.sentence.as_str()).collect();
+            let more = groups.len().saturating_sub(MAX_GROUPS);
+            let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+            judgement(Truth::False, doubt(first.kind), format!("{}{rest}", sentences.join("; ")))
         }
         _ => judgement(
             Truth::Unknown,
             Reason::NotPlanned,
             "hardware is judged when pools are planned".to_owned(),
         ),
+    }
+}
+
+/// The word for a problem that puts in doubt what a node is.
+fn doubt(kind: ProblemKind) -> Reason {
+    match kind {
+        ProblemKind::LyingLabel => Reason::LyingLabel,
+        ProblemKind::MixedModels => Reason::MixedModels,
+        ProblemKind::MigSlice => Reason::MigSlice,
+        ProblemKind::SharedGpu => Reason::SharedGpu,
+        ProblemKind::Unlabelled => Reason::NotLabelled,
+        ProblemKind::UnknownClass => Reason::UnknownClass,
+        ProblemKind::Disputed => Reason::ContradictingFacts,
+        ProblemKind::BadAnnotation => Reason::BadAnnotation,
+        _ => Reason::UnknownProduct,
     }
 }
 

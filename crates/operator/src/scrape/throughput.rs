@@ -8,6 +8,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use gqla_api::labels::{COMPONENT, COMPONENT_SERVER, MANAGED_BY, MANAGER};
+use gqla_fleet::Index;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -17,7 +18,7 @@ use parking_lot::RwLock;
 use tokio::time::MissedTickBehavior;
 
 use super::{PodRates, Reading, Series, ServingPod, per_series, rate, read::Reader};
-use crate::{fleet::Index, metrics::Metrics};
+use crate::{fleet::apply, metrics::Metrics};
 
 /// Pods read at once.
 const CONCURRENCY: usize = 32;
@@ -69,7 +70,7 @@ impl Throughput {
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
-                    self.0.write().pods.apply(event, ServingPod::prune);
+                    apply(&mut self.0.write().pods, event, ServingPod::prune);
                 }
                 Err(error) => tracing::warn!(%error, "watching pods failed; the last known ones are read"),
             }

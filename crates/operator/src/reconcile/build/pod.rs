@@ -1,18 +1,11 @@
 //! Pods: what runs, where it may run, and with how little privilege.
 
-use std::collections::BTreeMap;
-
-use gqla_api::{
-    Device,
-    labels::{GPU_CLASS, NVIDIA_GPU, NVIDIA_GPU_PRODUCT},
-};
-use gqla_planner::{CPU_CLASS, PRESENCE_LABELS, spellings};
+use gqla_api::{Device, labels::NVIDIA_GPU};
 use k8s_openapi::{
     api::core::v1::{
         Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
-        NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
-        PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe, ResourceRequirements,
-        SeccompProfile, SecurityContext, Volume, VolumeMount,
+        NodeAffinity, NodeSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe,
+        ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -211,58 +204,15 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
     }
 }
 
-/// Required, because autoscalers look at nothing else when they choose which nodes to add. Terms are alternatives:
-/// one per way to recognise the class. An administrator's own statement wins over the product label, as it does when
-/// the fleet is surveyed.
+/// Required, because autoscalers look at nothing else when they choose which nodes to add.
 fn affinity(pool: &PoolPlan) -> Affinity {
-    let stated = vec![requirement(GPU_CLASS, "In", spellings(&pool.class).into_iter().collect())];
-    let recognised = if pool.class == CPU_CLASS {
-        let absent = PRESENCE_LABELS.map(|label| requirement(label, "NotIn", vec!["true".to_owned()]));
-        let mut all = vec![
-            requirement(NVIDIA_GPU_PRODUCT, "DoesNotExist", Vec::new()),
-            requirement(GPU_CLASS, "DoesNotExist", Vec::new()),
-        ];
-        all.extend(absent);
-        all
-    } else {
-        vec![
-            requirement(NVIDIA_GPU_PRODUCT, "In", products(&pool.product_labels)),
-            requirement(GPU_CLASS, "DoesNotExist", Vec::new()),
-        ]
-    };
-    // A class without product labels is recognised by an administrator's statement alone.
-    let by_label = pool.class == CPU_CLASS || !pool.product_labels.is_empty();
-    let alternatives = by_label.then_some(recognised).into_iter().chain([stated]);
-    let terms = alternatives.map(|expressions| term(expressions, &pool.node_selector)).collect();
     Affinity {
         node_affinity: Some(NodeAffinity {
             required_during_scheduling_ignored_during_execution: Some(NodeSelector {
-                node_selector_terms: terms,
+                node_selector_terms: pool.node_terms.clone(),
             }),
             preferred_during_scheduling_ignored_during_execution: None,
         }),
         ..Affinity::default()
-    }
-}
-
-/// Old drivers omit the vendor.
-fn products(labels: &[String]) -> Vec<String> {
-    let short = labels.iter().filter_map(|label| label.strip_prefix("NVIDIA-")).map(str::to_owned);
-    labels.iter().cloned().chain(short).collect()
-}
-
-fn term(
-    mut expressions: Vec<NodeSelectorRequirement>,
-    selector: &BTreeMap<String, String>,
-) -> NodeSelectorTerm {
-    expressions.extend(selector.iter().map(|(key, value)| requirement(key, "In", vec![value.clone()])));
-    NodeSelectorTerm { match_expressions: Some(expressions), match_fields: None }
-}
-
-fn requirement(key: &str, operator: &str, values: Vec<String>) -> NodeSelectorRequirement {
-    NodeSelectorRequirement {
-        key: key.to_owned(),
-        operator: operator.to_owned(),
-        values: (!values.is_empty()).then_some(values),
     }
 }

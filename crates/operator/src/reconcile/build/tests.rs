@@ -65,23 +65,20 @@ fn gpus_are_requested_and_rolled_without_a_surge() {
 }
 
 #[test]
-fn nodes_are_chosen_by_alternatives() {
-    let desired = built(json!({ "runtime": { "device": "CPU" }, "replicas": 3 }));
-    let terms = |index: usize| {
-        template(&desired.deployments[index])["spec"]["affinity"]["nodeAffinity"]
-            ["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-            .clone()
-    };
-    let cpu = &terms(0)[0]["matchExpressions"];
-    assert_eq!(cpu[0], json!({ "key": "nvidia.com/gpu.product", "operator": "DoesNotExist" }));
-    let h20 = terms(2);
-    let products = h20[0]["matchExpressions"][0]["values"].as_array().unwrap();
-    assert!(products.contains(&json!("NVIDIA-H20")) && products.contains(&json!("H20")));
-    assert!(!products.contains(&json!("NVIDIA-H200")));
-    assert_eq!(h20[1]["matchExpressions"][0]["values"], json!(["H20", "h20"]));
-    let absent: Vec<_> = cpu.as_array().unwrap().iter().filter(|term| term["operator"] == "NotIn").collect();
-    let keys: Vec<_> = absent.iter().map(|term| term["key"].as_str().unwrap()).collect();
-    assert_eq!(keys, gqla_planner::PRESENCE_LABELS);
+fn pods_require_the_nodes_that_count_as_their_class() {
+    let desired = built(json!({ "runtime": { "device": "CUDA" } }));
+    let required = template(&desired.deployments[1])["spec"]["affinity"]["nodeAffinity"]
+        ["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        .clone();
+    let expected = to_value(mixed().hardware.terms("H20", &std::collections::BTreeMap::new())).unwrap();
+    assert_eq!(required, expected);
+    let text = required.to_string();
+    assert!(
+        text.contains("\"2329\"") && text.contains("NVIDIA-H20") && !text.contains("NVIDIA-H200"),
+        "{text}"
+    );
+    let tolerations = &template(&desired.deployments[1])["spec"]["tolerations"];
+    assert_eq!(tolerations[0]["key"], json!("nvidia.com/gpu"));
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use gqla_api::labels::{GPU_CLASS, NVIDIA_GPU};
+use gqla_api::{
+    inventory::NodeInventory,
+    labels::{GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT, NVIDIA_GPU},
+};
 use k8s_openapi::api::core::v1::{Node, Toleration};
 
 /// When GPU feature discovery last ran: new each time it restarts, and no statement about the node.
@@ -32,6 +35,8 @@ pub struct FleetNode {
     pub schedulable: bool,
     /// Allocatable `nvidia.com/gpu`.
     pub gpus: u32,
+    /// What the node's agent published, read once; a sentence when it cannot be believed. No other annotation is kept.
+    pub inventory: Option<Result<Box<NodeInventory>, String>>,
 }
 
 impl FleetNode {
@@ -43,9 +48,12 @@ impl FleetNode {
             .and_then(|status| status.allocatable)
             .and_then(|allocatable| allocatable.get(NVIDIA_GPU).and_then(|quantity| quantity.0.parse().ok()))
             .unwrap_or(0);
+        let labels = lasting(node.metadata.labels.unwrap_or_default());
+        let annotation = node.metadata.annotations.and_then(|mut all| all.remove(GPU_INVENTORY));
         Self {
             name: node.metadata.name.unwrap_or_default(),
-            labels: lasting(node.metadata.labels.unwrap_or_default()),
+            inventory: annotation.map(|text| believed(&text, &labels)),
+            labels,
             taints: spec
                 .taints
                 .unwrap_or_default()
@@ -57,9 +65,16 @@ impl FleetNode {
         }
     }
 
-    /// The class a cluster administrator states for this node, which wins over its product label.
-    pub fn stated_class(&self) -> Option<&str> {
-        self.labels.get(GPU_CLASS).map(String::as_str)
+    /// The agent's inventory, when there is one that can be believed.
+    pub fn believed_inventory(&self) -> Option<&NodeInventory> {
+        self.inventory.as_ref()?.as_deref().ok()
+    }
+
+    /// Multiprocessors of each GPU, when the agent counts as many on all.
+    pub(crate) fn multiprocessors(&self) -> Option<u32> {
+        let mut counts = self.believed_inventory()?.gpus.iter().map(|gpu| gpu.multiprocessors);
+        let first = counts.next()??;
+        counts.all(|count| count == Some(first)).then_some(first)
     }
 
     /// Whether pods with `tolerations` may run here.
@@ -71,6 +86,28 @@ impl FleetNode {
     /// Whether the node carries every label of `selector`.
     pub fn matches(&self, selector: &BTreeMap<String, String>) -> bool {
         selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+}
+
+/// Pods are scheduled by the labels, so an annotation that does not say what they say cannot be planned by. The agent
+/// writes both at once: when they differ, somebody else wrote one of them.
+fn believed(text: &str, labels: &BTreeMap<String, String>) -> Result<Box<NodeInventory>, String> {
+    let inventory = NodeInventory::parse(text).map_err(|error| error.to_string())?;
+    let (device, product) = (inventory.device_label(), inventory.product_label());
+    let differs = |label: &str, written: Option<&str>| {
+        let found = labels.get(label).map(String::as_str);
+        (found != written).then(|| {
+            format!(
+                "annotation {GPU_INVENTORY} describes {label}={}, the label is {}: the node's agent writes both alike, so \
+                 something else changed one; the labels decide until the agent writes again",
+                written.unwrap_or("(none)"),
+                found.unwrap_or("(absent)")
+            )
+        })
+    };
+    match differs(GPU_DEVICE, Some(&device)).or_else(|| differs(GPU_PRODUCT, product.as_deref())) {
+        Some(sentence) => Err(sentence),
+        None => Ok(Box::new(inventory)),
     }
 }
 

@@ -1,0 +1,132 @@
+//! A pod of a class lands on a node exactly when the fleet counts the node as that class.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gqla_fleet::{FleetNode, Hardware, SliceDevice, SliceFacts};
+use gqla_planner::Catalogue;
+use k8s_openapi::api::core::v1::Node;
+use proptest::prelude::*;
+use serde_json::{Value, from_value, json};
+
+use support::{catalogue, nodes, schedulable};
+
+fn hardware(catalogue: Catalogue, nodes: &[Node], slices: &BTreeMap<String, SliceFacts>) -> Hardware {
+    let pruned: Vec<_> = nodes.iter().cloned().map(FleetNode::new).collect();
+    Hardware::new(catalogue, pruned.iter(), slices, None)
+}
+
+/// Every class a node counts as, or that there is.
+fn classes(catalogue: &Catalogue, hardware: &Hardware) -> BTreeSet<String> {
+    let known = catalogue.iter().map(|class| class.name().to_owned());
+    let counted = hardware.nodes.iter().filter_map(|node| node.recognition.class().map(str::to_owned));
+    known.chain(counted).collect()
+}
+
+fn check(
+    catalogue: &Catalogue,
+    nodes: &[Node],
+    slices: &BTreeMap<String, SliceFacts>,
+) -> Result<(), TestCaseError> {
+    let hardware = hardware(catalogue.clone(), nodes, slices);
+    for class in classes(catalogue, &hardware) {
+        let terms = hardware.terms(&class, &BTreeMap::new());
+        for (node, described) in nodes.iter().zip(&hardware.nodes) {
+            let counted = described.recognition.class() == Some(class.as_str());
+            prop_assert_eq!(
+                schedulable(&terms, node),
+                counted,
+                "class {}: {:?} with {:?} is {:?}",
+                class,
+                node.metadata.labels,
+                node.metadata.annotations,
+                described.recognition
+            );
+        }
+    }
+    Ok(())
+}
+
+fn slices() -> impl Strategy<Value = BTreeMap<String, SliceFacts>> {
+    let device =
+        (prop::sample::select(vec!["NVIDIA-H20", "NVIDIA-H200"]), prop::bool::weighted(0.1)).prop_map(
+            |(product, is_slice)| SliceDevice { product: product.to_owned(), is_slice, memory_mib: None },
+        );
+    let facts = prop::collection::vec(device, 1..3).prop_map(|devices| SliceFacts { devices });
+    prop::collection::btree_map("n[0-7]", facts, 0..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn a_wrong_class_never_gets_a_pod(catalogue in catalogue(), nodes in nodes()) {
+        check(&catalogue, &nodes, &BTreeMap::new())?;
+    }
+
+    #[test]
+    fn nor_where_resource_slices_contradict_labels(catalogue in catalogue(), nodes in nodes(), slices in slices()) {
+        check(&catalogue, &nodes, &slices)?;
+    }
+
+    #[test]
+    fn a_node_selector_narrows_every_alternative(catalogue in catalogue(), nodes in nodes()) {
+        let hardware = hardware(catalogue.clone(), &nodes, &BTreeMap::new());
+        let selector = BTreeMap::from([("example.com/pool".to_owned(), "a".to_owned())]);
+        for class in classes(&catalogue, &hardware) {
+            let terms = hardware.terms(&class, &selector);
+            prop_assert!(nodes.iter().all(|node| !schedulable(&terms, node)));
+        }
+    }
+}
+
+fn labelled(labels: Value) -> Node {
+    from_value(json!({ "metadata": { "name": "n", "labels": labels } })).unwrap()
+}
+
+/// Nodes that do not exist yet carry a cloud's labels only, and autoscalers compare those.
+#[test]
+fn an_announced_node_matches_before_anything_runs_on_it() {
+    let hardware = Hardware::new(Catalogue::builtin(), [].iter(), &BTreeMap::new(), None);
+    let cases = [
+        (json!({ "cloud.google.com/gke-accelerator": "nvidia-h100-80gb" }), Some("H100")),
+        (json!({ "karpenter.k8s.aws/instance-gpu-name": "h200" }), Some("H200")),
+        (json!({ "karpenter.k8s.aws/instance-gpu-name": "a100" }), None),
+        (json!({ "nvidia.com/gpu.product": "NVIDIA-H20" }), Some("H20")),
+        (json!({ "gqla.dev/gpu.device": "2329" }), Some("H20")),
+        (json!({ "kubernetes.io/arch": "amd64" }), Some("CPU")),
+    ];
+    for (labels, expected) in cases {
+        let node = labelled(labels.clone());
+        let matching: Vec<_> = Catalogue::builtin()
+            .iter()
+            .map(|class| class.name().to_owned())
+            .filter(|class| schedulable(&hardware.terms(class, &BTreeMap::new()), &node))
+            .collect();
+        assert_eq!(matching, Vec::from_iter(expected), "{labels}");
+    }
+}
+
+/// Pods of other classes must not be rolled because somebody declares one more.
+#[test]
+fn a_new_class_changes_no_other_class_terms() {
+    use gqla_api::{GPUClass, GPUClassSpec};
+    let spec: GPUClassSpec = from_value(json!({
+        "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 58,
+        "pciDeviceIDs": ["27ff"], "productLabels": ["NVIDIA-X9"],
+        "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-x9" }],
+    }))
+    .unwrap();
+    let nameless =
+        GPUClassSpec { pci_device_ids: vec![], product_labels: vec![], node_labels: vec![], ..spec.clone() };
+    let declared = [GPUClass::new("x9", spec), GPUClass::new("h20-capped", nameless)];
+    let after = Hardware::new(gqla_fleet::classes(&declared).catalogue, [].iter(), &BTreeMap::new(), None);
+    let before = Hardware::new(Catalogue::builtin(), [].iter(), &BTreeMap::new(), None);
+    for class in Catalogue::builtin().iter().filter(|class| class.node_labels.is_empty()) {
+        let terms = |hardware: &Hardware| hardware.terms(class.name(), &BTreeMap::new());
+        assert_eq!(terms(&before), terms(&after), "{}", class.name());
+    }
+}
