@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-operator", &["gqla-api", "gqla-fleet", "gqla-planner", "gqla-telemetry"]),
     ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
     ("gqla-fakenvml", &[]),
-    ("gqla-deviceplugin", &[]),
+    ("gqla-deviceplugin", &["gqla-telemetry"]),
     // It turns text into token ids, which the engine never sees, and inspects checkpoints it will not run.
     ("gqla-server", &["gqla-protocol", "gqla-engine", "gqla-planner", "gqla-telemetry", "gqla-weights"]),
     (
