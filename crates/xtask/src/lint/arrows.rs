@@ -44,6 +44,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Rooms that put everything together, and may use everything.
 const ASSEMBLERS: [&str; 2] = ["gqla-xtask", "e2e"];
 
+/// Rooms that any room's tests may use.
+const TEST_ROOMS: [&str; 2] = ["gqla-testkit", "gqla-fakenvml"];
+
 /// A library, and the rooms that may have it among all their dependencies, direct or not.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("cudarc", &["gqla-kernels", "gqla-engine", "gqla-server", "gqla-cli"]),
@@ -99,11 +102,11 @@ fn forbidden_rooms(package: &Package, members: &BTreeSet<&str>) -> Vec<String> {
         .collect()
 }
 
-/// Tests may use the test kit besides what the room itself may use.
+/// Tests may use the test kit and the stand-in for NVML besides what the room itself may use.
 fn may_use(room: &str, used: &str, in_tests: bool) -> bool {
     let allowed = ARROWS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
     ASSEMBLERS.contains(&room)
-        || (in_tests && used == "gqla-testkit")
+        || (in_tests && TEST_ROOMS.contains(&used))
         || allowed.is_some_and(|allowed| used == "gqla-model" || allowed.contains(&used))
 }
 
