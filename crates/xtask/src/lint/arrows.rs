@@ -38,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gqla-convert",
         ],
     ),
-    ("gqla-testkit", &["gqla-api"]),
+    ("gqla-testkit", &["gqla-api", "gqla-fakenvml"]),
 ];
 
 /// Rooms that put everything together, and may use everything.
