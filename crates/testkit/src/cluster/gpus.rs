@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gqla_fakenvml::state::STATE_FILE;
 use gqla_fakenvml::{Failure, Gpu, LIBRARY_NAME, State};
+use sha2::{Digest, Sha256};
 
 use super::error::{ClusterError, io};
 
@@ -57,11 +58,13 @@ pub struct NodeGpus {
 
 impl NodeGpus {
     /// Writes the driver folder `root` of a node.
-    pub(crate) fn create(root: &Path, spec: &GpuSpec, nvml: &Path) -> Result<Self, ClusterError> {
+    pub(crate) fn create(node: &str, root: &Path, spec: &GpuSpec, nvml: &Path) -> Result<Self, ClusterError> {
         let folder = root.join(LIBRARIES);
         std::fs::create_dir_all(&folder).map_err(io("create the folder", &folder))?;
         let gpus = Self { folder, nvml: nvml.to_path_buf() };
-        let cards = spec.profiles.iter().map(|profile| Gpu::new(profile)).collect();
+        let card =
+            |(index, profile): (usize, &String)| Gpu { uuid: Some(uuid(node, index)), ..Gpu::new(profile) };
+        let cards = spec.profiles.iter().enumerate().map(card).collect();
         let failure = spec.driver_missing.then_some(Failure::DriverNotLoaded);
         State { gpus: cards, failure, ..State::default() }.write(&gpus.state_file())?;
         if !spec.driver_missing {
@@ -175,6 +178,14 @@ impl NodeGpus {
     }
 }
 
+/// A UUID of its own for every card of a cluster, and the same one in every run.
+fn uuid(node: &str, index: usize) -> String {
+    let hash = Sha256::digest(format!("{node}/{index}"));
+    let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    format!("GPU-{a}-{b}-{c}-{d}-{e}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +195,7 @@ mod tests {
         let library = folder.path().join("built.so");
         std::fs::write(&library, "a library").unwrap();
         let spec = GpuSpec { profiles: vec!["H20".to_owned(), "H100".to_owned()], driver_missing };
-        let gpus = NodeGpus::create(&folder.path().join("driver"), &spec, &library).unwrap();
+        let gpus = NodeGpus::create("a", &folder.path().join("driver"), &spec, &library).unwrap();
         (folder, gpus)
     }
 
@@ -203,6 +214,14 @@ mod tests {
         assert!(!gpus.state().unwrap().gpus[1].lost);
         let refusal = gpus.pull(2).unwrap_err().to_string();
         assert!(refusal.contains("GPU \"2\" is none of the node's"), "{refusal}");
+    }
+
+    #[test]
+    fn every_card_has_a_uuid_of_its_own() {
+        let uuids: std::collections::BTreeSet<_> =
+            [("a", 0), ("a", 1), ("b", 0)].map(|(node, index)| uuid(node, index)).into();
+        assert_eq!(uuids.len(), 3);
+        assert!(uuids.iter().all(|uuid| uuid.len() == "GPU-fef8089b-4820-abfc-e83e-94318197576e".len()));
     }
 
     #[test]

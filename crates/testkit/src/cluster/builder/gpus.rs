@@ -62,7 +62,7 @@ impl Builder {
         let mut written = BTreeMap::new();
         for node in &self.nodes {
             if let (Some(spec), Some(stand_ins)) = (&node.gpus, stand_ins) {
-                let gpus = NodeGpus::create(&layout.driver(&node.name), spec, &stand_ins.nvml)?;
+                let gpus = NodeGpus::create(&node.name, &layout.driver(&node.name), spec, &stand_ins.nvml)?;
                 written.insert(node.name.clone(), gpus);
             }
         }
