@@ -33,10 +33,11 @@ pub fn watch(driver: Driver) -> std::io::Result<watch::Receiver<Devices>> {
 fn run(library: &Path, sender: &watch::Sender<Devices>) {
     let mut said = String::new();
     while !sender.is_closed() {
-        let outcome = Nvml::builder()
-            .lib_path(library.as_os_str())
-            .init()
-            .and_then(|nvml| observe(&nvml, library, sender));
+        let opened = Nvml::builder().lib_path(library.as_os_str()).init();
+        let outcome = opened.and_then(|nvml| {
+            said.clear();
+            observe(&nvml, library, sender)
+        });
         publish(sender, &[]);
         let reason = outcome.map_or_else(|error| error.to_string(), |()| "it was removed".to_owned());
         if reason != said {
