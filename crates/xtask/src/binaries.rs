@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use gqla_testkit::cluster::StandIns;
 
 use crate::shell::{repo_root, run, step};
 
@@ -15,22 +16,23 @@ pub struct Binaries {
     pub server: PathBuf,
     /// The operator.
     pub operator: PathBuf,
+    /// The node agent.
+    pub agent: PathBuf,
+    /// What test clusters have in place of GPUs.
+    pub stand_ins: StandIns,
 }
+
+/// Everything that is built, by package; built at once so that nothing is compiled twice.
+const PACKAGES: [&str; 6] =
+    ["gqla-cli", "gqla-server", "gqla-operator", "gqla-agent", "gqla-deviceplugin", "gqla-fakenvml"];
 
 /// Builds what changed.
 pub fn build() -> Result<Binaries> {
-    step("Build gqla, gqla-server and gqla-operator (release)", || {
-        run(Command::new(env!("CARGO")).current_dir(repo_root()?).args([
-            "build",
-            "--release",
-            "--locked",
-            "-p",
-            "gqla-cli",
-            "-p",
-            "gqla-server",
-            "-p",
-            "gqla-operator",
-        ]))
+    step("Build gqla, gqla-server, gqla-operator, gqla-agent and the stand-ins for GPUs (release)", || {
+        run(Command::new(env!("CARGO"))
+            .current_dir(repo_root()?)
+            .args(["build", "--release", "--locked"])
+            .args(PACKAGES.iter().flat_map(|package| ["-p", package])))
     })?;
     let folder = target_dir()?.join("release");
     let find = |name: &str| -> Result<PathBuf> {
@@ -38,7 +40,13 @@ pub fn build() -> Result<Binaries> {
         ensure!(path.is_file(), "cargo built no {}", path.display());
         Ok(path)
     };
-    Ok(Binaries { gqla: find("gqla")?, server: find("gqla-server")?, operator: find("gqla-operator")? })
+    Ok(Binaries {
+        gqla: find("gqla")?,
+        server: find("gqla-server")?,
+        operator: find("gqla-operator")?,
+        agent: find("gqla-agent")?,
+        stand_ins: StandIns { nvml: find("libgqla_fakenvml.so")?, device_plugin: find("gqla-deviceplugin")? },
+    })
 }
 
 /// Where cargo puts its output, as cargo itself says.

@@ -1,4 +1,4 @@
-//! The product's two images, written without a container engine from the release binaries.
+//! The product's images, written without a container engine from the release binaries.
 
 use std::path::{Path, PathBuf};
 
@@ -11,13 +11,16 @@ use crate::{binaries::Binaries, shell::step};
 pub const SERVER: &str = "localhost/gqla-server:dev";
 /// Name of the operator image.
 pub const OPERATOR: &str = "localhost/gqla-operator:dev";
+/// Name of the node agent's image.
+pub const AGENT: &str = "localhost/gqla-agent:dev";
 
-/// Writes both archives into `folder` and returns their paths.
-pub fn build(binaries: &Binaries, folder: &Path) -> Result<[PathBuf; 2]> {
-    step("Write the server and operator images", || {
+/// Writes the archives into `folder` and returns their paths.
+pub fn build(binaries: &Binaries, folder: &Path) -> Result<[PathBuf; 3]> {
+    step("Write the server, operator and agent images", || {
         Ok([
             write(SERVER, "gqla-server", &binaries.server, &[], folder)?,
             write(OPERATOR, "gqla-operator", &binaries.operator, &["run"], folder)?,
+            write(AGENT, "gqla-agent", &binaries.agent, &[], folder)?,
         ])
     })
 }

@@ -20,7 +20,9 @@ pub fn run_all() -> Result<()> {
             .env("GQLA_TEST_BIN", &binaries.gqla)
             .env("GQLA_TEST_MODEL_DIR", &model.source)
             .env("GQLA_TEST_GQLA_DIR", &model.converted)
-            .env("GQLA_TEST_EVAL_TEXT", &model.eval_text))
+            .env("GQLA_TEST_EVAL_TEXT", &model.eval_text)
+            .env("GQLA_TEST_NVML", &binaries.stand_ins.nvml)
+            .env("GQLA_TEST_DEVICE_PLUGIN", &binaries.stand_ins.device_plugin))
     })?;
     // The whole suite ran on the best instruction set of this machine; other machines have less.
     for isa in ["avx2+fma", "portable"].into_iter().filter(|isa| *isa == "portable" || has_avx2()) {

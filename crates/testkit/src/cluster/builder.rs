@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use super::control_plane::{self, API_PORT, DNS_READY_PORT, Starter};
 use super::error::{ClusterError, api, io};
 use super::forward::Forwarder;
+use super::gpus::StandIns;
 use super::kwok::KwokNode;
 use super::layout::{HUB, Layout, MAX_NODES, node_address};
 use super::node::{self, NodeSpec, Taint};
@@ -24,6 +25,8 @@ use crate::image::Image;
 use crate::progress::Progress;
 use crate::tools::{Tools, find_program};
 
+mod gpus;
+
 /// Describes a cluster; see [`Cluster::builder`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is started before `start`"]
@@ -32,6 +35,7 @@ pub struct Builder {
     kwok: Vec<(usize, KwokNode)>,
     images: Vec<PathBuf>,
     state: Option<PathBuf>,
+    stand_ins: Option<StandIns>,
     progress: Progress,
     invalid: Option<(&'static str, String, &'static str)>,
 }
@@ -43,6 +47,7 @@ impl Default for Builder {
             kwok: vec![],
             images: vec![],
             state: None,
+            stand_ins: None,
             progress: Progress::silent(),
             invalid: None,
         }
@@ -65,7 +70,7 @@ impl Builder {
         } else if self.nodes.len() == MAX_NODES {
             self.refuse("node name", &name, "is one too many: 200 real nodes are the limit, use kwok nodes");
         }
-        self.nodes.push(NodeSpec { name, labels: BTreeMap::new(), taints: vec![] });
+        self.nodes.push(NodeSpec { name, labels: BTreeMap::new(), taints: vec![], gpus: None });
         self
     }
 
@@ -132,7 +137,8 @@ impl Builder {
     /// # Errors
     /// One sentence when this machine can't hold a cluster, else what failed with the end of its log. Nothing
     /// is left running.
-    pub async fn start(self) -> Result<Cluster, ClusterError> {
+    pub async fn start(mut self) -> Result<Cluster, ClusterError> {
+        self.refuse_gpus_without_stand_ins();
         if let Some((what, value, problem)) = self.invalid {
             return Err(ClusterError::Invalid { what, value, problem });
         }
@@ -172,12 +178,14 @@ impl Builder {
             hierarchy.create(&supervisor.cgroup(), self.names())?;
             write_pause_image(&layout)?;
         }
+        let stand_ins = self.stand_ins.as_ref().map(StandIns::find).transpose()?;
+        let gpus = self.write_gpus(&layout, stand_ins.as_ref())?;
         for (index, spec) in self.nodes.iter().enumerate() {
             node::write(spec, index, &supervisor.cgroup(), &layout, &authority)?;
-            node::start(spec, index, starter)?;
+            node::start(spec, index, stand_ins.as_ref(), starter)?;
         }
         let nodes = self.nodes.iter().map(|node| node.name.clone()).collect();
-        Ok(Cluster { tools, layout, nodes, forwarder, supervisor })
+        Ok(Cluster { tools, layout, nodes, gpus, forwarder, supervisor })
     }
 
     /// Loads the images while the API server comes up, and then everything that needs it.
@@ -288,6 +296,10 @@ mod tests {
             (Builder::default().taint("k=v:NoSchedule"), "call `node` before `taint`"),
             (Builder::default().node("a").taint("k=v"), "KEY=VALUE:EFFECT"),
             (Builder::default().node("a").label("k", "v,w=x"), "without commas"),
+            (Builder::default().gpus("H20", 1), "call `node` before `gpus`"),
+            (Builder::default().node("a").gpus("H21", 1), "GPU profile \"H21\" is none"),
+            (Builder::default().node("a").gpus("H20", 1), "call `gpu_stand_ins`"),
+            (Builder::default().node("a").without_driver(), "call `gpus` before `without_driver`"),
         ];
         for (builder, words) in cases {
             let refusal = builder.start().await.expect_err(words).to_string();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use gqla_fakenvml::state::StateError;
 use thiserror::Error;
 
 use crate::image::ImageError;
@@ -16,6 +17,9 @@ pub enum ClusterError {
     /// The pause image could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The GPUs of a node could not be read or changed.
+    #[error(transparent)]
+    Gpus(#[from] StateError),
     /// The builder was asked for something that can't be.
     #[error("cluster: {what} {value:?} {problem}")]
     Invalid {

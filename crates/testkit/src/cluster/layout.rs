@@ -73,6 +73,11 @@ impl Layout {
         self.state.join("nodes").join(name)
     }
 
+    /// What a node has in [`DRIVER_ROOT`](super::gpus::DRIVER_ROOT).
+    pub(crate) fn driver(&self, node: &str) -> PathBuf {
+        self.node(node).join("driver")
+    }
+
     /// Exists when the files are to stay at the end.
     pub(crate) fn keep_mark(&self) -> PathBuf {
         self.state.join("keep")

@@ -28,6 +28,7 @@ pub(crate) mod cgroup;
 mod control_plane;
 mod error;
 mod forward;
+mod gpus;
 mod kwok;
 mod layout;
 mod network;
@@ -38,6 +39,7 @@ mod ready;
 mod state;
 mod supervisor;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,7 @@ use kube::{Api, Client, Config};
 
 pub use builder::Builder;
 pub use error::ClusterError;
+pub use gpus::{NodeGpus, StandIns};
 pub use kwok::KwokNode;
 
 use control_plane::Starter;
@@ -66,6 +69,7 @@ pub struct Cluster {
     tools: Tools,
     layout: Layout,
     nodes: Vec<String>,
+    gpus: BTreeMap<String, NodeGpus>,
     forwarder: Forwarder,
     supervisor: Supervisor,
 }
@@ -108,6 +112,33 @@ impl Cluster {
     /// The names of the real nodes, in the order in which they were described.
     pub fn node_names(&self) -> &[String] {
         &self.nodes
+    }
+
+    /// The GPUs of a node, to break and to mend.
+    ///
+    /// # Errors
+    /// [`ClusterError::Invalid`] when no real node of this name was given GPUs.
+    pub fn gpus(&self, node: &str) -> Result<NodeGpus, ClusterError> {
+        let problem = "is no real node that `Builder::gpus` was called for";
+        self.gpus.get(node).cloned().ok_or_else(|| ClusterError::Invalid {
+            what: "node",
+            value: node.to_owned(),
+            problem,
+        })
+    }
+
+    /// Kills a node's kubelet and returns when another one runs in its place. Pods stay; device plugins have to
+    /// register anew.
+    ///
+    /// # Errors
+    /// [`ClusterError::Invalid`] when there is no such real node, [`ClusterError::Command`] when its kubelet
+    /// can't be killed.
+    pub async fn restart_kubelet(&self, node: &str) -> Result<(), ClusterError> {
+        if !self.nodes.iter().any(|name| name == node) {
+            let problem = "is no real node of this cluster";
+            return Err(ClusterError::Invalid { what: "node", value: node.to_owned(), problem });
+        }
+        node::restart_kubelet(&self.supervisor, node).await
     }
 
     /// The programs that the cluster is made of; `kube kubectl` is a kubectl of the right version.

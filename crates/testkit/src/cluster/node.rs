@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::control_plane::{API_PORT, Starter};
 use super::error::{ClusterError, io};
+use super::gpus::{DRIVER_ROOT, GpuSpec, StandIns, library_inside};
 use super::layout::{HUB, Layout, containerd_socket, node_address, pod_addresses, run_folder};
 use super::pki::{Authority, Subject};
 use super::supervisor::{Network, Supervisor};
@@ -42,6 +43,7 @@ pub(crate) struct NodeSpec {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) taints: Vec<Taint>,
+    pub(crate) gpus: Option<GpuSpec>,
 }
 
 /// Writes a node's certificate and configuration; `index` counts from 0, `cgroup` is the cluster's.
@@ -53,7 +55,7 @@ pub(crate) fn write(
     authority: &Authority,
 ) -> Result<(), ClusterError> {
     let (name, folder) = (spec.name.as_str(), layout.node(&spec.name));
-    for subfolder in ["cni", "cni-cache", "containerd", "kubelet", "var-log"] {
+    for subfolder in ["cni", "cni-cache", "containerd", "driver", "kubelet", "var-log"] {
         let path = folder.join(subfolder);
         std::fs::create_dir_all(&path).map_err(io("create the folder", &path))?;
     }
@@ -84,34 +86,70 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Starts a node. Its containerd comes up at once; its kubelet waits for [`Layout::api_ready`].
-pub(crate) fn start(spec: &NodeSpec, index: usize, starter: Starter<'_>) -> Result<(), ClusterError> {
+/// Starts a node. Its containerd comes up at once, its kubelet waits for [`Layout::api_ready`], and its device
+/// plugin, which only a node with GPUs has, for a driver.
+pub(crate) fn start(
+    spec: &NodeSpec,
+    index: usize,
+    stand_ins: Option<&StandIns>,
+    starter: Starter<'_>,
+) -> Result<(), ClusterError> {
+    let layout = starter.layout;
+    let device_plugin = spec.gpus.as_ref().and(stand_ins).map(|stand_ins| stand_ins.device_plugin.as_path());
     let mut command = starter.supervisor.command(Network::Node(&spec.name), "unshare");
     command.args(["--mount", "--propagation", "slave", "sh", "-euc", SCRIPT, "node"]);
     command
-        .arg(starter.layout.node(&spec.name))
+        .arg(layout.node(&spec.name))
         .arg(run_folder(&spec.name))
-        .arg(starter.layout.log(&format!("containerd-{}", spec.name)));
-    command.arg(starter.layout.api_ready()).arg(&starter.tools.kube).args(kubelet_flags(
-        spec,
-        index,
-        starter.layout,
-    ));
-    starter.supervisor.components().start(starter.layout, &format!("kubelet-{}", spec.name), command)
+        .arg(layout.log(&format!("containerd-{}", spec.name)))
+        .arg(layout.api_ready());
+    command
+        .arg(DRIVER_ROOT)
+        .arg(library_inside())
+        .arg(device_plugin.unwrap_or(Path::new("")))
+        .arg(layout.log(&format!("deviceplugin-{}", spec.name)));
+    command.arg(&starter.tools.kube).args(kubelet_flags(spec, index, layout));
+    starter.supervisor.components().start(layout, &format!("kubelet-{}", spec.name), command)
 }
 
-/// Arguments: the node's folder, its folder in /run, containerd's log, the file that says when to go on, and
-/// the kubelet's command line.
+/// Arguments: the node's folder, its folder in /run, containerd's log, the file that says when to go on, where
+/// the driver goes, its NVML, the device plugin or nothing, its log, and the kubelet's command line. A kubelet
+/// that ends ends the script, unless [`RESTART`] said so.
 const SCRIPT: &str = r#"
-folder=$1 run=$2 log=$3 go=$4; shift 4
-mkdir -p "$run"
+folder=$1 run=$2 log=$3 go=$4 driver=$5 nvml=$6 plugin=$7 plugin_log=$8; shift 8
+mkdir -p "$run" "$driver"
 mount --bind "$folder/kubelet" /var/lib/kubelet   # the path of the device plugin socket in it is a constant
 mount --bind "$folder/cni-cache" /var/lib/cni
 mount --bind "$folder/var-log" /var/log
+mount --bind "$folder/driver" "$driver"
 containerd --config "$folder/containerd.toml" > "$log" 2>&1 &
+if [ -n "$plugin" ]; then
+  (until [ -e "$nvml" ]; do sleep 0.2; done; exec "$plugin" --driver-root "$driver") > "$plugin_log" 2>&1 &
+fi
 until [ -S "$run/containerd.sock" ] && [ -e "$go" ]; do sleep 0.05; done
-exec "$@"
+while :; do
+  "$@" &
+  echo $! > "$run/kubelet.pid"
+  status=0; wait $! || status=$?
+  [ -e "$run/kubelet.restart" ] || exit "$status"
+  rm "$run/kubelet.restart"
+done
 "#;
+
+/// Argument: the node's folder in /run.
+const RESTART: &str = r#"
+pid=$(cat "$1/kubelet.pid")
+touch "$1/kubelet.restart"
+kill -KILL "$pid"
+until [ "$(cat "$1/kubelet.pid")" != "$pid" ]; do sleep 0.05; done
+"#;
+
+/// Kills a node's kubelet and waits until the next one has started.
+pub(crate) async fn restart_kubelet(supervisor: &Supervisor, node: &str) -> Result<(), ClusterError> {
+    let mut command = supervisor.command(Network::Hub, "sh");
+    command.args(["-euc", RESTART, "restart"]).arg(run_folder(node));
+    super::run(command, &format!("restart the kubelet of {node}")).await.map(drop)
+}
 
 fn kubelet_flags(spec: &NodeSpec, index: usize, layout: &Layout) -> Vec<String> {
     let mut flags = vec![

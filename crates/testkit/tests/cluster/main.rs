@@ -4,9 +4,12 @@
 // Helpers of tests are tests, which clippy does not know.
 #![allow(clippy::unwrap_used)]
 
+mod gpus;
 mod remains;
+mod stand_ins;
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -23,13 +26,7 @@ const DOOMED: &str = "GQLA_TESTKIT_DOOMED";
 #[tokio::test]
 async fn pods_spread_over_real_nodes_answer_through_a_service_and_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let archive = folder.path().join("hello.tar");
-    let busybox = std::path::Path::new("/bin/busybox");
-    let image = Image::new("localhost/hello:1")
-        .file(busybox, "/bin/busybox", 0o755)
-        .with_libraries_of(busybox)
-        .unwrap();
-    image.entrypoint(["/bin/busybox"]).write(&archive).unwrap();
+    let archive = hello_image(folder.path());
     let manifest = folder.path().join("hello.yaml");
     std::fs::write(&manifest, HELLO).unwrap();
 
@@ -103,8 +100,7 @@ fn a_killed_caller_leaves_no_process_mount_namespace_cgroup_or_file() {
     let state = lines
         .map_while(Result::ok)
         .find_map(|line| line.split_once("STATE=").map(|(_, path)| path.to_owned()));
-    let remains =
-        Remains::of(std::path::Path::new(&state.expect("the caller ended before its cluster was ready")));
+    let remains = Remains::of(Path::new(&state.expect("the caller ended before its cluster was ready")));
 
     caller.kill().unwrap();
     caller.wait().unwrap();
@@ -123,6 +119,18 @@ async fn the_process_that_is_killed() {
         println!("STATE={}", cluster.state_dir().display());
         tokio::time::sleep(Duration::from_secs(600)).await;
     }
+}
+
+/// Writes an image of nothing but busybox into `folder`.
+fn hello_image(folder: &Path) -> PathBuf {
+    let archive = folder.join("hello.tar");
+    let busybox = Path::new("/bin/busybox");
+    let image = Image::new("localhost/hello:1")
+        .file(busybox, "/bin/busybox", 0o755)
+        .with_libraries_of(busybox)
+        .unwrap();
+    image.entrypoint(["/bin/busybox"]).write(&archive).unwrap();
+    archive
 }
 
 /// The nodes that pods with this label run on, sorted.

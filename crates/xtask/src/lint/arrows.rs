@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-operator", &["gqla-api", "gqla-fleet", "gqla-planner", "gqla-telemetry"]),
     ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
     ("gqla-fakenvml", &[]),
-    ("gqla-deviceplugin", &[]),
+    ("gqla-deviceplugin", &["gqla-telemetry"]),
     // It turns text into token ids, which the engine never sees, and inspects checkpoints it will not run.
     ("gqla-server", &["gqla-protocol", "gqla-engine", "gqla-planner", "gqla-telemetry", "gqla-weights"]),
     (
@@ -37,11 +37,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gqla-convert",
         ],
     ),
-    ("gqla-testkit", &["gqla-api"]),
+    ("gqla-testkit", &["gqla-api", "gqla-fakenvml"]),
 ];
 
 /// Rooms that put everything together, and may use everything.
 const ASSEMBLERS: [&str; 2] = ["gqla-xtask", "e2e"];
+
+/// Rooms that any room's tests may use.
+const TEST_ROOMS: [&str; 2] = ["gqla-testkit", "gqla-fakenvml"];
 
 /// A library, and the rooms that may have it among all their dependencies, direct or not.
 const LIBRARIES: &[(&str, &[&str])] = &[
@@ -98,11 +101,11 @@ fn forbidden_rooms(package: &Package, members: &BTreeSet<&str>) -> Vec<String> {
         .collect()
 }
 
-/// Tests may use the test kit besides what the room itself may use.
+/// Tests may use the test kit and the stand-in for NVML besides what the room itself may use.
 fn may_use(room: &str, used: &str, in_tests: bool) -> bool {
     let allowed = ARROWS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
     ASSEMBLERS.contains(&room)
-        || (in_tests && used == "gqla-testkit")
+        || (in_tests && TEST_ROOMS.contains(&used))
         || allowed.is_some_and(|allowed| used == "gqla-model" || allowed.contains(&used))
 }
 
