@@ -119,7 +119,7 @@ fn answered(before: &NodeInventory, facts: &Facts, faults: &Faults) -> NodeInven
     let mut gpus: Vec<GpuFacts> = listed
         .map(|(index, gpu)| match gpu {
             GpuReading::Seen(seen) => concluded(seen, index, faults),
-            GpuReading::Lost => lost(before, index),
+            GpuReading::Lost => lost(before, index, facts),
         })
         .collect();
     connect(&mut gpus, &facts.gpus);
@@ -153,9 +153,12 @@ fn concluded(seen: &Seen, index: u32, faults: &Faults) -> GpuFacts {
     }
 }
 
-/// A lost GPU, with the details it had.
-fn lost(before: &NodeInventory, index: u32) -> GpuFacts {
-    let known = before.gpus.iter().find(|old| old.index == index).cloned();
+/// A lost GPU, with the details it had, unless a GPU that answers proves that the indices changed meanwhile.
+fn lost(before: &NodeInventory, index: u32, facts: &Facts) -> GpuFacts {
+    let answers = |old: &GpuFacts| {
+        facts.gpus.iter().any(|gpu| matches!(gpu, GpuReading::Seen(seen) if seen.facts.uuid == old.uuid))
+    };
+    let known = before.gpus.iter().find(|old| old.index == index && !answers(old)).cloned();
     GpuFacts { index, health: GpuHealth::Lost, ..known.unwrap_or_default() }
 }
 
@@ -180,9 +183,15 @@ fn connect(gpus: &mut [GpuFacts], readings: &[GpuReading]) {
 
 /// `gpus`, and as `Lost` those of `before` that are missing from it, unless as many others took their place.
 fn with_absent(before: &[GpuFacts], mut gpus: Vec<GpuFacts>) -> Vec<GpuFacts> {
-    let listed: BTreeSet<&str> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
-    let absent: Vec<GpuFacts> =
-        before.iter().filter(|old| !listed.contains(old.uuid.as_str())).cloned().collect();
+    let mut listed: Vec<&str> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
+    let is_absent = |old: &&GpuFacts| match listed.iter().position(|uuid| *uuid == old.uuid) {
+        Some(found) => {
+            listed.swap_remove(found);
+            false
+        }
+        None => true,
+    };
+    let absent: Vec<GpuFacts> = before.iter().filter(is_absent).cloned().collect();
     let missing = before.len().saturating_sub(gpus.len());
     for old in absent.into_iter().take(missing) {
         let index = u32::try_from(gpus.len()).unwrap_or(u32::MAX);

@@ -32,10 +32,9 @@ impl Search {
         }
         let places = FOLDERS.map(|folder| self.driver_root.join(folder).join(LIBRARY));
         match places.iter().find(|place| place.exists()) {
-            Some(place) => Nvml::builder()
-                .lib_path(place.as_os_str())
-                .init()
-                .map_err(|error| refusal(&place.display().to_string(), &error)),
+            Some(place) => {
+                Nvml::builder().lib_path(place.as_os_str()).init().map_err(|error| refusal("NVML", &error))
+            }
             None => Err(Refusal {
                 state: DriverState::Missing,
                 message: format!(
@@ -48,7 +47,8 @@ impl Search {
     }
 }
 
-/// What an error of `what` makes of the driver.
+/// What an error of `what` makes of the driver. The same error says the same at opening and later: a node is written when
+/// its sentence changes.
 pub(super) fn refusal(what: &str, error: &NvmlError) -> Refusal {
     let (state, advice) = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => {
