@@ -44,11 +44,11 @@ async fn create(client: &Client, object: Value) -> DynamicObject {
 /// Renders what the chart has for agents, but the DaemonSet, and creates it.
 async fn install(cluster: &Cluster) {
     let chart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../charts/gqla-operator");
-    let mut arguments = vec!["template", "gqla-operator", chart.to_str().unwrap(), "--namespace", "default"];
-    for template in ["serviceaccount", "rbac", "admission-policy"] {
-        arguments
-            .extend(["--show-only", Box::leak(format!("templates/agent/{template}.yaml").into_boxed_str())]);
-    }
+    let chart = chart.to_str().unwrap();
+    let shown = ["serviceaccount", "rbac", "admission-policy"]
+        .map(|template| format!("--show-only=templates/agent/{template}.yaml"));
+    let arguments = ["template", "gqla-operator", chart, "--namespace", "default"];
+    let arguments = arguments.into_iter().chain(shown.iter().map(String::as_str));
     let rendered = cluster.helm(arguments).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("agent.yaml");
