@@ -92,7 +92,7 @@ impl Node {
             node: "n".to_owned(),
             search: Search { loader: false, driver_root: Path::to_owned(self.root.path()) },
             period: PERIOD,
-            nvml_timeout: Duration::from_millis(300),
+            nvml_timeout: Duration::from_secs(1),
             backoff: Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(100) },
         };
         let (client, state) = (self.server.client(), liveness.clone());
@@ -311,7 +311,7 @@ async fn a_hanging_driver_keeps_gpus_and_process_and_recovers() {
     node.set(&state.clone().with_hang(5.0));
     let hanging = node.until(|node| node.driver == DriverState::Hanging).await;
     assert_eq!(hanging.gpus, before.gpus);
-    assert!(hanging.message.unwrap().contains("did not answer within 0.3 s"));
+    assert!(hanging.message.unwrap().contains("did not answer within 1 s"));
     assert_eq!(node.requests_at_rest().await, 0);
     assert_eq!((agent.liveness.live(), agent.liveness.ready()), (Probe::Ok, Probe::Ok));
     let metrics = agent.metrics();
