@@ -125,6 +125,14 @@ fn lost_gpus_keep_their_details() {
 }
 
 #[test]
+fn gpus_that_cannot_be_told_apart_are_counted() {
+    let both_lost = first(vec![GpuReading::Lost, GpuReading::Lost]);
+    let one_listed = Reading::Answered(facts(vec![GpuReading::Lost]));
+    let node = merge(&both_lost, &one_listed, &Faults::default(), NOW);
+    assert_eq!(uuids(&node), [(0, "", GpuHealth::Lost), (1, "", GpuHealth::Lost)]);
+}
+
+#[test]
 fn health_is_the_worst_that_is_known() {
     let mut bad_memory = seen(2, "c");
     if let GpuReading::Seen(seen) = &mut bad_memory {
