@@ -45,3 +45,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "gqla.serverImage" -}}
 {{- .Values.serverImage | default (printf "gqla-server:%s" .Chart.AppVersion) -}}
 {{- end }}
+
+{{- define "gqla.agentName" -}}
+{{- printf "%s-agent" (include "gqla.fullname" . | trunc 57 | trimSuffix "-") -}}
+{{- end }}
+
+{{- /* Apart from the operator's: its Service, PodDisruptionBudget and Deployment must not select agents. */ -}}
+{{- define "gqla.agentSelector" -}}
+app.kubernetes.io/name: {{ printf "%s-agent" (include "gqla.name" . | trunc 57 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "gqla.agentLabels" -}}
+{{ include "gqla.agentSelector" . }}
+gqla.dev/component: agent
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}

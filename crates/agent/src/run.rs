@@ -1,0 +1,260 @@
+//! Wires everything together, and ends it in order.
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use gqla_api::inventory::{DriverState, NodeInventory};
+use gqla_telemetry::{AdminServer, Health, Probe, prometheus::Registry, shutdown_signal};
+use kube::Client;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    args::Args,
+    facts::{Reading, Refusal},
+    merge::{Faults, adopt, attribute, merge},
+    metrics::Metrics,
+    nvml::{self, Answer, Message, Search},
+    publish::{Backoff, publish},
+};
+
+/// Messages of the NVML thread that may wait; it says at most two between two waits.
+const QUEUE: usize = 4;
+/// How much longer than its longest wait the loop may be silent before the process counts as dead.
+const SLACK: Duration = Duration::from_secs(30);
+
+/// Settings of a running agent.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Node.
+    pub node: String,
+    /// Where the driver's library is.
+    pub search: Search,
+    /// Time between two readings.
+    pub period: Duration,
+    /// Time after which a driver that does not answer is hanging.
+    pub nvml_timeout: Duration,
+    /// Waits between failed requests.
+    pub backoff: Backoff,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When there is no cluster to talk to, or the admin port is taken.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let stop = shutdown_signal().context("signals cannot be handled")?;
+    let client =
+        Client::try_default().await.context("no cluster: neither a kubeconfig nor a service account")?;
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry).context("metrics cannot be registered")?;
+    let config = Config {
+        node: args.node_name,
+        search: Search { loader: true, driver_root: args.driver_root },
+        period: args.period,
+        nvml_timeout: args.nvml_timeout,
+        backoff: Backoff::default(),
+    };
+    let state = Arc::new(State::new(config.period + config.nvml_timeout + SLACK));
+    let _admin = AdminServer::start(args.admin_listen, state.clone(), registry)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "agent started");
+    tokio::select! {
+        () = stop.cancelled() => Ok(ExitCode::SUCCESS),
+        ended = follow(config, client, metrics, &state) => {
+            ended?;
+            tracing::error!("the agent has nothing left to follow; a restart begins anew");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Follows the GPUs of the node and keeps the Node and the metrics up to date. Goes on until it is dropped.
+///
+/// # Errors
+/// When no thread can be started.
+pub async fn follow(config: Config, client: Client, metrics: Metrics, state: &State) -> std::io::Result<()> {
+    let (send, messages) = mpsc::channel(QUEUE);
+    let (send_stored, stored) = oneshot::channel();
+    let (wanted, to_publish) = watch::channel(None);
+    nvml::watch(config.search.clone(), config.period, send)?;
+    let publishing =
+        publish(client, config.node.clone(), config.backoff, metrics.clone(), send_stored, to_publish);
+    tokio::select! {
+        () = publishing => {}
+        () = conclude(&config, messages, stored, &wanted, &metrics, state) => {}
+    }
+    Ok(())
+}
+
+/// Turns messages into inventories, until the thread that sends them ends.
+async fn conclude(
+    config: &Config,
+    mut messages: mpsc::Receiver<Message>,
+    mut stored: oneshot::Receiver<NodeInventory>,
+    wanted: &watch::Sender<Option<NodeInventory>>,
+    metrics: &Metrics,
+    state: &State,
+) {
+    let mut view = View::default();
+    // Asked from the start: opening the library is a call, too.
+    let mut patience = config.nvml_timeout;
+    loop {
+        state.beat();
+        tokio::select! {
+            // Stored facts are taken in before what is newer than they are.
+            biased;
+            known = &mut stored, if !view.adopted => view.adopt(known.unwrap_or_default()),
+            message = tokio::time::timeout(patience, messages.recv()) => match message {
+                Ok(None) => return,
+                Ok(Some(Message::Asking)) => {
+                    patience = config.nvml_timeout;
+                    continue;
+                }
+                Ok(Some(Message::Answered(answer))) => {
+                    patience = config.period + config.nvml_timeout;
+                    metrics.read_took(answer.took);
+                    view.take(answer, metrics);
+                }
+                Err(_) => view.conclude(Reading::Refused(hanging(config.nvml_timeout))),
+            },
+        }
+        if let Some(reading) = &view.reading {
+            state.answered.store(true, Ordering::Relaxed);
+            metrics.show(&view.inventory, reading);
+        }
+        if view.adopted && view.reading.is_some() {
+            wanted.send_if_modified(|last| {
+                let changed = last.as_ref() != Some(&view.inventory);
+                *last = Some(view.inventory.clone());
+                changed
+            });
+        }
+    }
+}
+
+fn hanging(patience: Duration) -> Refusal {
+    Refusal {
+        state: DriverState::Hanging,
+        message: format!(
+            "the driver did not answer within {} s; see the node's kernel log for lines of NVRM, a restart of the node may be \
+             needed",
+            patience.as_secs_f64()
+        ),
+    }
+}
+
+/// What is known of the node.
+#[derive(Default)]
+struct View {
+    inventory: NodeInventory,
+    faults: Faults,
+    reading: Option<Reading>,
+    adopted: bool,
+}
+
+impl View {
+    /// Takes in what the Node held when the agent started.
+    fn adopt(&mut self, stored: NodeInventory) {
+        self.adopted = true;
+        self.inventory = match self.reading {
+            Some(_) => adopt(&stored, std::mem::take(&mut self.inventory)),
+            None => stored,
+        };
+    }
+
+    fn take(&mut self, answer: Answer, metrics: &Metrics) {
+        if answer.opened {
+            self.faults = Faults::default();
+        }
+        if let Reading::Answered(facts) = &answer.reading {
+            self.faults.forget_reset(&self.inventory, facts);
+            for (gpu, error) in attribute(&answer.events, &self.inventory, facts) {
+                tracing::warn!(gpu, ?error, "the GPU reported an error");
+                metrics.reported(gpu, error);
+                self.faults.note(gpu, error);
+            }
+        }
+        self.conclude(answer.reading);
+    }
+
+    fn conclude(&mut self, reading: Reading) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let next = merge(&self.inventory, &reading, &self.faults, &now);
+        if next.driver != self.inventory.driver || self.reading.is_none() {
+            let message = next.message.as_deref().unwrap_or("it answers");
+            tracing::info!(driver = ?next.driver, gpus = next.gpus.len(), message, "state of the driver");
+        }
+        self.inventory = next;
+        self.reading = Some(reading);
+    }
+}
+
+/// What probes are told. A driver that hangs is no reason to restart: a restart cannot cure it.
+pub struct State {
+    answered: AtomicBool,
+    start: Instant,
+    beat_milliseconds: AtomicU64,
+    silence: Duration,
+}
+
+impl State {
+    /// A process that counts as dead after this much silence.
+    pub fn new(silence: Duration) -> Self {
+        Self {
+            answered: AtomicBool::new(false),
+            start: Instant::now(),
+            beat_milliseconds: AtomicU64::new(0),
+            silence,
+        }
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beat_milliseconds.store(now, Ordering::Relaxed);
+    }
+}
+
+impl Health for State {
+    fn live(&self) -> Probe {
+        let last = Duration::from_millis(self.beat_milliseconds.load(Ordering::Relaxed));
+        match self.start.elapsed().checked_sub(last) {
+            Some(silent) if silent > self.silence => {
+                Probe::NotOk(format!("the publishing loop has been silent for {} s", silent.as_secs()))
+            }
+            _ => Probe::Ok,
+        }
+    }
+
+    fn ready(&self) -> Probe {
+        if self.answered.load(Ordering::Relaxed) {
+            Probe::Ok
+        } else {
+            Probe::NotOk("NVML has neither answered nor been given up on yet".to_owned())
+        }
+    }
+
+    fn started(&self) -> Probe {
+        Probe::Ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_loop_is_dead_and_a_beating_one_is_not() {
+        let state = State::new(Duration::from_millis(20));
+        assert_eq!(state.live(), Probe::Ok);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(matches!(state.live(), Probe::NotOk(_)));
+        state.beat();
+        assert_eq!(state.live(), Probe::Ok);
+    }
+}
