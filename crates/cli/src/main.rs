@@ -3,6 +3,7 @@
 mod convert;
 mod eval;
 mod logits;
+mod nodes;
 mod plan;
 mod roofline;
 mod table;
@@ -27,6 +28,8 @@ enum Command {
     Eval(eval::Args),
     /// Write the logits of a token sequence to a file
     Logits(logits::Args),
+    /// Show what GPUs every node really has
+    Nodes(nodes::Args),
     /// Choose path, tensor parallelism and drafts for a model on a GPU class
     Plan(plan::Args),
     /// Print the roofline figures behind the choice of a path
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Nodes(args) => nodes::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Roofline(args) => roofline::run(&args),
     };

@@ -1,0 +1,63 @@
+//! `gqla nodes`: what every node's GPUs really are, who says so, and what is wrong.
+
+mod cluster;
+mod file;
+mod view;
+
+use std::path::PathBuf;
+
+use gqla_api::GPUClass;
+use gqla_fleet::Agents;
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    resource::v1::ResourceSlice,
+};
+
+use self::view::{Output, View};
+
+/// Show what GPUs every node has, which class it counts as, who says so, and what is wrong
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Read `kubectl get nodes -o json` from a file (- for standard input) instead of asking a cluster; a List may also
+    /// hold GPUClasses, Pods and ResourceSlices
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
+    file: Option<PathBuf>,
+    /// Kubeconfig of the cluster to ask [default: $KUBECONFIG, else ~/.kube/config, else the pod's own account]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Nodes with these labels only, as kubectl's --selector
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    selector: Option<String>,
+    /// Take DRA ResourceSlices into account
+    #[arg(long)]
+    resource_slices: bool,
+    /// Output format [default: table on a terminal, else json]
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+}
+
+/// What a fleet is judged by.
+#[derive(Debug, Default)]
+struct Sources {
+    nodes: Vec<Node>,
+    classes: Vec<GPUClass>,
+    slices: Vec<ResourceSlice>,
+    /// Pods that hold GPUs; `None` where pods are not known.
+    pods: Option<Vec<Pod>>,
+    /// `None` where agents are not known.
+    agents: Option<Agents>,
+}
+
+/// Prints one line or one object per node.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let sources = match &args.file {
+        Some(file) => file::read(file, args)?,
+        None => cluster::fetch(args)?,
+    };
+    let view = View::of(&sources);
+    Output::or_default(args.output).print(&view)?;
+    Ok(())
+}
