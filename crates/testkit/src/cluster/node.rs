@@ -122,6 +122,7 @@ mount --bind "$folder/kubelet" /var/lib/kubelet   # the path of the device plugi
 mount --bind "$folder/cni-cache" /var/lib/cni
 mount --bind "$folder/var-log" /var/log
 mount --bind "$folder/driver" "$driver"
+mount --make-shared "$driver"   # as systemd has it: pods may ask for mounts that are made there later
 containerd --config "$folder/containerd.toml" > "$log" 2>&1 &
 if [ -n "$plugin" ]; then
   (until [ -e "$nvml" ]; do sleep 0.2; done; exec "$plugin" --driver-root "$driver") > "$plugin_log" 2>&1 &
