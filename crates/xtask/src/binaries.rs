@@ -1,11 +1,11 @@
 //! The product's own binaries, built once in release and shared by images, conversion and tests.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use gqla_testkit::cluster::StandIns;
 
-use crate::shell::{repo_root, run, step};
+use crate::shell::{cargo, repo_root, run, step};
 
 /// Release binaries of this checkout.
 #[derive(Clone, Debug)]
@@ -29,8 +29,7 @@ const PACKAGES: [&str; 6] =
 /// Builds what changed.
 pub fn build() -> Result<Binaries> {
     step("Build gqla, gqla-server, gqla-operator, gqla-agent and the stand-ins for GPUs (release)", || {
-        run(Command::new(env!("CARGO"))
-            .current_dir(repo_root()?)
+        run(cargo()?
             .args(["build", "--release", "--locked"])
             .args(PACKAGES.iter().flat_map(|package| ["-p", package])))
     })?;

@@ -31,7 +31,7 @@ enum Command {
     /// Run everything CI runs
     Test,
     /// Run the demo's steps on a real cluster and assert on what a user sees
-    E2e,
+    E2e(e2e::Args),
     /// Start an empty test cluster, until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Check formatting, lints, documentation, dependencies and the source tree
@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Test => test::run_all(),
-        Command::E2e => e2e::run(),
+        Command::E2e(args) => e2e::run(&args),
         Command::Cluster(args) => tokio::runtime::Runtime::new()?.block_on(cluster::run(args)),
         Command::Lint(args) => lint::run(&args),
         Command::Gen(args) => generate::run(&args),

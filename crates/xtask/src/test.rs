@@ -32,7 +32,7 @@ pub fn run_all() -> Result<()> {
                 .env("GQLA_INSTRUCTION_SET", isa))
         })?;
     }
-    e2e::run()
+    e2e::run(&e2e::Args::default())
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@
 
 mod answers;
 mod decisions;
+mod hardware;
 mod lifecycle;
 mod objects;
 mod refusals;
@@ -13,20 +14,53 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use gqla_testkit::tools::Tools;
+use tokio::runtime::Runtime;
 
-use crate::{binaries, demo_model, progress, python, scenario::World, shell::step};
+use crate::{
+    binaries::{self, Binaries},
+    demo_model, progress, python,
+    scenario::{World, hardware::HardwareWorld},
+    shell::step,
+};
+
+/// Run the demo's steps on a real cluster and assert on what a user sees.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// One fleet only
+    #[arg(long, value_enum)]
+    fleet: Option<Fleet>,
+}
+
+/// A cluster with cases of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Fleet {
+    /// The demo's: a model that answers, rollouts, Helm
+    Demo,
+    /// Nodes with stand-ins for GPUs: agents, device plugins, lying labels
+    Hardware,
+}
 
 /// Runs every case and fails when one did. The tools come first, because that says in one sentence what the machine lacks.
-pub fn run() -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     Tools::obtain(&progress::bars())?;
     let binaries = binaries::build()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut tally = Tally::default();
+    if args.fleet != Some(Fleet::Hardware) {
+        demo(&runtime, &binaries, &mut tally)?;
+    }
+    if args.fleet != Some(Fleet::Demo) {
+        hardware(&runtime, &binaries, &mut tally)?;
+    }
+    tally.verdict()
+}
+
+fn demo(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result<()> {
     let model = demo_model::prepare(&binaries.gqla)?;
     let python = python::with_openai()?;
-    let runtime = tokio::runtime::Runtime::new()?;
     let world = step("Start the fleet and install the operator", || {
-        runtime.block_on(World::start(&binaries, &model, progress::bars()))
+        runtime.block_on(World::start(binaries, &model, progress::bars()))
     })?;
-    let mut tally = Tally::default();
     runtime.block_on(async {
         tally.case("the chart passes helm lint --strict", world.lint_chart()).await;
         tally.case("a real model answers on the planned paths", answers::talks(&world, &python)).await;
@@ -58,7 +92,30 @@ pub fn run() -> Result<()> {
             .await;
         tally.case("the cluster ends without a trace", lifecycle::teardown(world)).await;
     });
-    tally.verdict()
+    Ok(())
+}
+
+/// What nodes really have, on a fleet of its own: pods that ask for GPUs must find some there.
+fn hardware(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result<()> {
+    let world = step("Start four nodes with stand-ins for GPUs, the operator and its agents", || {
+        runtime.block_on(HardwareWorld::start(binaries, progress::bars()))
+    })?;
+    runtime.block_on(async {
+        tally
+            .case(
+                "gqla nodes tells honest, mixed and lying nodes apart",
+                hardware::nodes_are_what_nvml_says(&world),
+            )
+            .await;
+        tally.case("agents at rest write nothing and stay small", hardware::agents_rest(&world)).await;
+        tally.case("a wrong class gets no pod", hardware::wrong_class_gets_no_pod(&world)).await;
+        tally.case("a pulled card is told within 10 s", hardware::pulled_card_is_told(&world)).await;
+        tally
+            .case("a hanging driver and lost agents change no plan", hardware::last_known_facts_serve(&world))
+            .await;
+        world.cluster.stop().await;
+    });
+    Ok(())
 }
 
 /// Counts cases and prints each with its time.

@@ -8,7 +8,8 @@ use gqla_testkit::{
     progress::Progress,
 };
 
-const PRODUCT: &str = "nvidia.com/gpu.product";
+/// GPU feature discovery's label with the product name.
+pub const PRODUCT: &str = "nvidia.com/gpu.product";
 const H100: &str = "NVIDIA-H100-80GB-HBM3";
 const H20: &str = "NVIDIA-H20";
 

@@ -2,6 +2,7 @@
 
 pub mod chat;
 mod fleet;
+pub mod hardware;
 mod install;
 pub mod throughput;
 mod volume;
@@ -44,7 +45,7 @@ impl World {
         let archives = images::build(binaries, scratch.path())?;
         let cluster = fleet::start(&archives, progress).await?;
         let client = cluster.client().await?;
-        install::operator(&cluster).await?;
+        install::operator(&cluster, install::Agents::Off).await?;
         volume::publish(&client, NAMESPACE, TALKING_CLAIM, &model.converted).await?;
         // Nothing reads this one: its pods are on nodes that only exist as API objects. It has to be bound all the same.
         volume::publish(&client, NAMESPACE, DEEPSEEK, &model.converted).await?;
@@ -98,6 +99,6 @@ impl World {
 
     /// Installs or upgrades the operator from a chart folder.
     pub async fn install_operator(&self, chart: &Path) -> Result<()> {
-        install::from(&self.cluster, chart).await
+        install::from(&self.cluster, chart, install::Agents::Off).await
     }
 }
