@@ -141,18 +141,8 @@ impl Checkpoint {
     /// # Errors
     /// [`ShapeOfCheckpointError::Plain`] for a model that has not been converted.
     pub fn model_shape(&self) -> Result<ModelShape, ShapeOfCheckpointError> {
-        let AttentionConfig::Latent { shape: attention, .. } = self.config.attention else {
-            return Err(ShapeOfCheckpointError::Plain { checkpoint: self.root.clone() });
-        };
-        // The configuration admits no dimension above 2^30, so the casts are exact.
-        let shape = ModelShape {
-            attention,
-            hidden_size: self.config.hidden_size as u32,
-            num_hidden_layers: self.config.num_hidden_layers as u32,
-            parameters: self.parameters(),
-            num_nextn_predict_layers: self.config.num_nextn_predict_layers as u32,
-            max_position_embeddings: self.config.max_position_embeddings as u32,
-        };
+        let plain = || ShapeOfCheckpointError::Plain { checkpoint: self.root.clone() };
+        let shape = self.config.model_shape(Some(self.parameters())).ok_or_else(plain)?;
         let checkpoint = || self.root.clone();
         shape
             .validate()

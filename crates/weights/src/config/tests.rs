@@ -133,6 +133,8 @@ proptest! {
             intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
             rms_norm_eps: eps, rope_theta: f64::from(theta), tie_word_embeddings: tied, bos_token_id: None,
             eos_token_ids: eos, num_nextn_predict_layers: 0,
+        experts: None,
+        weight_format: Default::default(),
         };
         prop_assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
     }
