@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use gqla_model::{DecodePath, ModelShape, ShapeError};
 
 use crate::{
-    AttentionConfig, ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig,
-    SafetensorsError, Tensor, TensorError, Tokenizer, TokenizerError,
+    ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig, SafetensorsError, Tensor,
+    TensorError, Tokenizer, TokenizerError,
     gguf::GgufModel,
     layout,
     safetensors::{SafetensorsSet, files_with_extension},
