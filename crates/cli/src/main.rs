@@ -3,6 +3,7 @@
 mod convert;
 mod eval;
 mod logits;
+mod model;
 mod plan;
 mod roofline;
 mod table;

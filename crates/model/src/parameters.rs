@@ -102,7 +102,9 @@ impl Parameters {
             return counted;
         }
         let layers = u64::from(shape.num_hidden_layers);
-        let known = product([layers, attention.total()]).saturating_add(counted.head + counted.embedding);
+        let known = product([layers, attention.total()])
+            .saturating_add(counted.head)
+            .saturating_add(counted.embedding);
         Self { dense: shape.parameters.saturating_sub(known) / layers.max(1), ..counted }
     }
 

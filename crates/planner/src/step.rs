@@ -291,3 +291,6 @@ impl StepModel<'_> {
             + attention / (self.gpu.flops_per_second * arithmetic) * 1e6
     }
 }
+
+#[cfg(test)]
+mod tests;
