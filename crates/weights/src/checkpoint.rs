@@ -5,7 +5,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use gqla_model::{DecodePath, ModelShape, ShapeError};
+use gqla_model::{AttentionShape, DecodePath, ModelShape, ShapeError};
 
 use crate::{
     ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig, SafetensorsError, Tensor,
@@ -142,13 +142,31 @@ impl Checkpoint {
     /// [`ShapeOfCheckpointError::Plain`] for a model that has not been converted.
     pub fn model_shape(&self) -> Result<ModelShape, ShapeOfCheckpointError> {
         let plain = || ShapeOfCheckpointError::Plain { checkpoint: self.root.clone() };
-        let shape = self.config.model_shape(Some(self.parameters())).ok_or_else(plain)?;
+        let mut shape = self.config.model_shape(Some(self.parameters())).ok_or_else(plain)?;
+        shape.weights.nextn_key_value_heads = self.nextn_groups(&shape);
         let checkpoint = || self.root.clone();
         shape
             .validate()
             .map_err(|source| ShapeOfCheckpointError::Impossible { checkpoint: checkpoint(), source })?;
         Ok(shape)
     }
+}
+
+impl Checkpoint {
+    /// Groups of the first prediction layer where they are not the decoder's: a conversion that leaves that layer alone
+    /// leaves it one group per head.
+    fn nextn_groups(&self, shape: &ModelShape) -> Option<u32> {
+        let name = format!("model.layers.{}.self_attn.kv_b_proj.weight", shape.num_hidden_layers);
+        let (_, dims) = self.describe(&name).filter(|_| shape.num_nextn_predict_layers > 0)?;
+        let groups = groups_of(*dims.first()? as u64, &shape.attention)?;
+        (groups != shape.attention.num_key_value_heads).then_some(groups)
+    }
+}
+
+/// Groups whose keys and values `rows` output rows of an up-projection hold.
+fn groups_of(rows: u64, shape: &AttentionShape) -> Option<u32> {
+    let per_group = u64::from(shape.qk_nope_head_dim) + u64::from(shape.v_head_dim);
+    (rows % per_group == 0).then(|| u32::try_from(rows / per_group).ok())?
 }
 
 enum Container {
