@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DecodeSpec, GQLADeploymentStatus, PlacementSpec, PodTemplateSpec, PoolSpec, RolloutSpec, RuntimeSpec,
-    rules,
+    ShortDuration, rules,
 };
 
 /// What the user wants served, and where.
@@ -160,7 +160,8 @@ pub struct PersistentVolumeClaimSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GoalSpec {
-    /// Throughput wants most tokens per second and GPU, Latency least time per token of one stream.
+    /// Throughput wants most tokens per second and GPU, Latency least time per token of one stream, Cost most tokens for
+    /// the money.
     pub objective: Objective,
     /// Longest context of one request, in tokens: plans leave room for it, the server refuses longer ones. Absent,
     /// plans leave room for 4096 and the server accepts what the model allows.
@@ -172,6 +173,20 @@ pub struct GoalSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub concurrency: Option<u32>,
+    /// Prompt tokens of a typical request; reading them is then part of rates and costs. Absent, only decoding is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub prompt_tokens: Option<u32>,
+    /// Tokens a typical request is answered with; a prompt's cost is spread over them. Absent, plans assume 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub output_tokens: Option<u32>,
+    /// Longest time between two tokens of a stream, such as 50ms; plans that are slower are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_time_per_output_token: Option<ShortDuration>,
+    /// Longest time until a request that need not wait gets its first token, such as 2s; it needs promptTokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_time_to_first_token: Option<ShortDuration>,
 }
 
 /// See [`GoalSpec::objective`].
@@ -182,4 +197,6 @@ pub enum Objective {
     Throughput,
     /// Least time per token of one stream.
     Latency,
+    /// Most tokens for the money; classes are priced by their GPUClass.
+    Cost,
 }

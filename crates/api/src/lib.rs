@@ -8,6 +8,7 @@ mod condition;
 mod crds;
 mod decode;
 mod deployment;
+mod duration;
 mod gpu_class;
 pub mod inventory;
 pub mod labels;
@@ -24,6 +25,7 @@ pub use deployment::{
     GQLADeployment, GQLADeploymentSpec, GoalSpec, ModelSource, ModelSpec, Objective,
     PersistentVolumeClaimSource,
 };
+pub use duration::{NoDuration, ShortDuration};
 pub use gpu_class::{GPUClass, GPUClassSpec, NodeLabel};
 pub use placement::{PlacementSpec, PlacementStrategy, PoolSpec, RolloutSpec};
 pub use pod::{Device, EnvironmentVariable, PodTemplateSpec, RuntimeKind, RuntimeSpec};

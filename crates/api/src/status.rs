@@ -77,8 +77,8 @@ pub struct PoolStatus {
     pub replicas: i32,
     /// Replicas ready.
     pub ready: i32,
-    /// Modelled tokens per second of one replica with only attention taking time, at peak rates: a bound to compare
-    /// plans with, not a forecast.
+    /// Modelled tokens per second of one replica at full batch and context: what plans are compared by, until
+    /// measuredTokensPerSecond says what they deliver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_tokens_per_second: Option<f64>,
     /// Measured tokens per second of the whole pool; absent when any ready pod cannot be reached, because a partial

@@ -3,6 +3,7 @@
 mod convert;
 mod eval;
 mod logits;
+mod model;
 mod nodes;
 mod plan;
 mod roofline;

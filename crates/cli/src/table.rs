@@ -50,6 +50,16 @@ pub fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> Strin
     std::iter::once(line(header)).chain(body).collect()
 }
 
+/// `line` in bold green, or dimmed, on a terminal that has not asked for no colours.
+pub fn emphasised(line: &str, strongly: bool) -> String {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if plain || !io::stdout().is_terminal() {
+        return line.to_owned();
+    }
+    let code = if strongly { "1;32" } else { "2" };
+    format!("\x1b[{code}m{line}\x1b[0m")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

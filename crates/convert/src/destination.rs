@@ -108,6 +108,8 @@ fn config(source: &ModelConfig, geometry: &Geometry) -> ModelConfig {
             qk_latent_layernorm: false,
         },
         num_nextn_predict_layers: 0,
+        experts: None,
+        weight_format: Default::default(),
         ..source.clone()
     }
 }

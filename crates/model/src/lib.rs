@@ -5,10 +5,14 @@
 //! query spends on a cached token, and how both divide over tensor-parallel ranks ([`TensorParallelSplit`]).
 //! Nothing here reads files, clocks or the network.
 
+mod parameters;
 mod path;
 mod shape;
 mod split;
+mod weights;
 
+pub use parameters::{AttentionParameters, Parameters};
 pub use path::{DecodePath, UnknownPath};
 pub use shape::{AttentionShape, ModelShape, ShapeError};
 pub use split::{SplitError, TensorParallelSplit};
+pub use weights::{ExpertShape, WeightFormat, WeightShape};

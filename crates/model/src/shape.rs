@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::DecodePath;
+use crate::{DecodePath, WeightShape};
 
 const HEADS: RangeInclusive<u64> = 1..=1024;
 const RANK: RangeInclusive<u64> = 1..=65_536;
@@ -17,7 +17,11 @@ const CONTEXT: RangeInclusive<u64> = 1..=16_777_216;
 /// Up to a thousand times the largest published models.
 const PARAMETERS: RangeInclusive<u64> = 1..=1_000_000_000_000_000;
 
-fn within(field: &'static str, value: impl Into<u64>, limits: RangeInclusive<u64>) -> Result<(), ShapeError> {
+pub(crate) fn within(
+    field: &'static str,
+    value: impl Into<u64>,
+    limits: RangeInclusive<u64>,
+) -> Result<(), ShapeError> {
     let value = value.into();
     if limits.contains(&value) {
         return Ok(());
@@ -61,7 +65,10 @@ impl AttentionShape {
         let rope = u64::from(self.qk_rope_head_dim);
         match path {
             DecodePath::MqaAbsorb => u64::from(self.kv_lora_rank) + rope,
-            DecodePath::Gqa => u64::from(groups) * u64::from(self.qk_nope_head_dim + self.v_head_dim) + rope,
+            DecodePath::Gqa => {
+                let head = u64::from(self.qk_nope_head_dim) + u64::from(self.v_head_dim);
+                u64::from(groups).saturating_mul(head).saturating_add(rope)
+            }
         }
     }
 
@@ -77,7 +84,7 @@ impl AttentionShape {
 
     /// Query heads per group, H/G.
     pub fn heads_per_group(&self) -> u32 {
-        self.num_attention_heads / self.num_key_value_heads
+        self.num_attention_heads.checked_div(self.num_key_value_heads).unwrap_or(0)
     }
 
     /// Refuses dimensions no checkpoint can have. The limits are those of the API's schema: shapes also come from
@@ -123,6 +130,9 @@ pub struct ModelShape {
     /// Longest context the model was made for, in tokens.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub max_position_embeddings: u32,
+    /// What the weights consist of.
+    #[serde(flatten)]
+    pub weights: WeightShape,
 }
 
 impl ModelShape {
@@ -133,12 +143,8 @@ impl ModelShape {
         within("numHiddenLayers", self.num_hidden_layers, LAYERS)?;
         within("maxPositionEmbeddings", self.max_position_embeddings, CONTEXT)?;
         within("parameters", self.parameters, PARAMETERS)?;
-        within("numNextnPredictLayers", self.num_nextn_predict_layers, NEXTN_LAYERS)
-    }
-
-    /// Bytes of all weights at `bytes_per_element` (2 for bf16).
-    pub fn weight_bytes(&self, bytes_per_element: u64) -> u64 {
-        self.parameters * bytes_per_element
+        within("numNextnPredictLayers", self.num_nextn_predict_layers, NEXTN_LAYERS)?;
+        self.weights.validate(&self.attention)
     }
 }
 
@@ -206,6 +212,7 @@ mod tests {
             parameters: 8_000_000_000,
             num_nextn_predict_layers: 1,
             max_position_embeddings: 8192,
+            weights: WeightShape::default(),
         };
         assert_eq!(model.validate(), Ok(()));
         let drafts = ModelShape { num_nextn_predict_layers: 4_000_000_000, ..model.clone() };

@@ -108,7 +108,7 @@ const fn karpenter(name: &'static str) -> NodeLabel {
 
 /// `NVIDIA-H100-SXM5-80GB` and `NVIDIA-H20-SXM5-96GB` come from documentation, not from a driver; people label test
 /// nodes with them, and they name one card each.
-static ENTRIES: [Entry; 13] = [
+static ENTRIES: [Entry; 21] = [
     Entry {
         name: "H100",
         teraflops: 989.0,
@@ -257,6 +257,105 @@ static ENTRIES: [Entry; 13] = [
         confidence: Confidence::High,
     },
     Entry {
+        name: "H800",
+        teraflops: 989.0,
+        terabytes_per_second: 3.35,
+        mebibytes: 81_559,
+        multiprocessors: Some(132),
+        pci: &[0x2324],
+        labels: &[label("NVIDIA-H800")],
+        announced: &[],
+        source: "published fleet tables; an H100 with slower links",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "A10",
+        teraflops: 125.0,
+        terabytes_per_second: 0.6,
+        mebibytes: 22_500,
+        multiprocessors: Some(72),
+        pci: &[0x2236],
+        labels: &[label("NVIDIA-A10")],
+        announced: &[],
+        source: "NVIDIA A10 data sheet; memory rounded down, the label value was not seen",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "L4",
+        teraflops: 121.0,
+        terabytes_per_second: 0.3,
+        mebibytes: 22_500,
+        multiprocessors: Some(58),
+        pci: &[0x27b8],
+        labels: &[label("NVIDIA-L4")],
+        announced: &[],
+        source: "NVIDIA L4 data sheet; memory rounded down, the label value was not seen",
+        confidence: Confidence::High,
+    },
+    Entry {
+        name: "B300",
+        teraflops: 2250.0,
+        terabytes_per_second: 7.75,
+        mebibytes: 274_000,
+        multiprocessors: None,
+        pci: &[0x3182],
+        labels: &[label("NVIDIA-B300-SXM6-AC")],
+        announced: &[],
+        source: "published system tables; memory rounded down, the label value was not seen",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "GB200",
+        teraflops: 2500.0,
+        terabytes_per_second: 8.0,
+        mebibytes: 189_000,
+        multiprocessors: None,
+        pci: &[0x2941],
+        labels: &[label("NVIDIA-GB200")],
+        announced: &[],
+        source: "published system tables; memory rounded down, the label value was not seen",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "GB300",
+        teraflops: 2500.0,
+        terabytes_per_second: 8.0,
+        mebibytes: 284_000,
+        multiprocessors: None,
+        pci: &[0x31c2],
+        labels: &[label("NVIDIA-GB300")],
+        announced: &[],
+        source: "published system tables; memory rounded down, the label value was not seen",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "RTX-PRO-6000",
+        teraflops: 468.0,
+        terabytes_per_second: 1.79,
+        mebibytes: 97_000,
+        multiprocessors: Some(188),
+        pci: &[0x2bb1, 0x2bb5],
+        labels: &[
+            label("NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition"),
+            label("NVIDIA-RTX-PRO-6000-Blackwell-Workstation-Edition"),
+        ],
+        announced: &[],
+        source: "published system tables; one server edition's sheet gives 1.597 TB/s; memory rounded down",
+        confidence: Confidence::Low,
+    },
+    Entry {
+        name: "A800",
+        teraflops: 312.0,
+        terabytes_per_second: 2.039,
+        mebibytes: 81_920,
+        multiprocessors: Some(108),
+        pci: &[0x20f3],
+        labels: &[label("NVIDIA-A800-SXM4-80GB")],
+        announced: &[],
+        source: "an A100 (SXM, 80 GB) with slower links",
+        confidence: Confidence::High,
+    },
+    Entry {
         name: CPU_CLASS,
         teraflops: 0.17,
         terabytes_per_second: 0.03,
@@ -296,8 +395,28 @@ mod tests {
     #[test]
     fn ridges_are_those_of_the_published_table() {
         let ridge = |name: &str| Catalogue::builtin().get(name).unwrap().spec.ridge().round();
-        let table = ["h100", "h200", "h20", "a100", "l40s", "b200"].map(ridge);
-        assert_eq!(table, [295.0, 206.0, 37.0, 153.0, 419.0, 292.0]);
+        let table = [
+            ("h100", 295.0),
+            ("h100-pcie", 378.0),
+            ("h100-nvl", 214.0),
+            ("h200", 206.0),
+            ("h800", 295.0),
+            ("h20", 37.0),
+            ("h20-3e", 31.0),
+            ("a100", 153.0),
+            ("a100-pcie", 161.0),
+            ("l40s", 419.0),
+            ("l20", 138.0),
+            ("l4", 403.0),
+            ("b200", 292.0),
+            ("b300", 290.0),
+            ("gb200", 313.0),
+            ("gb300", 313.0),
+            ("rtx-pro-6000", 261.0),
+        ];
+        for (name, expected) in table {
+            assert_eq!(ridge(name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -3,67 +3,72 @@
 use gqla_model::DecodePath;
 
 use crate::{
-    gpu::GpuSpec,
-    plan::{Candidate, Constraints, Decision},
-    roofline::{AttentionCore, Bound},
-    search::Scored,
+    plan::{Candidate, Decision, Scope},
+    search::{Scored, Search},
 };
 
 /// The arithmetic behind a feasible candidate's time.
-pub(crate) fn core(core: &AttentionCore, gpu: &GpuSpec) -> String {
-    format!(
-        "{} B and {} FLOP per cached token and layer: {:.1} FLOP/B against a ridge of {:.1}, so {}-bound at {} ns per \
-         query token",
-        core.bytes,
-        core.flops,
-        core.intensity,
-        gpu.ridge(),
-        core.bound.name(),
-        nanoseconds(core.ns_per_query_token),
-    )
+pub(crate) fn candidate(candidate: &Candidate, context: u32) -> String {
+    let (part, us) = candidate.step.longest();
+    let kernel = candidate.kernel.as_ref().map_or(String::new(), |kernel| format!(" with {kernel}"));
+    let mut sentence = format!(
+        "{} B and {} FLOP per cached token and layer, {:.1} FLOP/B against a ridge of {:.1}, {}-bound at {} ns per query \
+         token{kernel}; {} ms a step of {} sequences of {context} tokens, {part} {} ms of it",
+        candidate.bytes_per_token_layer,
+        candidate.flops_per_token_layer,
+        candidate.intensity,
+        candidate.ridge,
+        candidate.bound.name(),
+        significant(candidate.attention_ns_per_query_token),
+        significant(candidate.step.total_us() / 1e3),
+        candidate.batch,
+        significant(us / 1e3),
+    );
+    if candidate.padded_heads > 0 {
+        sentence.push_str(&format!(
+            "; {} idle heads added so that the ranks divide them",
+            candidate.padded_heads
+        ));
+    }
+    sentence
 }
 
 /// Why `chosen` was chosen and why `runner_up` lost.
 pub(crate) fn decision(
-    gpu: &GpuSpec,
-    constraints: &Constraints,
+    search: &Search<'_>,
     ranked: &[Scored],
     chosen: &Scored,
     runner_up: Option<&Scored>,
 ) -> String {
     let best = &chosen.candidate;
-    let side = match best.bound {
-        Bound::Memory => "below",
-        Bound::Compute => "above",
-    };
     let mut sentence = format!(
-        "{} takes {} ns of attention per query token, cached token and layer on {}: it reads {} B at {:.1} FLOP/B, {side} \
-         the ridge of {:.1}, so it is {}-bound",
+        "{} on {} yields {} tokens/s: {}",
         name(best),
-        nanoseconds(best.attention_ns_per_query_token),
-        gpu.name,
-        best.bytes_per_token_layer,
-        best.intensity,
-        best.ridge,
-        best.bound.name(),
+        search.gpu.name,
+        significant(best.tokens_per_second),
+        best.reason,
     );
     if let Some(other) = runner_up {
-        sentence.push_str(&lost(chosen, other));
+        sentence.push_str(&lost(search, chosen, other));
     }
     if runner_up.is_none_or(|other| other.candidate.path == best.path) {
-        sentence.push_str(&other_path(constraints, ranked, best.path));
+        sentence.push_str(&other_path(search, ranked, best.path));
     }
     sentence
 }
 
-fn lost(chosen: &Scored, other: &Scored) -> String {
+fn lost(search: &Search<'_>, chosen: &Scored, other: &Scored) -> String {
     let candidate = &other.candidate;
     let margin = 1.0 - chosen.score / other.score;
     let close = if margin < Decision::CLOSE { ", which is close" } else { "" };
+    let step = match search.constraints.scope {
+        Scope::Deployment => format!("{} ms a step, ", significant(candidate.step.total_us() / 1e3)),
+        Scope::AttentionOnly => String::new(),
+    };
     format!(
-        "; {} lost: {} ns, {} B at {:.1} FLOP/B, {}-bound, {:.2} times the cost per token (margin {:.0} %{close})",
+        "; {} lost: {} ns, {} B at {:.1} FLOP/B, {}-bound, {step}{:.2} times the cost per token (margin {:.0} %{close})",
         name(candidate),
-        nanoseconds(candidate.attention_ns_per_query_token),
+        significant(candidate.attention_ns_per_query_token),
         candidate.bytes_per_token_layer,
         candidate.intensity,
         candidate.bound.name(),
@@ -73,19 +78,19 @@ fn lost(chosen: &Scored, other: &Scored) -> String {
 }
 
 /// Why the path that was not chosen is not even the runner-up.
-fn other_path(constraints: &Constraints, ranked: &[Scored], chosen: DecodePath) -> String {
-    if constraints.path.is_some() {
+fn other_path(search: &Search<'_>, ranked: &[Scored], chosen: DecodePath) -> String {
+    if search.constraints.path.is_some() {
         return format!("; the path is fixed to {}", chosen.api_name());
     }
     let excluded = ranked.iter().map(|scored| &scored.candidate).find(|candidate| candidate.path != chosen);
-    match (excluded, constraints.tensor_parallel) {
+    match (excluded, search.constraints.tensor_parallel) {
         (Some(candidate), _) => format!("; {} cannot run: {}", name(candidate), candidate.reason),
         (None, Some(degree)) => format!("; the other path does not divide over tensorParallel={degree}"),
         (None, None) => String::new(),
     }
 }
 
-/// Such as `GQA at TP 1 with 1 draft`.
+/// Such as `GQA at TP 1 with 1 drafted token`.
 fn name(candidate: &Candidate) -> String {
     let drafts = match candidate.multi_token_prediction {
         0 => String::new(),
@@ -96,6 +101,11 @@ fn name(candidate: &Candidate) -> String {
 }
 
 /// Three significant digits or more, without an exponent.
-fn nanoseconds(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+fn significant(value: f64) -> String {
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value if value >= 1.0 => format!("{value:.2}"),
+        value => format!("{value:.3}"),
+    }
 }

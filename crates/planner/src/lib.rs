@@ -2,11 +2,12 @@
 //!
 //! Which decode path is faster follows from heads, groups, ranks, query tokens per pass and the device's ridge, not from
 //! the device's name: DeepSeek's shape wants absorb on an H100 and GQA on an H20, GLM-4.7-Flash wants absorb on both. So
-//! nothing here looks a path up; it is computed by the roofline of the attention core ([`AttentionCore`]), with
-//! weights and cache made to fit ([`plan`]).
+//! nothing here looks a path up; it is computed ([`plan`]) from the roofline of the attention core ([`AttentionCore`]),
+//! what kernels make of it on the class at hand, and everything else a decoding step waits for ([`StepTime`]), with
+//! weights and cache made to fit.
 //!
-//! Everything is a function of its arguments: no clock, environment, file, network or randomness. Projections, weight
-//! reads, all-reduces and kernel efficiency are not modelled yet; the names of the figures say so.
+//! Everything is a function of its arguments: no clock, environment, file, network or randomness. All times are
+//! modelled; [`Decision::basis`] says from what, and a [`Calibration`] puts measurements in their place.
 //!
 //! ```
 //! use gqla_model::DecodePath;
@@ -20,19 +21,30 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attention;
+mod calibration;
 mod catalogue;
 mod explain;
 mod gpu;
+mod hardware;
 mod identify;
+mod kernel;
+mod kernels;
 mod memory;
 mod models;
 mod plan;
 mod roofline;
 mod search;
+mod step;
 
+pub use attention::Efficiency;
+pub use calibration::{Calibration, CalibrationError, MeasuredDevice, MeasuredKernel, Provenance};
 pub use catalogue::{CPU_CLASS, Catalogue};
 pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError, NodeLabel};
+pub use hardware::{Architecture, Hardware};
 pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};
+pub use kernels::Runtime;
 pub use models::{ModelName, UnknownModel, shape};
-pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan};
+pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan, plan_calibrated};
 pub use roofline::{AttentionCore, BYTES_PER_ELEMENT, Bound, RopeLayout};
+pub use step::StepTime;

@@ -2,15 +2,16 @@
 
 use std::fmt;
 
-use gqla_model::{DecodePath, ModelShape, TensorParallelSplit};
+use gqla_model::DecodePath;
 
-use crate::{gpu::GpuSpec, plan::Goal, roofline::BYTES_PER_ELEMENT};
+use crate::{plan::Goal, roofline::BYTES_PER_ELEMENT, step::StepModel};
 
-/// Memory of one rank, in bytes. Weights are taken to divide evenly over the ranks; activations, graphs and the
-/// allocator live in what [`Goal::memory_fraction`] leaves free.
+/// Memory of one rank, in bytes. Projections into the query's and the keys' latents and the routers are on every rank;
+/// everything else divides. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
-    weights: u64,
+    weights: f64,
+    format: &'static str,
     ranks: u32,
     weights_per_rank: u64,
     device: u64,
@@ -21,25 +22,26 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// The budget of a rank whose cache also serves `drafts` prediction layers.
-    pub(crate) fn new(
-        shape: &ModelShape,
-        path: DecodePath,
-        split: TensorParallelSplit,
-        drafts: u32,
-        gpu: &GpuSpec,
-        goal: &Goal,
-    ) -> Self {
-        let weights = shape.parameters.saturating_mul(BYTES_PER_ELEMENT);
-        let layers = u64::from(shape.num_hidden_layers) + u64::from(drafts);
-        let bytes_per_token_layer = BYTES_PER_ELEMENT * split.kv_elements_per_rank(&shape.attention, path);
+    pub(crate) fn new(model: &StepModel<'_>, drafts: u32, goal: &Goal) -> Self {
+        let (shape, split) = (model.shape, model.split);
+        let bytes = shape.weights.weight_format.bytes_per_element();
+        let elements = shape.parameters as f64;
+        let replicated = replicated(model).min(elements);
+        let per_rank = (elements - replicated) / f64::from(split.degree) + replicated;
+        let elements_of = |path| split.kv_elements_per_rank(&shape.attention, path);
+        let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
+        let per_token = elements_of(model.path)
+            .saturating_mul(shape.num_hidden_layers.into())
+            .saturating_add(elements_of(draft_path).saturating_mul(drafts.into()));
         Self {
-            weights,
+            weights: elements * bytes,
+            format: shape.weights.weight_format.name(),
             ranks: split.degree,
-            weights_per_rank: weights.div_ceil(u64::from(split.degree)),
-            device: gpu.memory_bytes,
+            weights_per_rank: (per_rank * bytes) as u64,
+            device: model.gpu.memory_bytes,
             fraction: goal.memory_fraction,
-            usable: (gpu.memory_bytes as f64 * goal.memory_fraction) as u64,
-            bytes_per_token: bytes_per_token_layer * layers,
+            usable: (model.gpu.memory_bytes as f64 * goal.memory_fraction) as u64,
+            bytes_per_token: per_token.saturating_mul(BYTES_PER_ELEMENT).max(1),
         }
     }
 
@@ -52,14 +54,15 @@ impl Memory {
     pub(crate) fn shortage(&self, context_length: u32) -> Option<String> {
         if self.weights_per_rank > self.usable {
             return Some(format!(
-                "bf16 weights of {} over {} = {} per GPU, but {} of {} = {} can be used: {} short",
+                "{} weights of {} over {} = {} per GPU, but {} of {} = {} can be used: {} short",
+                self.format,
                 Gib(self.weights),
                 ranks(self.ranks),
-                Gib(self.weights_per_rank),
+                Gib(self.weights_per_rank as f64),
                 self.fraction,
-                Gib(self.device),
-                Gib(self.usable),
-                Gib(self.weights_per_rank - self.usable),
+                Gib(self.device as f64),
+                Gib(self.usable as f64),
+                Gib((self.weights_per_rank - self.usable) as f64),
             ));
         }
         let capacity = self.capacity_tokens();
@@ -67,14 +70,22 @@ impl Memory {
             format!(
                 "beside {} of weights per GPU, {} of {} leave {} for the cache: {capacity} tokens of {} B, \
                  fewer than one sequence of {context_length}",
-                Gib(self.weights_per_rank),
+                Gib(self.weights_per_rank as f64),
                 self.fraction,
-                Gib(self.device),
-                Gib(self.usable - self.weights_per_rank),
+                Gib(self.device as f64),
+                Gib((self.usable - self.weights_per_rank) as f64),
                 self.bytes_per_token,
             )
         })
     }
+}
+
+/// Elements every rank holds, over all layers.
+fn replicated(model: &StepModel<'_>) -> f64 {
+    let parts = &model.parts;
+    let layers = f64::from(parts.dense_layers) + f64::from(parts.expert_layers);
+    let attention = (parts.attention.query_down + parts.attention.latent) as f64;
+    layers * attention + f64::from(parts.expert_layers) * parts.router as f64
 }
 
 fn ranks(count: u32) -> String {
@@ -82,10 +93,10 @@ fn ranks(count: u32) -> String {
 }
 
 /// Bytes, printed in GiB with one decimal.
-struct Gib(u64);
+struct Gib(f64);
 
 impl fmt::Display for Gib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} GiB", self.0 as f64 / f64::from(1 << 30))
+        write!(f, "{:.1} GiB", self.0 / f64::from(1 << 30))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use gqla_model::{AttentionShape, ModelShape};
+use gqla_model::{AttentionShape, ExpertShape, ModelShape, WeightFormat, WeightShape};
 
 /// A model whose shape is built in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,17 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 671_000_000_000,
             num_nextn_predict_layers: 1,
             max_position_embeddings: 163_840,
+            weights: WeightShape {
+                q_lora_rank: Some(1536),
+                experts: Some(ExpertShape {
+                    n_routed_experts: 256,
+                    num_experts_per_tok: 8,
+                    n_shared_experts: 1,
+                    moe_intermediate_size: 2048,
+                    first_k_dense_replace: 3,
+                }),
+                ..dense(18_432, 129_280)
+            },
         },
         ModelName::Llama38bGqla => ModelShape {
             attention: attention([32, 8], 512, [128, 64, 128]),
@@ -86,6 +97,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 8_030_261_248,
             num_nextn_predict_layers: 0,
             max_position_embeddings: 8192,
+            weights: dense(14_336, 128_256),
         },
         ModelName::Llama370bGqla => ModelShape {
             attention: attention([64, 8], 512, [128, 64, 128]),
@@ -94,6 +106,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 70_553_706_496,
             num_nextn_predict_layers: 0,
             max_position_embeddings: 8192,
+            weights: dense(28_672, 128_256),
         },
         ModelName::Glm47FlashGqla => ModelShape {
             attention: attention([20, 4], 512, [192, 64, 256]),
@@ -102,6 +115,17 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 29_900_000_000,
             num_nextn_predict_layers: 1,
             max_position_embeddings: 202_752,
+            weights: WeightShape {
+                q_lora_rank: Some(768),
+                experts: Some(ExpertShape {
+                    n_routed_experts: 64,
+                    num_experts_per_tok: 4,
+                    n_shared_experts: 1,
+                    moe_intermediate_size: 1536,
+                    first_k_dense_replace: 1,
+                }),
+                ..dense(10_240, 154_880)
+            },
         },
         ModelName::Smollm2135mGqla => ModelShape {
             attention: attention([9, 3], 320, [64, 64, 64]),
@@ -110,6 +134,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 148_154_688,
             num_nextn_predict_layers: 0,
             max_position_embeddings: 8192,
+            weights: WeightShape { tie_word_embeddings: true, ..dense(1536, 49_152) },
         },
         ModelName::DeepseekAttention => ModelShape {
             attention: DEEPSEEK_ATTENTION,
@@ -118,7 +143,21 @@ pub const fn shape(model: ModelName) -> ModelShape {
             parameters: 2_500_000_000,
             num_nextn_predict_layers: 1,
             max_position_embeddings: 32_768,
+            weights: WeightShape { intermediate_size: None, vocab_size: None, ..dense(0, 0) },
         },
+    }
+}
+
+/// Dense blocks of `intermediate` and `vocabulary` rows.
+const fn dense(intermediate: u32, vocabulary: u32) -> WeightShape {
+    WeightShape {
+        q_lora_rank: None,
+        intermediate_size: Some(intermediate),
+        vocab_size: Some(vocabulary),
+        tie_word_embeddings: false,
+        experts: None,
+        weight_format: WeightFormat::Bf16,
+        nextn_key_value_heads: None,
     }
 }
 

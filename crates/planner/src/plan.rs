@@ -1,12 +1,18 @@
 //! The question, the candidates and the decision.
 
+use std::borrow::Cow;
+
 use gqla_model::{DecodePath, ModelShape, ShapeError, SplitError};
 
 use crate::{
+    attention::Efficiency,
+    calibration::{Calibration, CalibrationError},
     explain,
     gpu::{GpuSpec, GpuSpecError},
-    roofline::Bound,
+    kernels::Runtime,
+    roofline::{Bound, RopeLayout},
     search::{self, Scored},
+    step::StepTime,
 };
 
 /// What a pool is for.
@@ -15,9 +21,10 @@ pub enum Objective {
     /// Most tokens per second and GPU.
     #[default]
     Throughput,
-    /// Least time per token of one stream, whatever the number of GPUs.
+    /// Least time per token of one stream, whatever the number of GPUs. Streams that do not fit wait for their turn.
     Latency,
-    /// Most tokens per unit of cost. Within one GPU class every GPU costs the same, so this ranks as throughput does.
+    /// Most tokens per unit of cost. Within one GPU class every GPU costs the same, so this ranks as throughput does;
+    /// between classes [`Candidate::cost_per_million_tokens`] compares.
     Cost,
 }
 
@@ -36,6 +43,16 @@ pub struct Goal {
     pub acceptance: f64,
     /// Share of device memory that weights and cache may fill.
     pub memory_fraction: f64,
+    /// Prompt tokens of a request; 0 leaves reading prompts out of every figure.
+    pub prompt_tokens: u32,
+    /// Tokens answered per request; over them a prompt's cost is spread.
+    pub output_tokens: u32,
+    /// Longest time per output token, ms.
+    pub max_time_per_output_token_ms: Option<f64>,
+    /// Longest time to the first token of a request that need not wait, ms.
+    pub max_time_to_first_token_ms: Option<f64>,
+    /// What one GPU costs per hour, in any currency.
+    pub cost_per_gpu_hour: Option<f64>,
 }
 
 impl Default for Goal {
@@ -46,6 +63,11 @@ impl Default for Goal {
             concurrency: 32,
             acceptance: 0.8,
             memory_fraction: 0.9,
+            prompt_tokens: 0,
+            output_tokens: 256,
+            max_time_per_output_token_ms: None,
+            max_time_to_first_token_ms: None,
+            cost_per_gpu_hour: None,
         }
     }
 }
@@ -72,9 +94,19 @@ pub struct Constraints {
     pub max_tensor_parallel: u32,
     /// Drafted tokens per pass; 0 switches multi-token prediction off.
     pub multi_token_prediction: Option<u32>,
+    /// Sequences per step; searched up to the goal's concurrency if absent.
+    pub batch: Option<u32>,
     /// Whether weights and cache have to fit and drafts need a layer to come from. Without, only the attention core
     /// is compared.
     pub scope: Scope,
+    /// The engine, whose kernels are priced.
+    pub runtime: Runtime,
+    /// Peak rates or what kernels reach.
+    pub efficiency: Efficiency,
+    /// How the GQA path stores its rotary key.
+    pub rope_layout: RopeLayout,
+    /// Whether groups may be padded with idle heads where a degree does not divide them. The engine has to pad too.
+    pub head_padding: bool,
 }
 
 impl Default for Constraints {
@@ -84,7 +116,12 @@ impl Default for Constraints {
             tensor_parallel: None,
             max_tensor_parallel: 8,
             multi_token_prediction: None,
+            batch: None,
             scope: Scope::Deployment,
+            runtime: Runtime::Native,
+            efficiency: Efficiency::Calibrated,
+            rope_layout: RopeLayout::Shared,
+            head_padding: false,
         }
     }
 }
@@ -108,6 +145,8 @@ pub struct Candidate {
     pub tensor_parallel: u32,
     /// Drafted tokens per pass; the pass has one query token more.
     pub multi_token_prediction: u32,
+    /// Idle heads added over all groups so that the degree divides them; 0 almost always.
+    pub padded_heads: u32,
     /// Cache bytes read per cached token and layer on one rank.
     pub bytes_per_token_layer: u64,
     /// FLOPs per cached token and layer of one pass on one rank.
@@ -118,14 +157,23 @@ pub struct Candidate {
     pub ridge: f64,
     /// What limits the attention core.
     pub bound: Bound,
+    /// The attention kernel priced; `None` at peak rates.
+    pub kernel: Option<Cow<'static, str>>,
     /// Nanoseconds per query token, cached token and layer on one rank.
     pub attention_ns_per_query_token: f64,
-    /// Modelled tokens per second of one replica with only the attention core taking time, at peak rates and full
-    /// context: an upper bound to compare candidates with, not a forecast of what a pod will serve.
-    pub attention_core_tokens_per_second: f64,
+    /// Where the time of a step goes.
+    pub step: StepTime,
+    /// Modelled tokens per second of one replica at full batch and context, prompts included if the goal has some.
+    pub tokens_per_second: f64,
+    /// Modelled time one stream waits for a token, ms.
+    pub time_per_output_token_ms: f64,
+    /// Modelled time to read one prompt, ms; 0 where the goal has none.
+    pub time_to_first_token_ms: f64,
+    /// Cost of a million output tokens with their prompts, where a GPU has a price.
+    pub cost_per_million_tokens: Option<f64>,
     /// Tokens the cache can hold on one rank beside the weights; 0 if the weights do not fit.
     pub kv_capacity_tokens: u64,
-    /// Sequences of the goal's context length that fit, at most the goal's concurrency.
+    /// Sequences per step: what fits of the goal's concurrency, or fewer where a time bound asks for it.
     pub batch: u32,
     /// Whether a replica can run this way.
     pub feasible: bool,
@@ -136,12 +184,12 @@ pub struct Candidate {
 impl Candidate {
     /// Query tokens of one attention pass, `s_q`.
     pub fn query_tokens(&self) -> u32 {
-        1 + self.multi_token_prediction
+        self.multi_token_prediction.saturating_add(1)
     }
 
-    /// Modelled attention-core tokens per second and GPU.
-    pub fn attention_core_tokens_per_second_per_gpu(&self) -> f64 {
-        self.attention_core_tokens_per_second / f64::from(self.tensor_parallel)
+    /// Modelled tokens per second and GPU.
+    pub fn tokens_per_second_per_gpu(&self) -> f64 {
+        self.tokens_per_second / f64::from(self.tensor_parallel)
     }
 }
 
@@ -157,6 +205,8 @@ pub struct Decision {
     pub margin: f64,
     /// Why the choice was made and why the runner-up lost, in one sentence with the numbers.
     pub reason: String,
+    /// Where the attention kernels' figures come from: measured, fitted, modelled or peak.
+    pub basis: String,
     /// Everything considered, best first, then what cannot run.
     pub candidates: Vec<Candidate>,
 }
@@ -193,6 +243,9 @@ pub enum PlanError {
     /// The tensor-parallel degree asked for divides the heads or groups on no allowed path.
     #[error(transparent)]
     Split(#[from] SplitError),
+    /// A calibration holds figures no device can reach.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// A tensor-parallel search that is empty.
     #[error("the largest tensor-parallel degree to consider is 0, expected at least 1")]
     NoDegrees,
@@ -208,27 +261,42 @@ pub enum PlanError {
     },
 }
 
-/// Chooses path, tensor-parallel degree and drafts for `shape` on `gpu`. The same arguments give the same answer.
+/// Chooses path, tensor-parallel degree, drafts and batch for `shape` on `gpu`, with the built-in figures. The same
+/// arguments give the same answer.
 pub fn plan(
     shape: &ModelShape,
     gpu: &GpuSpec,
     goal: &Goal,
     constraints: &Constraints,
 ) -> Result<Decision, PlanError> {
+    plan_calibrated(shape, gpu, goal, constraints, &Calibration::default())
+}
+
+/// As [`plan`], with what was measured in place of the built-in figures.
+pub fn plan_calibrated(
+    shape: &ModelShape,
+    gpu: &GpuSpec,
+    goal: &Goal,
+    constraints: &Constraints,
+    calibration: &Calibration,
+) -> Result<Decision, PlanError> {
     shape.validate()?;
     gpu.validate()?;
+    calibration.validate()?;
     validate_goal(goal)?;
     if constraints.max_tensor_parallel == 0 && constraints.tensor_parallel.is_none() {
         return Err(PlanError::NoDegrees);
     }
-    decide(gpu, constraints, search::rank(shape, gpu, goal, constraints)?)
+    let gpu = calibration.apply(gpu);
+    let search = search::Search::new(shape, &gpu, goal, constraints, calibration);
+    decide(&search, search.rank()?)
 }
 
-fn decide(gpu: &GpuSpec, constraints: &Constraints, ranked: Vec<Scored>) -> Result<Decision, PlanError> {
+fn decide(search: &search::Search<'_>, ranked: Vec<Scored>) -> Result<Decision, PlanError> {
     let feasible = || ranked.iter().filter(|scored| scored.candidate.feasible);
     let Some(chosen) = feasible().next() else {
         return Err(PlanError::NothingFeasible {
-            gpu: gpu.name.to_string(),
+            gpu: search.gpu.name.to_string(),
             reason: ranked.first().map_or_else(String::new, |nearest| nearest.candidate.reason.clone()),
             candidates: ranked.into_iter().map(|scored| scored.candidate).collect(),
         });
@@ -236,12 +304,14 @@ fn decide(gpu: &GpuSpec, constraints: &Constraints, ranked: Vec<Scored>) -> Resu
     let other_path = feasible().find(|other| other.candidate.path != chosen.candidate.path);
     let runner_up = other_path.or_else(|| feasible().nth(1));
     let margin = runner_up.map_or(1.0, |other| (1.0 - chosen.score / other.score).max(0.0));
-    let reason = explain::decision(gpu, constraints, &ranked, chosen, runner_up);
+    let reason = explain::decision(search, &ranked, chosen, runner_up);
+    let basis = search.basis(chosen.candidate.path).to_owned();
     Ok(Decision {
         chosen: chosen.candidate.clone(),
         runner_up: runner_up.map(|other| other.candidate.clone()),
         margin,
         reason,
+        basis,
         candidates: ranked.into_iter().map(|scored| scored.candidate).collect(),
     })
 }
@@ -249,16 +319,22 @@ fn decide(gpu: &GpuSpec, constraints: &Constraints, ranked: Vec<Scored>) -> Resu
 fn validate_goal(goal: &Goal) -> Result<(), PlanError> {
     let at_least_one = "at least 1";
     let share = "a number above 0 and at most 1";
+    let positive = "a finite number above 0";
+    let is_positive = |value: Option<f64>| value.is_none_or(|value| value.is_finite() && value > 0.0);
+    let optional = |value: Option<f64>| value.unwrap_or(0.0);
+    let (per_token, to_first) = (goal.max_time_per_output_token_ms, goal.max_time_to_first_token_ms);
+    let fraction = goal.memory_fraction;
+    let prompt_fits = goal.prompt_tokens <= goal.context_length;
     let fields = [
         ("contextLength", f64::from(goal.context_length), goal.context_length > 0, at_least_one),
         ("concurrency", f64::from(goal.concurrency), goal.concurrency > 0, at_least_one),
         ("acceptance", goal.acceptance, (0.0..=1.0).contains(&goal.acceptance), "a number from 0 to 1"),
-        (
-            "memoryFraction",
-            goal.memory_fraction,
-            goal.memory_fraction > 0.0 && goal.memory_fraction <= 1.0,
-            share,
-        ),
+        ("memoryFraction", fraction, fraction > 0.0 && fraction <= 1.0, share),
+        ("promptTokens", f64::from(goal.prompt_tokens), prompt_fits, "at most goal.contextLength"),
+        ("outputTokens", f64::from(goal.output_tokens), goal.output_tokens > 0, at_least_one),
+        ("maxTimePerOutputToken", optional(per_token), is_positive(per_token), positive),
+        ("maxTimeToFirstToken", optional(to_first), is_positive(to_first), positive),
+        ("costPerGpuHour", optional(goal.cost_per_gpu_hour), is_positive(goal.cost_per_gpu_hour), positive),
     ];
     match fields.into_iter().find(|(_, _, valid, _)| !valid) {
         Some((field, value, _, expected)) => Err(PlanError::Goal { field, value, expected }),

@@ -8,8 +8,8 @@
 //! | absorb | `2 (r + d_rope)` | `2 (H/TP) s_q (2r + d_rope)` |
 //! | GQA | `2 (G_l (d_nope + d_v) + d_rope)`, `G_l = max(1, G/TP)` | `2 (H/TP) s_q (d_nope + d_rope + d_v)` |
 //!
-//! The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates: launch costs, projections, weight reads
-//! and all-reduces are not in it.
+//! The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is
+//! [`crate::kernel`]'s business, and projections, weight reads and all-reduces are [`crate::step`]'s.
 
 use gqla_model::{AttentionShape, DecodePath, TensorParallelSplit};
 
@@ -34,14 +34,17 @@ pub enum Bound {
     Memory,
     /// Computing on it takes longer.
     Compute,
+    /// What a call costs before it reads the first byte takes longest.
+    Launch,
 }
 
 impl Bound {
-    /// `memory` or `compute`.
+    /// `memory`, `compute` or `launch`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Compute => "compute",
+            Self::Launch => "launch",
         }
     }
 }
@@ -74,8 +77,10 @@ impl AttentionCore {
         gpu: &GpuSpec,
     ) -> Self {
         let query_tokens = u64::from(query_tokens.max(1));
-        let bytes = BYTES_PER_ELEMENT * kv_elements(shape, path, split, layout);
-        let flops = u64::from(split.heads_per_rank) * query_tokens * shape.flops_per_head(path);
+        let bytes = kv_elements(shape, path, split, layout).saturating_mul(BYTES_PER_ELEMENT);
+        let flops = u64::from(split.heads_per_rank)
+            .saturating_mul(query_tokens)
+            .saturating_mul(shape.flops_per_head(path));
         let memory_ns = bytes as f64 / gpu.bytes_per_second * 1e9;
         let compute_ns = flops as f64 / gpu.flops_per_second * 1e9;
         let pass_ns = memory_ns.max(compute_ns);
@@ -101,7 +106,8 @@ fn kv_elements(
     match (path, layout) {
         (DecodePath::MqaAbsorb, _) | (DecodePath::Gqa, RopeLayout::Shared) => shared,
         (DecodePath::Gqa, RopeLayout::PerGroup) => {
-            shared + u64::from(split.groups_per_rank - 1) * u64::from(shape.qk_rope_head_dim)
+            let copies = u64::from(split.groups_per_rank.saturating_sub(1));
+            shared.saturating_add(copies.saturating_mul(shape.qk_rope_head_dim.into()))
         }
     }
 }

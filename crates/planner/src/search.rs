@@ -1,38 +1,31 @@
 //! Every way to run a model that the constraints allow, scored and in order.
 
-use std::{cmp::Ordering, ops::RangeInclusive};
+use std::cmp::Ordering;
 
-use gqla_model::{DecodePath, ModelShape, SplitError, TensorParallelSplit};
+use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, SplitError, TensorParallelSplit};
 
 use crate::{
+    attention::{AttentionModel, AttentionPass},
+    calibration::Calibration,
     explain,
     gpu::GpuSpec,
+    hardware::Hardware,
     memory::Memory,
     plan::{Candidate, Constraints, Goal, Objective, Scope},
-    roofline::{AttentionCore, RopeLayout},
+    step::{StepModel, StepTime},
 };
 
 /// A candidate with the time it is ranked by.
 #[derive(Clone, Debug)]
 pub(crate) struct Scored {
     pub(crate) candidate: Candidate,
-    /// Nanoseconds of attention per token a replica yields and per cached token; GPU-nanoseconds unless the objective
-    /// is latency.
+    /// Nanoseconds per token a replica yields, times its GPUs unless the objective is latency.
     pub(crate) score: f64,
 }
 
-/// Scores path × tensor-parallel degree × drafts. Feasible candidates come first, the best in front; then the others,
-/// most GPUs and fewest drafts in front, since those came nearest to fitting. Ties go to fewer GPUs, then fewer drafts,
-/// then absorb, so the order never depends on anything but the arguments.
-pub(crate) fn rank(
-    shape: &ModelShape,
-    gpu: &GpuSpec,
-    goal: &Goal,
-    constraints: &Constraints,
-) -> Result<Vec<Scored>, SplitError> {
-    Search { shape, gpu, goal, constraints }.rank()
-}
-
+/// Feasible candidates come first, the best in front; then the others, most GPUs and fewest drafts in front, since those
+/// came nearest to fitting. Ties go to fewer GPUs, then fewer drafts, then absorb, so the order never depends on
+/// anything but the arguments.
 fn best_first(a: &Scored, b: &Scored) -> Ordering {
     let (left, right) = (&a.candidate, &b.candidate);
     let fewer_gpus = left.tensor_parallel.cmp(&right.tensor_parallel);
@@ -47,22 +40,75 @@ fn best_first(a: &Scored, b: &Scored) -> Ordering {
     })
 }
 
-/// One search's arguments.
-struct Search<'a> {
+/// One search's arguments, and what all its candidates share.
+pub(crate) struct Search<'a> {
     shape: &'a ModelShape,
-    gpu: &'a GpuSpec,
-    goal: &'a Goal,
-    constraints: &'a Constraints,
+    pub(crate) gpu: &'a GpuSpec,
+    pub(crate) goal: &'a Goal,
+    pub(crate) constraints: &'a Constraints,
+    hardware: Hardware,
+    parts: Parameters,
+    attention: [AttentionModel<'a>; 2],
 }
 
-impl Search<'_> {
-    fn rank(&self) -> Result<Vec<Scored>, SplitError> {
+/// A path and a degree that divides, with the shape it divides.
+struct Layout<'a> {
+    model: StepModel<'a>,
+    padded_heads: u32,
+}
+
+/// One batch of a layout and draft count.
+struct Trial {
+    batch: u32,
+    step: StepTime,
+    pass: AttentionPass,
+    prefill_us: f64,
+    score: f64,
+    obstacle: Option<String>,
+}
+
+impl<'a> Search<'a> {
+    pub(crate) fn new(
+        shape: &'a ModelShape,
+        gpu: &'a GpuSpec,
+        goal: &'a Goal,
+        constraints: &'a Constraints,
+        calibration: &Calibration,
+    ) -> Self {
+        let attention = DecodePath::ALL.map(|path| {
+            let Constraints { runtime, efficiency, rope_layout, .. } = *constraints;
+            AttentionModel::new(path, gpu, runtime, efficiency, rope_layout, calibration)
+        });
+        let (hardware, parts) = (Hardware::of(gpu), Parameters::of(shape));
+        Self { shape, gpu, goal, constraints, hardware, parts, attention }
+    }
+
+    /// Where the figures of `path`'s kernels come from.
+    pub(crate) fn basis(&self, path: DecodePath) -> &str {
+        self.attention(path).source()
+    }
+
+    fn attention(&self, path: DecodePath) -> &AttentionModel<'a> {
+        let [absorb, gqa] = &self.attention;
+        match path {
+            DecodePath::MqaAbsorb => absorb,
+            DecodePath::Gqa => gqa,
+        }
+    }
+
+    /// Scores path × tensor-parallel degree × drafts, each at its best batch.
+    pub(crate) fn rank(&self) -> Result<Vec<Scored>, SplitError> {
         let (mut ranked, mut refused) = (Vec::new(), None);
         let allowed = |path: &DecodePath| self.constraints.path.is_none_or(|fixed| fixed == *path);
-        for path in DecodePath::ALL.into_iter().filter(allowed) {
-            for degree in self.degrees() {
-                match TensorParallelSplit::new(&self.shape.attention, path, degree) {
-                    Ok(split) => ranked.extend(self.drafts().map(|drafts| self.score(path, split, drafts))),
+        for degree in self.degrees() {
+            let padded = self.padded(degree);
+            let shape = padded.as_ref().unwrap_or(self.shape);
+            for path in DecodePath::ALL.into_iter().filter(allowed) {
+                match TensorParallelSplit::new(&shape.attention, path, degree) {
+                    Ok(split) => ranked.extend(self.drafts().map(|drafts| {
+                        let layout = self.layout(shape, padded.is_some(), path, split);
+                        self.best(&layout, drafts)
+                    })),
                     Err(error) => refused = Some(error),
                 }
             }
@@ -74,67 +120,173 @@ impl Search<'_> {
         }
     }
 
-    fn degrees(&self) -> RangeInclusive<u32> {
+    fn degrees(&self) -> std::ops::RangeInclusive<u32> {
         let most = self.constraints.max_tensor_parallel.min(self.shape.attention.num_attention_heads);
         self.constraints.tensor_parallel.map_or(1..=most, |fixed| fixed..=fixed)
     }
 
-    fn drafts(&self) -> RangeInclusive<u32> {
+    fn drafts(&self) -> std::ops::RangeInclusive<u32> {
         let most = self.shape.num_nextn_predict_layers;
         self.constraints.multi_token_prediction.map_or(0..=most, |fixed| fixed..=fixed)
     }
 
-    fn score(&self, path: DecodePath, split: TensorParallelSplit, drafts: u32) -> Scored {
-        let query_tokens = drafts.saturating_add(1);
-        let core = AttentionCore::new(
-            &self.shape.attention,
-            path,
-            split,
-            query_tokens,
-            RopeLayout::Shared,
-            self.gpu,
-        );
-        let ns_per_cached_token = self.ns_per_cached_token(&core, drafts);
-        let memory = Memory::new(self.shape, path, split, drafts, self.gpu, self.goal);
+    /// The shape with idle heads in every group, if that makes `degree` divide the heads and nothing less does. A
+    /// searched degree is a power of two then: nobody buys five GPUs to pad for them.
+    fn padded(&self, degree: u32) -> Option<ModelShape> {
+        let attention = self.shape.attention;
+        let wanted = self.constraints.tensor_parallel.is_some() || degree.is_power_of_two();
+        if !self.constraints.head_padding || !wanted || attention.num_attention_heads.is_multiple_of(degree) {
+            return None;
+        }
+        let per_group = attention.heads_per_group();
+        let heads = (per_group + 1..=per_group.saturating_mul(2))
+            .filter_map(|heads| attention.num_key_value_heads.checked_mul(heads))
+            .find(|heads| heads.is_multiple_of(degree))?;
+        let attention = AttentionShape { num_attention_heads: heads, ..attention };
+        Some(ModelShape { attention, ..self.shape.clone() })
+    }
+
+    fn layout<'b>(
+        &'b self,
+        shape: &'b ModelShape,
+        padded: bool,
+        path: DecodePath,
+        split: TensorParallelSplit,
+    ) -> Layout<'b> {
+        let parts = if padded { Parameters::of(shape) } else { self.parts };
+        let (runtime, efficiency) = (self.constraints.runtime, self.constraints.efficiency);
+        let (gpu, hardware) = (self.gpu, self.hardware);
+        Layout {
+            model: StepModel { shape, parts, path, split, gpu, hardware, runtime, efficiency },
+            padded_heads: shape.attention.num_attention_heads - self.shape.attention.num_attention_heads,
+        }
+    }
+
+    fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {
+        let memory = Memory::new(&layout.model, drafts, self.goal);
         let capacity = memory.capacity_tokens();
-        let sequences = capacity / u64::from(self.goal.context_length);
-        let obstacle = self.obstacle(drafts, &memory);
-        let candidate = Candidate {
-            path,
-            tensor_parallel: split.degree,
+        let obstacle = self.obstacle(&layout.model, drafts, &memory);
+        let attention_only = self.constraints.scope == Scope::AttentionOnly;
+        let fitting = if attention_only { u64::MAX } else { capacity / u64::from(self.goal.context_length) };
+        let trials =
+            self.batches(fitting).map(|batch| self.trial(layout, drafts, batch, obstacle.as_deref()));
+        let better = |a: &Trial, b: &Trial| {
+            let runs = a.obstacle.is_some().cmp(&b.obstacle.is_some());
+            runs.then(a.score.total_cmp(&b.score)).then(b.batch.cmp(&a.batch))
+        };
+        let best = trials.reduce(|best, trial| if better(&trial, &best).is_lt() { trial } else { best });
+        let trial = best.unwrap_or_else(|| self.trial(layout, drafts, 1, obstacle.as_deref()));
+        Scored { score: trial.score, candidate: self.candidate(layout, drafts, capacity, fitting, trial) }
+    }
+
+    /// Batches worth trying: what is asked for, or powers of two up to what fits, and that.
+    fn batches(&self, fitting: u64) -> impl Iterator<Item = u32> + use<> {
+        let fits = u32::try_from(fitting).unwrap_or(u32::MAX);
+        let most = self.constraints.batch.unwrap_or(self.goal.concurrency.min(fits)).max(1);
+        // A step of fewer sequences is only of use where a bound on its time asks for it.
+        let fixed = self.constraints.batch.is_some() || self.goal.max_time_per_output_token_ms.is_none();
+        let powers = (0..32).map(|power| 1_u32 << power).take_while(move |batch| !fixed && *batch < most);
+        std::iter::once(most).chain(powers)
+    }
+
+    fn trial(&self, layout: &Layout<'_>, drafts: u32, batch: u32, obstacle: Option<&str>) -> Trial {
+        let model = &layout.model;
+        let (attention, absorb) = (self.attention(model.path), self.attention(DecodePath::MqaAbsorb));
+        let context = self.goal.context_length;
+        let (mut step, pass) = model.step(attention, absorb, drafts, batch, context);
+        let mut prefill_us = 0.0;
+        if self.constraints.scope == Scope::AttentionOnly {
+            step = StepTime { attention_us: step.attention_us, ..StepTime::default() };
+        } else if self.goal.prompt_tokens > 0 {
+            prefill_us = model.prefill_us(self.goal.prompt_tokens);
+        }
+        let stream_us = step.total_us() / self.tokens_per_pass(drafts);
+        let obstacle = obstacle.map(str::to_owned).or_else(|| self.too_slow(stream_us, prefill_us));
+        let score = self.score(layout, batch, stream_us, prefill_us);
+        Trial { batch, step, pass, prefill_us, score, obstacle }
+    }
+
+    fn tokens_per_pass(&self, drafts: u32) -> f64 {
+        match self.constraints.scope {
+            Scope::Deployment => self.goal.tokens_per_pass(drafts),
+            Scope::AttentionOnly => f64::from(drafts) + 1.0,
+        }
+    }
+
+    /// Microseconds a replica spends on one output token, its share of the prompt included.
+    fn replica_us(&self, batch: u32, stream_us: f64, prefill_us: f64) -> f64 {
+        stream_us / f64::from(batch) + prefill_us / f64::from(self.goal.output_tokens)
+    }
+
+    fn score(&self, layout: &Layout<'_>, batch: u32, stream_us: f64, prefill_us: f64) -> f64 {
+        let nanoseconds = match self.goal.objective {
+            Objective::Throughput | Objective::Cost => {
+                self.replica_us(batch, stream_us, prefill_us) * f64::from(layout.model.split.degree)
+            }
+            Objective::Latency => {
+                let wanted = self.constraints.batch.unwrap_or(self.goal.concurrency);
+                let turns = (f64::from(wanted) / f64::from(batch)).max(1.0);
+                stream_us * turns + prefill_us / f64::from(self.goal.output_tokens)
+            }
+        };
+        nanoseconds * 1e3
+    }
+
+    fn too_slow(&self, stream_us: f64, prefill_us: f64) -> Option<String> {
+        let over = |what: &str, us: f64, bound: Option<f64>, field: &str| {
+            let bound = bound.filter(|bound| us > bound * 1e3)?;
+            Some(format!("{what} takes {:.1} ms, over goal.{field}={bound} ms", us / 1e3))
+        };
+        let per_token = self.goal.max_time_per_output_token_ms;
+        let to_first = self.goal.max_time_to_first_token_ms;
+        over("an output token", stream_us, per_token, "maxTimePerOutputToken")
+            .or_else(|| over("reading the prompt", prefill_us, to_first, "maxTimeToFirstToken"))
+    }
+
+    fn candidate(
+        &self,
+        layout: &Layout<'_>,
+        drafts: u32,
+        capacity: u64,
+        fitting: u64,
+        trial: Trial,
+    ) -> Candidate {
+        let Trial { batch, step, pass, prefill_us, obstacle, .. } = trial;
+        let model = &layout.model;
+        let query_tokens = f64::from(drafts) + 1.0;
+        let stream_us = step.total_us() / self.tokens_per_pass(drafts);
+        let tokens_per_second = 1e6 / self.replica_us(batch, stream_us, prefill_us);
+        let visited = f64::from(batch) * f64::from(self.goal.context_length) * query_tokens;
+        let degree = f64::from(model.split.degree);
+        let cost = self.goal.cost_per_gpu_hour;
+        let mut candidate = Candidate {
+            path: model.path,
+            tensor_parallel: model.split.degree,
             multi_token_prediction: drafts,
-            bytes_per_token_layer: core.bytes,
-            flops_per_token_layer: core.flops,
-            intensity: core.intensity,
+            padded_heads: layout.padded_heads,
+            bytes_per_token_layer: pass.core.bytes,
+            flops_per_token_layer: pass.core.flops,
+            intensity: pass.core.intensity,
             ridge: self.gpu.ridge(),
-            bound: core.bound,
-            attention_ns_per_query_token: core.ns_per_query_token,
-            attention_core_tokens_per_second: 1e9
-                / (ns_per_cached_token * f64::from(self.goal.context_length)),
+            bound: pass.bound,
+            kernel: pass.kernel,
+            attention_ns_per_query_token: pass.ns / visited,
+            step,
+            tokens_per_second,
+            time_per_output_token_ms: stream_us / 1e3,
+            time_to_first_token_ms: prefill_us / 1e3,
+            cost_per_million_tokens: cost.map(|cost| cost * degree / 3600.0 / tokens_per_second * 1e6),
             kv_capacity_tokens: capacity,
-            batch: sequences.min(u64::from(self.goal.concurrency)) as u32,
+            batch: if fitting == 0 { 0 } else { batch },
             feasible: obstacle.is_none(),
-            reason: obstacle.unwrap_or_else(|| explain::core(&core, self.gpu)),
+            reason: String::new(),
         };
-        let gpus = match self.goal.objective {
-            Objective::Throughput | Objective::Cost => f64::from(split.degree),
-            Objective::Latency => 1.0,
-        };
-        Scored { candidate, score: ns_per_cached_token * gpus }
+        candidate.reason =
+            obstacle.unwrap_or_else(|| explain::candidate(&candidate, self.goal.context_length));
+        candidate
     }
 
-    /// Attention time of a replica, over all layers, per token it yields and per cached token.
-    fn ns_per_cached_token(&self, core: &AttentionCore, drafts: u32) -> f64 {
-        let layers = self.shape.num_hidden_layers;
-        let (tokens_per_pass, layers) = match self.constraints.scope {
-            // Each prediction layer attends once per pass, as a decoder layer does.
-            Scope::Deployment => (self.goal.tokens_per_pass(drafts), layers.saturating_add(drafts)),
-            Scope::AttentionOnly => (f64::from(drafts) + 1.0, layers),
-        };
-        core.pass_ns * f64::from(layers) / tokens_per_pass
-    }
-
-    fn obstacle(&self, drafts: u32, memory: &Memory) -> Option<String> {
+    fn obstacle(&self, model: &StepModel<'_>, drafts: u32, memory: &Memory) -> Option<String> {
         if self.constraints.scope == Scope::AttentionOnly {
             return None;
         }
@@ -151,6 +303,21 @@ impl Search<'_> {
                 "a context of {context} tokens exceeds the model's maxPositionEmbeddings={longest}"
             ));
         }
-        memory.shortage(context)
+        model.format_obstacle().or_else(|| memory.shortage(context)).or_else(|| self.batch_obstacle(memory))
+    }
+
+    fn batch_obstacle(&self, memory: &Memory) -> Option<String> {
+        let batch = self.constraints.batch?;
+        let wanted = u64::from(batch).saturating_mul(self.goal.context_length.into());
+        let capacity = memory.capacity_tokens();
+        (capacity < wanted).then(|| {
+            format!(
+                "a batch of {batch} with {} tokens each needs {wanted}, the cache holds {capacity}",
+                self.goal.context_length
+            )
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,11 +5,11 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use gqla_model::{DecodePath, ModelShape, ShapeError};
+use gqla_model::{AttentionShape, DecodePath, ModelShape, ShapeError};
 
 use crate::{
-    AttentionConfig, ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig,
-    SafetensorsError, Tensor, TensorError, Tokenizer, TokenizerError,
+    ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig, SafetensorsError, Tensor,
+    TensorError, Tokenizer, TokenizerError,
     gguf::GgufModel,
     layout,
     safetensors::{SafetensorsSet, files_with_extension},
@@ -141,24 +141,32 @@ impl Checkpoint {
     /// # Errors
     /// [`ShapeOfCheckpointError::Plain`] for a model that has not been converted.
     pub fn model_shape(&self) -> Result<ModelShape, ShapeOfCheckpointError> {
-        let AttentionConfig::Latent { shape: attention, .. } = self.config.attention else {
-            return Err(ShapeOfCheckpointError::Plain { checkpoint: self.root.clone() });
-        };
-        // The configuration admits no dimension above 2^30, so the casts are exact.
-        let shape = ModelShape {
-            attention,
-            hidden_size: self.config.hidden_size as u32,
-            num_hidden_layers: self.config.num_hidden_layers as u32,
-            parameters: self.parameters(),
-            num_nextn_predict_layers: self.config.num_nextn_predict_layers as u32,
-            max_position_embeddings: self.config.max_position_embeddings as u32,
-        };
+        let plain = || ShapeOfCheckpointError::Plain { checkpoint: self.root.clone() };
+        let mut shape = self.config.model_shape(Some(self.parameters())).ok_or_else(plain)?;
+        shape.weights.nextn_key_value_heads = self.nextn_groups(&shape);
         let checkpoint = || self.root.clone();
         shape
             .validate()
             .map_err(|source| ShapeOfCheckpointError::Impossible { checkpoint: checkpoint(), source })?;
         Ok(shape)
     }
+}
+
+impl Checkpoint {
+    /// Groups of the first prediction layer where they are not the decoder's: a conversion that leaves that layer alone
+    /// leaves it one group per head.
+    fn nextn_groups(&self, shape: &ModelShape) -> Option<u32> {
+        let name = format!("model.layers.{}.self_attn.kv_b_proj.weight", shape.num_hidden_layers);
+        let (_, dims) = self.describe(&name).filter(|_| shape.num_nextn_predict_layers > 0)?;
+        let groups = groups_of(*dims.first()? as u64, &shape.attention)?;
+        (groups != shape.attention.num_key_value_heads).then_some(groups)
+    }
+}
+
+/// Groups whose keys and values `rows` output rows of an up-projection hold.
+fn groups_of(rows: u64, shape: &AttentionShape) -> Option<u32> {
+    let per_group = u64::from(shape.qk_nope_head_dim) + u64::from(shape.v_head_dim);
+    (rows % per_group == 0).then(|| u32::try_from(rows / per_group).ok())?
 }
 
 enum Container {

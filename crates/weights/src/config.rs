@@ -11,7 +11,9 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use gqla_model::{AttentionShape, ShapeError};
+use gqla_model::{
+    AttentionShape, ExpertShape, ModelShape, Parameters, ShapeError, WeightFormat, WeightShape,
+};
 
 use fields::Fields;
 
@@ -44,6 +46,10 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Multi-token-prediction layers the configuration promises.
     pub num_nextn_predict_layers: usize,
+    /// The mixture of experts, if there is one.
+    pub experts: Option<ExpertShape>,
+    /// How the weights are stored, as far as the configuration says.
+    pub weight_format: WeightFormat,
 }
 
 /// The two kinds of attention a checkpoint can have.
@@ -96,9 +102,74 @@ impl ModelConfig {
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
             num_nextn_predict_layers: fields.count_or_zero("num_nextn_predict_layers")?,
+            experts: experts(&fields)?,
+            weight_format: weight_format(&fields)?,
             model_type,
         })
     }
+
+    /// Reads a `config.json`, or the one in a directory.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and when the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let text = std::fs::read_to_string(&file)
+            .map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        Self::parse(&text, &file)
+    }
+
+    /// The shape the planner needs, or `None` for plain attention. `parameters` counts all weights in the files;
+    /// without files they are counted from the shape.
+    pub fn model_shape(&self, parameters: Option<u64>) -> Option<ModelShape> {
+        let AttentionConfig::Latent { shape: attention, q_lora_rank, .. } = self.attention else {
+            return None;
+        };
+        // The configuration admits no dimension above 2^30, so the casts are exact.
+        let mut shape = ModelShape {
+            attention,
+            hidden_size: self.hidden_size as u32,
+            num_hidden_layers: self.num_hidden_layers as u32,
+            parameters: 0,
+            num_nextn_predict_layers: self.num_nextn_predict_layers as u32,
+            max_position_embeddings: self.max_position_embeddings as u32,
+            weights: WeightShape {
+                q_lora_rank: q_lora_rank.map(|rank| rank as u32),
+                intermediate_size: Some(self.intermediate_size as u32),
+                vocab_size: Some(self.vocab_size as u32),
+                tie_word_embeddings: self.tie_word_embeddings,
+                experts: self.experts,
+                weight_format: self.weight_format,
+                nextn_key_value_heads: None,
+            },
+        };
+        let routed = self.experts.map_or(0, |experts| experts.n_routed_experts);
+        shape.parameters = parameters.unwrap_or_else(|| Parameters::of(&shape).total(routed));
+        Some(shape)
+    }
+}
+
+/// The fields of the DeepSeek family, which GLM shares.
+fn experts(fields: &Fields<'_>) -> Result<Option<ExpertShape>, ConfigError> {
+    if fields.optional_usize("n_routed_experts")?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(ExpertShape {
+        n_routed_experts: fields.u32("n_routed_experts")?,
+        num_experts_per_tok: fields.u32("num_experts_per_tok")?,
+        n_shared_experts: fields.count_or_zero("n_shared_experts")? as u32,
+        moe_intermediate_size: fields.u32("moe_intermediate_size")?,
+        first_k_dense_replace: match fields.leading("mlp_layer_types", "dense")? {
+            Some(dense) => dense,
+            None => fields.count_or_zero("first_k_dense_replace")? as u32,
+        },
+    }))
+}
+
+fn weight_format(fields: &Fields<'_>) -> Result<WeightFormat, ConfigError> {
+    let Some(quantization) = fields.object("quantization_config")? else { return Ok(WeightFormat::Bf16) };
+    let method = quantization.optional_string("quant_method")?;
+    Ok(if method.as_deref() == Some("fp8") { WeightFormat::Fp8Block } else { WeightFormat::Bf16 })
 }
 
 fn plain_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use gqla_api::{
     ConditionReason, DecodeSpec, Device, MultiTokenPrediction, Objective, PlacementStrategy, PoolSpec,
-    TensorParallel,
+    ShortDuration, TensorParallel,
 };
 use gqla_fleet::{ClassNodes, FleetNode, NodeHardware, Problem, ProblemGroup, Survey, grouped, survey};
 use gqla_model::ModelShape;
@@ -324,11 +324,16 @@ fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
         objective: match asked.objective {
             Objective::Throughput => gqla_planner::Objective::Throughput,
             Objective::Latency => gqla_planner::Objective::Latency,
+            Objective::Cost => gqla_planner::Objective::Cost,
         },
         context_length: asked
             .context_length
             .unwrap_or_else(|| default.context_length.min(shape.max_position_embeddings)),
         concurrency: asked.concurrency.unwrap_or(default.concurrency),
+        prompt_tokens: asked.prompt_tokens.unwrap_or(default.prompt_tokens),
+        output_tokens: asked.output_tokens.unwrap_or(default.output_tokens),
+        max_time_per_output_token_ms: asked.max_time_per_output_token.map(ShortDuration::milliseconds),
+        max_time_to_first_token_ms: asked.max_time_to_first_token.map(ShortDuration::milliseconds),
         ..default
     }
 }
@@ -337,9 +342,11 @@ fn reason_of(error: &PlanError) -> ConditionReason {
     match error {
         PlanError::Shape(_) => ConditionReason::InvalidShape,
         PlanError::NothingFeasible { .. } => ConditionReason::NoFeasiblePlan,
-        PlanError::Gpu(_) | PlanError::Goal { .. } | PlanError::Split(_) | PlanError::NoDegrees => {
-            ConditionReason::InvalidSpec
-        }
+        PlanError::Gpu(_)
+        | PlanError::Goal { .. }
+        | PlanError::Split(_)
+        | PlanError::Calibration(_)
+        | PlanError::NoDegrees => ConditionReason::InvalidSpec,
     }
 }
 
@@ -374,8 +381,8 @@ fn rank(planned: &Planned<'_>, strategy: PlacementStrategy, costs: &BTreeMap<Str
     match strategy {
         PlacementStrategy::Cost => costs
             .get(planned.target.nodes.class.name())
-            .map_or(0.0, |cost| chosen.attention_core_tokens_per_second_per_gpu() / cost),
-        PlacementStrategy::Throughput | PlacementStrategy::Spread => chosen.attention_core_tokens_per_second,
+            .map_or(0.0, |cost| chosen.tokens_per_second_per_gpu() / cost),
+        PlacementStrategy::Throughput | PlacementStrategy::Spread => chosen.tokens_per_second,
     }
 }
 

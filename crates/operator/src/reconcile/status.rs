@@ -297,7 +297,7 @@ fn pool_status(plan: &PoolPlan) -> PoolStatus {
         multi_token_prediction: chosen.multi_token_prediction,
         replicas: i32::try_from(plan.replicas).unwrap_or(i32::MAX),
         ready: 0,
-        predicted_tokens_per_second: Some(round(chosen.attention_core_tokens_per_second)),
+        predicted_tokens_per_second: Some(round(chosen.tokens_per_second)),
         measured_tokens_per_second: None,
         bytes_per_token: Some(chosen.bytes_per_token_layer),
         arithmetic_intensity: Some(round(chosen.intensity)),
@@ -314,7 +314,7 @@ fn runner_up(candidate: &Candidate) -> RunnerUp {
         path: candidate.path,
         tensor_parallel: candidate.tensor_parallel,
         multi_token_prediction: candidate.multi_token_prediction,
-        predicted_tokens_per_second: round(candidate.attention_core_tokens_per_second),
+        predicted_tokens_per_second: round(candidate.tokens_per_second),
     }
 }
 

@@ -124,3 +124,18 @@ fn generation_config_adds_ends_of_turn() {
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(message.contains("generation_config.json` is \"x\", expected token ids"), "{message}");
 }
+
+#[test]
+fn groups_are_counted_from_the_rows_of_the_up_projection() {
+    let glm = gqla_model::AttentionShape {
+        num_attention_heads: 20,
+        num_key_value_heads: 4,
+        kv_lora_rank: 512,
+        qk_nope_head_dim: 192,
+        qk_rope_head_dim: 64,
+        v_head_dim: 256,
+    };
+    assert_eq!(groups_of(1792, &glm), Some(4), "a converted layer");
+    assert_eq!(groups_of(8960, &glm), Some(20), "a layer left as it was");
+    assert_eq!(groups_of(1793, &glm), None);
+}

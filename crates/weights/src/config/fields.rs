@@ -110,6 +110,14 @@ impl<'a> Fields<'a> {
         self.required(field, self.optional_string(field)?)
     }
 
+    /// How many leading entries of a list of strings are `word`.
+    pub(super) fn leading(&self, field: &str, word: &str) -> Result<Option<u32>, ConfigError> {
+        self.read(field, "a list of strings", |value| {
+            let entries: Option<Vec<&str>> = value.as_array()?.iter().map(Value::as_str).collect();
+            Some(entries?.into_iter().take_while(|entry| *entry == word).count() as u32)
+        })
+    }
+
     /// One id or a list of ids.
     pub(super) fn token_ids(&self, field: &str) -> Result<Vec<u32>, ConfigError> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -99,8 +99,19 @@ fn glm_is_read_for_its_shape() {
         "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 154880,
         "max_position_embeddings": 202752, "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192,
         "qk_rope_head_dim": 64, "v_head_dim": 256, "num_nextn_predict_layers": 1, "rope_theta": 1e6,
+        "n_routed_experts": 64, "num_experts_per_tok": 4, "n_shared_experts": 1, "moe_intermediate_size": 1536,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
     });
+    let mut quantised = config.clone();
+    quantised["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
+    assert_eq!(parse(&quantised).unwrap().weight_format, WeightFormat::Fp8Block);
     let config = parse(&config).unwrap();
+    let shape = config.model_shape(None).unwrap();
+    shape.validate().unwrap();
+    let experts = shape.weights.experts.unwrap();
+    assert_eq!((experts.n_routed_experts, experts.first_k_dense_replace), (64, 1));
+    // 29.9 billion are published, for 20 groups.
+    assert_eq!((shape.parameters as f64 / 1e8).round(), 298.0);
     assert_eq!(config.num_nextn_predict_layers, 1);
     assert!(matches!(
         config.attention,
@@ -133,6 +144,8 @@ proptest! {
             intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
             rms_norm_eps: eps, rope_theta: f64::from(theta), tie_word_embeddings: tied, bos_token_id: None,
             eos_token_ids: eos, num_nextn_predict_layers: 0,
+        experts: None,
+        weight_format: Default::default(),
         };
         prop_assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
     }

@@ -17,6 +17,8 @@ fn config() -> ModelConfig {
         bos_token_id: None,
         eos_token_ids: vec![1, 2],
         num_nextn_predict_layers: 0,
+        experts: None,
+        weight_format: Default::default(),
     }
 }
 

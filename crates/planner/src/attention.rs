@@ -1,0 +1,123 @@
+//! The attention core of one layer and step, as kernels run it.
+
+use std::borrow::Cow;
+
+use gqla_model::{AttentionShape, DecodePath, TensorParallelSplit};
+
+use crate::{
+    calibration::Calibration,
+    gpu::GpuSpec,
+    hardware::Hardware,
+    kernel::{Kernel, Work},
+    kernels::{Runtime, kernels},
+    roofline::{AttentionCore, Bound, RopeLayout},
+};
+
+/// How much of a device's peak rates work is taken to reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Efficiency {
+    /// All of it, without floors: the roofline of published comparisons.
+    Peak,
+    /// What kernels reach, measured where it was.
+    #[default]
+    Calibrated,
+}
+
+/// Attention on one path of one class: which kernels there are, and what they cost.
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionModel<'a> {
+    gpu: &'a GpuSpec,
+    hardware: Hardware,
+    path: DecodePath,
+    layout: RopeLayout,
+    /// Empty at peak rates.
+    kernels: Vec<Kernel>,
+}
+
+/// One layer's attention of one step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AttentionPass {
+    /// Bytes and FLOPs per cached token, and what they take at peak rates.
+    pub(crate) core: AttentionCore,
+    /// Time of the pass over all sequences.
+    pub(crate) ns: f64,
+    pub(crate) bound: Bound,
+    /// The fastest kernel; `None` at peak rates.
+    pub(crate) kernel: Option<Cow<'static, str>>,
+}
+
+impl<'a> AttentionModel<'a> {
+    pub(crate) fn new(
+        path: DecodePath,
+        gpu: &'a GpuSpec,
+        runtime: Runtime,
+        efficiency: Efficiency,
+        layout: RopeLayout,
+        calibration: &Calibration,
+    ) -> Self {
+        let hardware = Hardware::of(gpu);
+        let kernels = match efficiency {
+            Efficiency::Peak => Vec::new(),
+            Efficiency::Calibrated => calibration
+                .kernel(runtime, path, &gpu.name)
+                .map_or_else(|| kernels(runtime, path, gpu, &hardware), |measured| vec![measured]),
+        };
+        Self { gpu, hardware, path, layout, kernels }
+    }
+
+    /// Where the kernels' figures come from.
+    pub(crate) fn source(&self) -> &str {
+        self.kernels.first().map_or("peak rates of the data sheet", |kernel| kernel.source.as_ref())
+    }
+
+    /// A pass of `query_tokens` (`s_q`) per sequence over `batch` sequences of `context` cached tokens each.
+    pub(crate) fn pass(
+        &self,
+        shape: &AttentionShape,
+        split: TensorParallelSplit,
+        query_tokens: u32,
+        batch: u32,
+        context: u32,
+    ) -> AttentionPass {
+        let core = AttentionCore::new(shape, self.path, split, query_tokens, self.layout, self.gpu);
+        let work = self.work(shape, split, &core, query_tokens, batch, context);
+        let times = self.kernels.iter().filter_map(|kernel| {
+            kernel.time(&work, self.gpu, &self.hardware).map(|time| (time, kernel.name.clone()))
+        });
+        match times.min_by(|(a, _), (b, _)| a.ns.total_cmp(&b.ns)) {
+            Some((time, kernel)) => {
+                AttentionPass { core, ns: time.ns, bound: time.bound, kernel: Some(kernel) }
+            }
+            None => AttentionPass {
+                core,
+                ns: core.pass_ns * work.batch * work.context,
+                bound: core.bound,
+                kernel: None,
+            },
+        }
+    }
+
+    fn work(
+        &self,
+        shape: &AttentionShape,
+        split: TensorParallelSplit,
+        core: &AttentionCore,
+        query_tokens: u32,
+        batch: u32,
+        context: u32,
+    ) -> Work {
+        let groups = match self.path {
+            DecodePath::MqaAbsorb => 1,
+            DecodePath::Gqa => split.groups_per_rank.max(1),
+        };
+        let heads = u64::from(split.heads_per_rank).div_ceil(groups.into());
+        Work {
+            bytes: core.bytes as f64,
+            groups: groups.into(),
+            rows: heads.saturating_mul(query_tokens.max(1).into()),
+            flops_per_row: shape.flops_per_head(self.path) as f64,
+            batch: batch.max(1).into(),
+            context: context.max(1).into(),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the cost model needs to know of a class besides the roofline: caches, links and what its tensor cores can run.
+//!
+//! Keyed by class name, so that a `GPUClass` which overrides a rate keeps the rest. A class nobody described gets the
+//! plainest figures: no link, no fast kernels, a small cache.
+
+use crate::gpu::GpuSpec;
+
+/// Families whose kernels differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Compute capability 8.0 and 8.6: `mma.sync` only.
+    Ampere,
+    /// 8.9: as Ampere, with fp8.
+    Ada,
+    /// 9.0: warp-group instructions of 64 rows.
+    Hopper,
+    /// 10.0 and 10.3: tensor memory, tiles of 64 rows and more.
+    Blackwell,
+    /// 12.0: `mma.sync`, with fp8.
+    BlackwellRtx,
+    /// No GPU.
+    Cpu,
+    /// Nothing is known.
+    Unknown,
+}
+
+impl Architecture {
+    /// Whether tensor cores multiply fp8.
+    pub const fn has_fp8(self) -> bool {
+        matches!(self, Self::Ada | Self::Hopper | Self::Blackwell | Self::BlackwellRtx)
+    }
+}
+
+/// Figures of one class.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hardware {
+    /// The kernels it can run.
+    pub architecture: Architecture,
+    /// Last-level cache, bytes.
+    pub l2_bytes: f64,
+    /// What the last-level cache delivers, bytes/s.
+    pub l2_bytes_per_second: f64,
+    /// Bandwidth between GPUs of one node, both directions together, bytes/s. PCIe where there is no NVLink.
+    pub link_bytes_per_second: f64,
+    /// Whether GPUs reach each other's memory over NVLink.
+    pub nvlink: bool,
+    /// Streaming multiprocessors, or cores.
+    pub multiprocessors: u32,
+}
+
+impl Hardware {
+    /// The figures of `gpu`'s class.
+    pub fn of(gpu: &GpuSpec) -> Self {
+        let known = TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(&gpu.name));
+        known.map_or_else(|| Self::unknown(gpu), Row::hardware)
+    }
+
+    /// A cache no better than memory, so that nothing is expected of it.
+    fn unknown(gpu: &GpuSpec) -> Self {
+        Self {
+            architecture: Architecture::Unknown,
+            l2_bytes: 0.0,
+            l2_bytes_per_second: gpu.bytes_per_second,
+            link_bytes_per_second: 32e9,
+            nvlink: false,
+            multiprocessors: 1,
+        }
+    }
+}
+
+struct Row {
+    name: &'static str,
+    architecture: Architecture,
+    l2_megabytes: f64,
+    l2_terabytes_per_second: f64,
+    /// GB/s in both directions together; `None` is PCIe.
+    nvlink: Option<f64>,
+    pcie: f64,
+    multiprocessors: u32,
+}
+
+impl Row {
+    fn hardware(&self) -> Hardware {
+        Hardware {
+            architecture: self.architecture,
+            l2_bytes: self.l2_megabytes * 1e6,
+            l2_bytes_per_second: self.l2_terabytes_per_second * 1e12,
+            link_bytes_per_second: self.nvlink.unwrap_or(self.pcie) * 1e9,
+            nvlink: self.nvlink.is_some(),
+            multiprocessors: self.multiprocessors,
+        }
+    }
+}
+
+const fn row(
+    name: &'static str,
+    architecture: Architecture,
+    l2: (f64, f64),
+    nvlink: Option<f64>,
+    pcie: f64,
+    multiprocessors: u32,
+) -> Row {
+    let (l2_megabytes, l2_terabytes_per_second) = l2;
+    Row { name, architecture, l2_megabytes, l2_terabytes_per_second, nvlink, pcie, multiprocessors }
+}
+
+/// Sizes, links and multiprocessors are the vendor's; PCIe is x16 of the card's generation. Cache bandwidths are
+/// estimates between what microbenchmarks of the family report, rounded to half a TB/s; they matter only for caches that
+/// fit. Bridged cards are planned without their bridge, which a node may lack.
+static TABLE: [Row; 21] = {
+    use Architecture::{Ada, Ampere, Blackwell, BlackwellRtx, Cpu, Hopper};
+    [
+        row("H100", Hopper, (50.0, 5.5), Some(900.0), 128.0, 132),
+        row("H100-PCIe", Hopper, (50.0, 4.5), None, 128.0, 114),
+        row("H100-NVL", Hopper, (50.0, 5.0), None, 128.0, 132),
+        row("H200", Hopper, (50.0, 5.5), Some(900.0), 128.0, 132),
+        row("H800", Hopper, (50.0, 5.5), Some(400.0), 128.0, 132),
+        row("H20", Hopper, (60.0, 5.0), Some(900.0), 128.0, 78),
+        row("H20-3e", Hopper, (60.0, 5.0), Some(900.0), 128.0, 78),
+        row("A100", Ampere, (40.0, 4.0), Some(600.0), 64.0, 108),
+        row("A100-40GB", Ampere, (40.0, 4.0), Some(600.0), 64.0, 108),
+        row("A100-PCIe", Ampere, (40.0, 4.0), None, 64.0, 108),
+        row("A800", Ampere, (40.0, 4.0), Some(400.0), 64.0, 108),
+        row("A10", Ampere, (6.0, 1.5), None, 64.0, 72),
+        row("L4", Ada, (48.0, 1.5), None, 64.0, 58),
+        row("L40S", Ada, (96.0, 4.0), None, 64.0, 142),
+        row("L20", Ada, (96.0, 3.0), None, 64.0, 92),
+        row("B200", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
+        row("B300", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
+        row("GB200", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
+        row("GB300", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
+        row("RTX-PRO-6000", BlackwellRtx, (128.0, 6.0), None, 128.0, 188),
+        // The last-level cache of the machine the catalogue's CPU figures were measured on.
+        row("CPU", Cpu, (32.0, 0.13), None, 32.0, 2),
+    ]
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    #[test]
+    fn every_built_in_class_is_described() {
+        for class in Catalogue::builtin().iter() {
+            let hardware = Hardware::of(&class.spec);
+            assert_ne!(hardware.architecture, Architecture::Unknown, "{}", class.name());
+            assert!(hardware.l2_bytes_per_second >= class.spec.bytes_per_second, "{}", class.name());
+            if let Some(multiprocessors) = class.multiprocessors {
+                assert_eq!(hardware.multiprocessors, multiprocessors, "{}", class.name());
+            }
+        }
+    }
+
+    #[test]
+    fn an_unheard_of_class_is_given_nothing() {
+        let gpu = GpuSpec {
+            name: "X9".into(),
+            flops_per_second: 1e14,
+            bytes_per_second: 1e12,
+            memory_bytes: 1 << 34,
+        };
+        let hardware = Hardware::of(&gpu);
+        assert_eq!(hardware.architecture, Architecture::Unknown);
+        assert!(!hardware.nvlink && !hardware.architecture.has_fp8());
+    }
+}

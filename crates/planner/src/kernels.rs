@@ -1,0 +1,212 @@
+//! Which kernels there are, per runtime, class and path.
+//!
+//! **vLLM** stands for the best public kernel, whichever engine ships it. Its fractions were fitted to published medians
+//! of absorb over GQA time where the cache exceeds the last-level cache (one layer, bf16, one query token; DeepSeek's,
+//! LLaMA-3-8B's and GLM-4.7-Flash's shapes over 1 to 8 ranks on six GPUs, from NVIDIA's aiconfigurator tables),
+//! with published floors of 12 to 18 µs a call for absorb and 5 to 12 µs for GQA. The test beside this file compares them
+//! with every median. GPUs without a median take their architecture's figures.
+//!
+//! **Native** kernels use `mma.sync` on 16-row tiles. They have not been timed on a GPU: the fractions are modelled from
+//! counted instructions and clocks, and `gqla bench attn` on a device replaces them.
+
+use std::borrow::Cow;
+
+use gqla_model::DecodePath;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    gpu::GpuSpec,
+    hardware::{Architecture, Hardware},
+    kernel::Kernel,
+};
+
+/// The engine a pod runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// `gqla-server`.
+    #[default]
+    Native,
+    /// vLLM with the GQLA plugin.
+    Vllm,
+}
+
+impl Runtime {
+    /// `native` or `vllm`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Vllm => "vllm",
+        }
+    }
+}
+
+/// The kernels `runtime` can use for `path` on `gpu`; never empty.
+pub(crate) fn kernels(runtime: Runtime, path: DecodePath, gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
+    match (hardware.architecture, runtime) {
+        (Architecture::Cpu, _) => vec![cpu(path)],
+        (Architecture::Unknown, _) => vec![unknown(path)],
+        (_, Runtime::Native) => vec![native(path, gpu, hardware)],
+        (architecture, Runtime::Vllm) => public(path, &gpu.name, architecture),
+    }
+}
+
+/// What the fits differ in.
+struct Fit {
+    name: &'static str,
+    bandwidth: f64,
+    narrow_loss: f64,
+    arithmetic: f64,
+    tile_rows: u32,
+    overlap: f64,
+}
+
+const FITTED: &str = "fitted to published medians of public kernels";
+/// One sequence of 131 072 tokens takes an H100 84 to 99 µs on absorb and 50 µs for one group on GQA.
+const LONE_LOSS: [f64; 2] = [0.4, 0.25];
+
+impl Fit {
+    fn absorb(self) -> Kernel {
+        self.kernel([12.0, 3.0], LONE_LOSS[0])
+    }
+
+    fn gqa(self) -> Kernel {
+        self.kernel([6.0, 6.0], LONE_LOSS[1])
+    }
+
+    fn kernel(self, [floor_us, stream_us]: [f64; 2], lone_loss: f64) -> Kernel {
+        Kernel {
+            name: Cow::Borrowed(self.name),
+            floor_us,
+            stream_us,
+            bandwidth: self.bandwidth,
+            narrow_loss: self.narrow_loss,
+            arithmetic: self.arithmetic,
+            tile_rows: self.tile_rows,
+            lone_loss,
+            overlap: self.overlap,
+            splits_context: true,
+            min_rows: 0,
+            source: Cow::Borrowed(FITTED),
+        }
+    }
+}
+
+fn public(path: DecodePath, class: &str, architecture: Architecture) -> Vec<Kernel> {
+    match path {
+        DecodePath::MqaAbsorb => public_absorb(class, architecture),
+        DecodePath::Gqa => vec![public_gqa(class, architecture)],
+    }
+}
+
+fn public_absorb(class: &str, architecture: Architecture) -> Vec<Kernel> {
+    let fit = |name, bandwidth, arithmetic, tile_rows, overlap| {
+        Fit { name, bandwidth, narrow_loss: 0.0, arithmetic, tile_rows, overlap }.absorb()
+    };
+    match (architecture, class) {
+        // 126 to 130 of 148 TFLOP/s are published for FlashMLA on an H20, whose tensor cores are throttled.
+        (Architecture::Hopper, "H20" | "H20-3e") => vec![fit("FlashMLA", 0.88, 0.87, 64, 4.0)],
+        (Architecture::Hopper, "H200") => vec![fit("FlashMLA", 0.92, 0.556, 64, 5.8)],
+        (Architecture::Hopper, _) => vec![fit("FlashMLA", 0.88, 0.60, 64, 4.2)],
+        (Architecture::Blackwell, _) => vec![fit("TRT-LLM MLA", 0.74, 0.65, 64, 2.7)],
+        (Architecture::BlackwellRtx, _) => vec![fit("FlashInfer MLA", 0.74, 0.213, 16, 1.8)],
+        (Architecture::Ada, _) => vec![fit("FlashInfer MLA", 0.90, 0.24, 16, 2.7)],
+        // Triton reads the latent again for every 16 heads; the other one leaves most of the card idle below about
+        // fifty sequences, and exists for 128 heads only.
+        _ => vec![
+            fit("Triton MLA", 0.40, 0.106, 16, 2.8),
+            Kernel {
+                splits_context: false,
+                min_rows: 128,
+                ..fit("FlashInfer MLA, unsplit", 0.40, 0.55, 64, 8.0)
+            },
+        ],
+    }
+}
+
+fn public_gqa(class: &str, architecture: Architecture) -> Kernel {
+    let (bandwidth, narrow_loss, arithmetic) = match (architecture, class) {
+        // FlashAttention-3 reaches 100 to 129 of an H20's 148 TFLOP/s.
+        (Architecture::Hopper, "H20" | "H20-3e") => (0.93, 0.10, 0.75),
+        (Architecture::Hopper, "H200") => (0.93, 0.157, 0.5),
+        (Architecture::Hopper, _) => (0.93, 0.097, 0.5),
+        (Architecture::Blackwell, _) => (0.97, 0.06, 0.3),
+        (Architecture::BlackwellRtx, _) => (0.95, 0.14, 0.5),
+        (Architecture::Ada, _) => (0.97, 0.058, 0.5),
+        _ => (0.894, 0.085, 0.5),
+    };
+    Fit {
+        name: "FlashInfer / FlashAttention",
+        bandwidth,
+        narrow_loss,
+        arithmetic,
+        tile_rows: 16,
+        overlap: 4.0,
+    }
+    .gqa()
+}
+
+const MODELLED: &str = "modelled from counted clocks, not yet measured on a device";
+/// A full Hopper multiprocessor's dense bf16 rate, FLOP/s.
+const HOPPER_MULTIPROCESSOR: f64 = 989e12 / 132.0;
+
+/// Two launches a call, the second one merging split contexts.
+fn native(path: DecodePath, gpu: &GpuSpec, hardware: &Hardware) -> Kernel {
+    let arithmetic = match hardware.architecture {
+        // `mma.sync` issues at 0.6 of what warp-group instructions reach, which a throttled card never needs.
+        Architecture::Hopper => {
+            let rate = 0.6 * HOPPER_MULTIPROCESSOR * f64::from(hardware.multiprocessors);
+            (rate / gpu.flops_per_second).min(0.9)
+        }
+        Architecture::Blackwell => 0.3,
+        _ => 0.75,
+    };
+    Kernel {
+        name: Cow::Borrowed("gqla mma.sync"),
+        floor_us: 8.0,
+        stream_us: 4.0,
+        bandwidth: 0.85,
+        narrow_loss: if path == DecodePath::Gqa { 0.05 } else { 0.0 },
+        arithmetic,
+        tile_rows: 16,
+        lone_loss: 0.25,
+        overlap: 4.0,
+        splits_context: true,
+        min_rows: 0,
+        source: Cow::Borrowed(MODELLED),
+    }
+}
+
+/// No tiles and no launches to speak of; threads meet once a call.
+fn cpu(path: DecodePath) -> Kernel {
+    Kernel {
+        name: Cow::Borrowed("gqla CPU"),
+        floor_us: 5.0,
+        stream_us: 0.0,
+        bandwidth: 0.8,
+        narrow_loss: 0.0,
+        arithmetic: if path == DecodePath::Gqa { 0.5 } else { 0.6 },
+        tile_rows: 1,
+        lone_loss: 0.0,
+        overlap: 2.0,
+        splits_context: true,
+        min_rows: 0,
+        source: Cow::Borrowed("assumed; `gqla bench attn` measures it"),
+    }
+}
+
+/// Kernels that any card can be expected to run, at fractions none should miss.
+fn unknown(path: DecodePath) -> Kernel {
+    Kernel {
+        name: Cow::Borrowed("any"),
+        floor_us: 12.0,
+        stream_us: 6.0,
+        bandwidth: if path == DecodePath::Gqa { 0.7 } else { 0.5 },
+        arithmetic: 0.3,
+        source: Cow::Borrowed("assumed for a card nobody described"),
+        ..cpu(path)
+    }
+}
+
+#[cfg(test)]
+mod tests;
