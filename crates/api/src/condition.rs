@@ -51,6 +51,8 @@ pub enum ConditionReason {
     NoFeasiblePlan,
     /// Planned=False: no usable node of a class that may be used.
     NoUsableNodes,
+    /// Planned=False: more replicas were asked for than all pools together may have; the rest is planned.
+    ReplicasUnplaced,
     /// Progressing=True: pods are being rolled out.
     RollingOut,
     /// Progressing=True: every pod runs the plan.
@@ -107,6 +109,7 @@ impl ConditionReason {
             Self::Refused => "Refused",
             Self::NoFeasiblePlan => "NoFeasiblePlan",
             Self::NoUsableNodes => "NoUsableNodes",
+            Self::ReplicasUnplaced => "ReplicasUnplaced",
             Self::RollingOut => "RollingOut",
             Self::RolledOut => "RolledOut",
             Self::DeadlineExceeded => "DeadlineExceeded",

@@ -116,7 +116,24 @@ pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetS
         failures.clear();
     }
     let automatic = deployment.spec.pools.is_empty();
-    Plan { pools: place(deployment, fleet, planned), failures, automatic, problems }
+    let pools = place(deployment, fleet, planned);
+    if failures.is_empty() {
+        failures.extend(unplaced(deployment, &pools));
+    }
+    Plan { pools, failures, automatic, problems }
+}
+
+/// Says how many replicas exceed what all pools together may have.
+fn unplaced(deployment: &ValidatedDeployment, pools: &[PoolPlan]) -> Option<PoolFailure> {
+    let total = u32::try_from(deployment.spec.replicas).unwrap_or(0);
+    let left = total.saturating_sub(pools.iter().map(|pool| pool.replicas).sum());
+    (left > 0).then(|| PoolFailure {
+        pool: String::new(),
+        reason: ConditionReason::ReplicasUnplaced,
+        sentence: format!(
+            "{left} of {total} replicas have no place: every pool is at its maxReplicas; raise one or lower spec.replicas"
+        ),
+    })
 }
 
 /// The survey of all usable nodes, then one per pool with a node selector (in order).

@@ -125,3 +125,17 @@ fn failures_are_sentences_and_stay_alone() {
     assert!(plan.failures.iter().any(|failure| failure.reason == NoFeasiblePlan), "{plan:?}");
     assert!(plan.keeps("whatever runs already"));
 }
+
+#[test]
+fn replicas_beyond_what_pools_may_have_are_told() {
+    let pools = json!([
+        { "name": "a", "gpuClass": "H100", "maxReplicas": 1 },
+        { "name": "b", "gpuClass": "H20", "maxReplicas": 2 },
+    ]);
+    let spec = json!({ "runtime": { "device": "CUDA" }, "pools": pools, "replicas": 5 });
+    let plan = planned(spec, &mixed());
+    assert_eq!(plan.pools.iter().map(|pool| pool.replicas).collect::<Vec<_>>(), [1, 2]);
+    let [failure] = plan.failures.as_slice() else { panic!("{:?}", plan.failures) };
+    assert_eq!(failure.reason, ConditionReason::ReplicasUnplaced);
+    assert!(failure.sentence.starts_with("2 of 5 replicas have no place"), "{}", failure.sentence);
+}

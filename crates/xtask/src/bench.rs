@@ -1,0 +1,20 @@
+//! `cargo xtask bench`: figures that are measured on this machine and printed, never asserted.
+
+mod fleet;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Measure and print.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// The operator's memory and CPU time over a large fleet whose labels change
+    Fleet(fleet::Args),
+}
+
+/// Runs one benchmark.
+pub fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Fleet(args) => fleet::run(args),
+    }
+}
