@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that is done to this repository by more than one command.
 
+mod bench;
 mod binaries;
 mod cluster;
 mod demo;
@@ -32,6 +33,9 @@ enum Command {
     Test,
     /// Run the demo's steps on a real cluster and assert on what a user sees
     E2e(e2e::Args),
+    /// Measure and print
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Start an empty test cluster, until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Check formatting, lints, documentation, dependencies and the source tree
@@ -45,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test => test::run_all(),
         Command::E2e(args) => e2e::run(&args),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Cluster(args) => tokio::runtime::Runtime::new()?.block_on(cluster::run(args)),
         Command::Lint(args) => lint::run(&args),
         Command::Gen(args) => generate::run(&args),
