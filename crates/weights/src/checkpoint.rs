@@ -166,7 +166,7 @@ impl Checkpoint {
 /// Groups whose keys and values `rows` output rows of an up-projection hold.
 fn groups_of(rows: u64, shape: &AttentionShape) -> Option<u32> {
     let per_group = u64::from(shape.qk_nope_head_dim) + u64::from(shape.v_head_dim);
-    (rows % per_group == 0).then(|| u32::try_from(rows / per_group).ok())?
+    rows.is_multiple_of(per_group).then(|| u32::try_from(rows / per_group).ok())?
 }
 
 enum Container {
