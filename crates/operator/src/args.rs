@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use gqla_telemetry::LogFormat;
+use gqla_telemetry::{LogFormat, parse_seconds};
 
 /// Watches GQLADeployments and nodes, plans per GPU pool, rolls out and reports.
 #[derive(Debug, clap::Parser)]
@@ -38,10 +38,10 @@ pub struct Settings {
     #[arg(long, default_value_t = 8)]
     pub concurrency: u16,
     /// Seconds between two readings of the pods' token counters.
-    #[arg(long, default_value = "5", value_parser = seconds)]
+    #[arg(long, default_value = "5", value_parser = parse_seconds)]
     pub scrape_interval: Duration,
     /// Seconds one reconciliation may take before it is given up and tried again.
-    #[arg(long, default_value = "60", value_parser = seconds)]
+    #[arg(long, default_value = "60", value_parser = parse_seconds)]
     pub reconcile_timeout: Duration,
     /// Address of probes and metrics.
     #[arg(long, default_value = "0.0.0.0:9090")]
@@ -62,29 +62,4 @@ pub struct Settings {
 
 fn default_identity() -> String {
     format!("gqla-operator-{}", std::process::id())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    // Suffixes are accepted because Helm values are often written that way.
-    let number = text.strip_suffix('s').unwrap_or(text);
-    match number.parse::<f64>() {
-        Ok(value) if value.is_finite() && (0.1..=86_400.0).contains(&value) => {
-            Ok(Duration::from_secs_f64(value))
-        }
-        _ => Err(format!("`{text}` is not a number of seconds from 0.1 to 86400")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seconds_are_bounded() {
-        assert_eq!(seconds("5"), Ok(Duration::from_secs(5)));
-        assert_eq!(seconds("0.5s"), Ok(Duration::from_millis(500)));
-        for text in ["0", "-1", "nan", "inf", "1h", "90000"] {
-            assert!(seconds(text).is_err(), "{text}");
-        }
-    }
 }

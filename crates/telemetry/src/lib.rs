@@ -5,6 +5,7 @@ mod admin;
 mod health;
 mod http;
 mod logging;
+mod seconds;
 mod shutdown;
 
 pub use admin::{AdminError, AdminServer};
@@ -12,5 +13,6 @@ pub use health::{Health, Probe};
 pub use http::{HttpLimits, serve};
 pub use logging::{LogFormat, LoggingError, UnknownLogFormat, init_logging};
 pub use prometheus;
+pub use seconds::parse_seconds;
 pub use shutdown::shutdown_signal;
 pub use tokio_util::sync::CancellationToken;

@@ -1,5 +1,4 @@
 //! The accept loop against clients that do not behave.
-#![expect(clippy::unwrap_used, reason = "a test helper that fails should fail the test")]
 
 use std::{convert::Infallible, time::Duration};
 
