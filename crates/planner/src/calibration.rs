@@ -1,7 +1,6 @@
 //! Measurements that replace the built-in figures.
 //!
-//! A calibration is JSON, written by whatever measured (`gqla bench attn` for kernels, `gqla bench host` for a CPU's
-//! roofline, an operator from its pods) and read by whoever plans. Every entry says where it comes from:
+//! A calibration is JSON, written by whatever measured and read by whoever plans. Every entry says where it comes from:
 //!
 //! ```json
 //! {
@@ -9,7 +8,7 @@
 //!     "gpu": "H20", "runtime": "native", "path": "GQA",
 //!     "floor_us": 9.5, "bandwidth": 0.81, "arithmetic": 0.7, "tile_rows": 16,
 //!     "provenance": {
-//!       "tool": "gqla bench attn", "device": "NVIDIA H20", "build": "0.1.0 sm_90a",
+//!       "tool": "attention timer", "device": "NVIDIA H20", "build": "0.1.0 sm_90a",
 //!       "measured_at": "2026-01-02T03:04:05Z", "samples": 30
 //!     }
 //!   }]
@@ -39,7 +38,7 @@ pub struct Calibration {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
-    /// What measured, such as `gqla bench attn`.
+    /// What measured.
     pub tool: String,
     /// The device it ran on, as the driver names it.
     pub device: String,
@@ -180,7 +179,7 @@ mod tests {
 
     fn provenance() -> Provenance {
         Provenance {
-            tool: "gqla bench attn".into(),
+            tool: "attention timer".into(),
             device: "NVIDIA H20".into(),
             build: "0.1.0 sm_90a".into(),
             measured_at: "2026-01-02T03:04:05Z".into(),

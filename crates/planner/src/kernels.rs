@@ -7,7 +7,7 @@
 //! with every median. GPUs without a median take their architecture's figures.
 //!
 //! **Native** kernels use `mma.sync` on 16-row tiles. They have not been timed on a GPU: the fractions are modelled from
-//! counted instructions and clocks, and `gqla bench attn` on a device replaces them.
+//! counted instructions and clocks, and a measured [`Calibration`](crate::Calibration) replaces them.
 
 use std::borrow::Cow;
 
@@ -191,7 +191,7 @@ fn cpu(path: DecodePath) -> Kernel {
         overlap: 2.0,
         splits_context: true,
         min_rows: 0,
-        source: Cow::Borrowed("assumed; `gqla bench attn` measures it"),
+        source: Cow::Borrowed("assumed, not measured; a calibration replaces them"),
     }
 }
 

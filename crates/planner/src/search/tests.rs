@@ -99,7 +99,7 @@ fn a_measurement_changes_the_plan_and_is_named() {
         arithmetic: 0.1,
         tile_rows: 64,
         provenance: Provenance {
-            tool: "gqla bench attn".into(),
+            tool: "attention timer".into(),
             device: "NVIDIA H20".into(),
             build: "0.1.0 sm_90a".into(),
             measured_at: "2026-01-02T03:04:05Z".into(),
@@ -111,7 +111,7 @@ fn a_measurement_changes_the_plan_and_is_named() {
     assert_eq!(measured.chosen.path, DecodePath::MqaAbsorb);
     calibration.kernels = vec![MeasuredKernel { bandwidth: 0.8, arithmetic: 0.8, ..slow.clone() }];
     let good = plan_calibrated(&shape, &gpu("H20"), &goal, &one_gpu(), &calibration).unwrap();
-    assert!(good.basis.starts_with("measured by gqla bench attn with 0.1.0 sm_90a on NVIDIA H20"));
+    assert!(good.basis.starts_with("measured by attention timer with 0.1.0 sm_90a on NVIDIA H20"));
     calibration.kernels = vec![MeasuredKernel { arithmetic: 2.0, ..slow }];
     let refusal = plan_calibrated(&shape, &gpu("H20"), &goal, &one_gpu(), &calibration);
     assert!(matches!(refusal, Err(PlanError::Calibration(_))));
