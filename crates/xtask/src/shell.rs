@@ -56,23 +56,34 @@ pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Runs a program with its output passed through; fails unless it exits with 0.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status =
-        command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {command:?}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start `{}`", command_line(command)))?;
     if !status.success() {
-        bail!("{command:?} ended with {status}");
+        bail!("`{}` ended with {status}", command_line(command));
     }
     Ok(())
 }
 
 /// Runs a program and returns what it printed; on failure the error holds the end of its output.
 pub fn capture(command: &mut Command) -> Result<String> {
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{}`", command_line(command)))?;
     if !output.status.success() {
-        bail!("{command:?} ended with {}\n{}", output.status, tail(&output));
+        bail!("`{}` ended with {}\n{}", command_line(command), output.status, tail(&output));
     }
     String::from_utf8(output.stdout)
-        .with_context(|| format!("{command:?} printed something that is not UTF-8"))
+        .with_context(|| format!("`{}` printed something that is not UTF-8", command_line(command)))
+}
+
+/// The program and its arguments, without folder and environment.
+fn command_line(command: &Command) -> String {
+    let name = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(name).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 fn tail(output: &Output) -> String {

@@ -101,7 +101,7 @@ fn agents(pods: &[Pod]) -> Option<Agents> {
     };
     let by_node: BTreeMap<String, AgentState> = pods.iter().filter(is_agent).filter_map(state).collect();
     let now = Timestamp::now().as_second();
-    (!by_node.is_empty()).then(|| Agents { by_node, known_since: now, now })
+    (!by_node.is_empty()).then_some(Agents { by_node, known_since: now, now })
 }
 
 fn state(pod: &Pod) -> Option<(String, AgentState)> {
