@@ -14,6 +14,7 @@ mod python;
 mod scenario;
 mod shell;
 mod test;
+mod usage;
 
 use clap::{Parser, Subcommand};
 

@@ -2,7 +2,6 @@
 //! label changes leaves any behind.
 
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
@@ -27,14 +26,13 @@ use crate::{
     binaries, progress,
     scenario::{throughput::scrape, wait},
     shell::{repo_root, step},
+    usage::Usage,
 };
 
 const AT_ONCE: usize = 16;
 const LIMIT: Duration = Duration::from_secs(300);
 /// Changes follow each other within a second; after this the operator has seen all of them.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Clock ticks per second in /proc, the same on every Linux.
-const TICKS: f64 = 100.0;
 
 /// Measure the operator's memory and CPU time over a large fleet whose labels change.
 #[derive(Debug, clap::Args)]
@@ -68,7 +66,7 @@ async fn measure(args: &Args, cluster: &Cluster, binary: &Path) -> Result<()> {
     cluster.kubectl(["apply", "--server-side", "--filename", crds]).await?;
     let operator = Operator::start(binary, &cluster.kubeconfig())?;
     operator.sees(1).await?;
-    let empty = operator.resident()?;
+    let empty = operator.usage()?.resident_kib;
     let nodes: Api<Node> = Api::all(cluster.client().await?);
 
     let start = Instant::now();
@@ -77,19 +75,24 @@ async fn measure(args: &Args, cluster: &Cluster, binary: &Path) -> Result<()> {
     operator.sees(args.nodes + 1).await?;
     println!("{} nodes created and seen in {:.0} s", args.nodes, start.elapsed().as_secs_f64());
     tokio::time::sleep(SETTLE).await;
-    let (full, busy) = (operator.resident()?, operator.cpu_seconds()?);
-    let per_node = full.saturating_sub(empty) * 1024 / args.nodes as u64;
-    println!("operator resident, measured: {empty} KiB empty, {full} KiB full, {per_node} bytes a node");
+    let full = operator.usage()?;
+    let per_node = full.resident_kib.saturating_sub(empty) * 1024 / args.nodes as u64;
+    println!(
+        "operator resident, measured: {empty} KiB empty, {} KiB full, {per_node} bytes a node",
+        full.resident_kib
+    );
 
     let start = Instant::now();
     let flips = stream::iter(0..args.flips).map(|flip| change(&nodes, flip % args.nodes, flip));
     flips.buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
     tokio::time::sleep(SETTLE).await;
-    let (after, elapsed) = (operator.resident()?, start.elapsed().as_secs_f64());
-    let cpu = operator.cpu_seconds()? - busy;
+    let after = operator.usage()?;
     println!(
-        "{} label changes in {elapsed:.0} s, measured: {after} KiB after, {cpu:.1} s of CPU time",
-        args.flips
+        "{} label changes in {:.0} s, measured: {} KiB after, {:.1} s of CPU time",
+        args.flips,
+        start.elapsed().as_secs_f64(),
+        after.resident_kib,
+        after.cpu_seconds - full.cpu_seconds
     );
     Ok(())
 }
@@ -165,21 +168,8 @@ impl Operator {
         .await
     }
 
-    /// VmRSS in KiB.
-    fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the operator has ended")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    }
-
-    /// CPU time it has used.
-    fn cpu_seconds(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Fields 14 and 15; the name before them is in parentheses and may hold anything.
-        let fields = stat.rsplit_once(')').context("/proc has no stat of the operator")?.1;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-        Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
+    fn usage(&self) -> Result<Usage> {
+        Usage::of(self.child.id())
     }
 }
 

@@ -1,9 +1,6 @@
 //! What nodes really have, as NVML tells their agents: on real kubelets, with a stand-in below NVML's C interface.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gqla_api::{GQLADeploymentStatus, PoolStatus, labels};
@@ -17,7 +14,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::scenario::{NAMESPACE, OPERATOR_NAMESPACE, hardware::HardwareWorld, wait};
+use crate::{
+    scenario::{NAMESPACE, OPERATOR_NAMESPACE, hardware::HardwareWorld, wait},
+    usage::Usage,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// A card that is gone has to be told within this.
@@ -26,6 +26,7 @@ const PULLED: Duration = Duration::from_secs(10);
 const AT_REST: Duration = Duration::from_secs(16);
 /// Most resident memory of an agent.
 const AGENT_KIB: u64 = 20 * 1024;
+const AGENT: &str = "gqla-agent";
 const NAME: &str = "deepseek";
 
 /// `gqla nodes` knows an honest node, a mixed one and a lying one apart.
@@ -53,13 +54,15 @@ pub async fn nodes_are_what_nvml_says(world: &HardwareWorld) -> Result<()> {
 
 /// A node whose GPUs do not change is never written to by its agent, and the agent is small.
 pub async fn agents_rest(world: &HardwareWorld) -> Result<()> {
-    let before = written(world).await?;
+    let (before, started) = (written(world).await?, Usage::of_all(AGENT)?);
     tokio::time::sleep(AT_REST).await;
-    let after = written(world).await?;
+    let (after, agents) = (written(world).await?, Usage::of_all(AGENT)?);
     ensure!(before == after, "agents wrote to nodes at rest: {before:?} became {after:?}");
-    let resident = agents_resident()?;
-    ensure!(resident.len() >= 4, "{} agents run, expected one on each of 4 nodes", resident.len());
-    eprintln!("         agents' resident memory, measured: {resident:?} KiB");
+    ensure!(agents.len() >= 4, "{} agents run, expected one on each of 4 nodes", agents.len());
+    let resident: Vec<u64> = agents.iter().map(|agent| agent.resident_kib).collect();
+    let busy = |agents: &[Usage]| agents.iter().map(|agent| agent.cpu_seconds).sum::<f64>();
+    let share = (busy(&agents) - busy(&started)) / AT_REST.as_secs_f64() / agents.len() as f64 * 100.0;
+    eprintln!("         agents at rest, measured: {resident:?} KiB resident, {share:.2} % of a core each");
     ensure!(
         resident.iter().all(|kib| *kib <= AGENT_KIB),
         "an agent takes more than {AGENT_KIB} KiB: {resident:?}"
@@ -77,19 +80,6 @@ async fn written(world: &HardwareWorld) -> Result<Vec<(String, String)>> {
         (node.name_any(), times.join(","))
     };
     Ok(nodes.iter().map(entry).collect())
-}
-
-/// VmRSS of every agent on this machine, in KiB.
-fn agents_resident() -> Result<Vec<u64>> {
-    let status = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("status")).ok();
-    let resident = |status: String| {
-        let field =
-            |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
-        (field("Name:")? == "gqla-agent")
-            .then(|| field("VmRSS:")?.trim_end_matches(" kB").parse().ok())
-            .flatten()
-    };
-    Ok(fs::read_dir("/proc")?.flatten().filter_map(status).filter_map(resident).collect())
 }
 
 /// Pools of H100s and H20s get pods on nodes that have them, a pool of H200s gets none.
