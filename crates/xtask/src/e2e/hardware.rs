@@ -58,6 +58,9 @@ pub async fn agents_rest(world: &HardwareWorld) -> Result<()> {
     tokio::time::sleep(AT_REST).await;
     let (after, agents) = (written(world).await?, Usage::of_all(AGENT)?);
     ensure!(before == after, "agents wrote to nodes at rest: {before:?} became {after:?}");
+    let unwritten: Vec<_> =
+        after.iter().filter(|(_, times)| times.is_empty()).map(|(node, _)| node).collect();
+    ensure!(unwritten.is_empty(), "no agent ever wrote to {unwritten:?}");
     ensure!(agents.len() >= 4, "{} agents run, expected one on each of 4 nodes", agents.len());
     let resident: Vec<u64> = agents.iter().map(|agent| agent.resident_kib).collect();
     let busy = |agents: &[Usage]| agents.iter().map(|agent| agent.cpu_seconds).sum::<f64>();
