@@ -99,7 +99,11 @@ pub fn adopt(stored: &NodeInventory, current: NodeInventory) -> NodeInventory {
         since: if lasts { stored.since.clone() } else { current.since },
         driver_version: current.driver_version.or_else(|| stored.driver_version.clone()),
         cuda_version: current.cuda_version.or_else(|| stored.cuda_version.clone()),
-        gpus: if unseen { stored.gpus.clone() } else { with_absent(&stored.gpus, current.gpus) },
+        gpus: if unseen {
+            stored.gpus.clone()
+        } else {
+            with_absent(&stored.gpus, identified(&stored.gpus, current.gpus))
+        },
         ..current
     }
 }
@@ -119,7 +123,7 @@ fn answered(before: &NodeInventory, facts: &Facts, faults: &Faults) -> NodeInven
     let mut gpus: Vec<GpuFacts> = listed
         .map(|(index, gpu)| match gpu {
             GpuReading::Seen(seen) => concluded(seen, index, faults),
-            GpuReading::Lost => lost(before, index, facts),
+            GpuReading::Lost => GpuFacts { index, health: GpuHealth::Lost, ..GpuFacts::default() },
         })
         .collect();
     connect(&mut gpus, &facts.gpus);
@@ -129,7 +133,7 @@ fn answered(before: &NodeInventory, facts: &Facts, faults: &Faults) -> NodeInven
         message: message.as_deref().map(bounded),
         driver_version: Some(bounded(&facts.driver_version)),
         cuda_version: Some(cuda),
-        gpus: with_absent(&before.gpus, gpus),
+        gpus: with_absent(&before.gpus, identified(&before.gpus, gpus)),
     }
 }
 
@@ -153,13 +157,25 @@ fn concluded(seen: &Seen, index: u32, faults: &Faults) -> GpuFacts {
     }
 }
 
-/// A lost GPU, with the details it had, unless a GPU that answers proves that the indices changed meanwhile.
-fn lost(before: &NodeInventory, index: u32, facts: &Facts) -> GpuFacts {
-    let answers = |old: &GpuFacts| {
-        facts.gpus.iter().any(|gpu| matches!(gpu, GpuReading::Seen(seen) if seen.facts.uuid == old.uuid))
-    };
-    let known = before.gpus.iter().find(|old| old.index == index && !answers(old)).cloned();
-    GpuFacts { index, health: GpuHealth::Lost, ..known.unwrap_or_default() }
+/// `gpus`, where lost ones that nobody could ask get the details of `before`: those of their index, unless a GPU that
+/// answers proves that the indices changed meanwhile, else those of a GPU that is not among them.
+fn identified(before: &[GpuFacts], mut gpus: Vec<GpuFacts>) -> Vec<GpuFacts> {
+    for same_index in [true, false] {
+        for place in 0..gpus.len() {
+            let index = gpus[place].index;
+            let fits = |old: &&GpuFacts| {
+                (old.index == index || !same_index)
+                    && !old.is_unidentified()
+                    && gpus.iter().all(|gpu| gpu.uuid != old.uuid)
+            };
+            if gpus[place].is_unidentified()
+                && let Some(old) = before.iter().find(fits)
+            {
+                gpus[place] = GpuFacts { index, health: GpuHealth::Lost, ..old.clone() };
+            }
+        }
+    }
+    gpus
 }
 
 /// Sets the peers of GPUs that answer. A lost one reaches nobody, and keeps the peers it had for the record.

@@ -142,6 +142,13 @@ impl GpuHealth {
     }
 }
 
+impl GpuFacts {
+    /// Whether it was lost before anybody could ask what it is.
+    pub fn is_unidentified(&self) -> bool {
+        self.health == GpuHealth::Lost && self.product.is_empty() && self.pci_device_id == 0
+    }
+}
+
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -216,27 +223,30 @@ impl NodeInventory {
     }
 
     /// The value of label `gqla.dev/gpu.device`, on which pods are scheduled: the PCI device id in hex when all GPUs are
-    /// whole and alike, else [`DEVICE_MIXED`], [`DEVICE_MIG`] or [`DEVICE_NONE`].
+    /// whole and alike, else [`DEVICE_MIXED`], [`DEVICE_MIG`] or [`DEVICE_NONE`]. GPUs lost before they were identified say
+    /// nothing of the kind; where there are only such, the id is `0000`, which is nobody's.
     pub fn device_label(&self) -> String {
-        let Some(first) = self.gpus.first() else { return DEVICE_NONE.to_owned() };
+        let mut identified = self.identified();
+        let Some(first) = identified.next().or(self.gpus.first()) else { return DEVICE_NONE.to_owned() };
         if self.gpus.iter().any(|gpu| gpu.mig.is_some()) {
             return DEVICE_MIG.to_owned();
         }
         let alike =
             |gpu: &GpuFacts| (gpu.pci_device_id, &gpu.product) == (first.pci_device_id, &first.product);
-        if self.gpus.iter().all(alike) {
-            format!("{:04x}", first.pci_device_id)
-        } else {
-            DEVICE_MIXED.to_owned()
-        }
+        if identified.all(alike) { format!("{:04x}", first.pci_device_id) } else { DEVICE_MIXED.to_owned() }
     }
 
     /// The value of label `gqla.dev/gpu.product`: the product's name as GPU feature discovery would spell it. `None` when
-    /// the node has no GPU or several kinds.
+    /// the node has no GPU that was identified, or several kinds.
     pub fn product_label(&self) -> Option<String> {
-        let first = self.gpus.first()?;
-        let alike = self.gpus.iter().all(|gpu| gpu.product == first.product);
+        let mut identified = self.identified();
+        let first = identified.next()?;
+        let alike = identified.all(|gpu| gpu.product == first.product);
         alike.then(|| label_spelling(&first.product)).filter(|label| !label.is_empty())
+    }
+
+    fn identified(&self) -> impl Iterator<Item = &GpuFacts> {
+        self.gpus.iter().filter(|gpu| !gpu.is_unidentified())
     }
 }
 
@@ -270,11 +280,14 @@ mod tests {
     fn labels_name_a_kind_only_when_there_is_one() {
         let h20 = gpu(0, "NVIDIA H20", 0x2329);
         let h200 = gpu(1, "NVIDIA H200", 0x2335);
+        let unknown = |index| GpuFacts { health: GpuHealth::Lost, ..gpu(index, "", 0) };
         let sliced = GpuFacts { mig: Some(Vec::new()), ..h20.clone() };
         let cases = [
             (vec![], "none", None),
             (vec![h20.clone(), gpu(1, "NVIDIA H20", 0x2329)], "2329", Some("NVIDIA-H20")),
-            (vec![h20.clone(), h200], "mixed", None),
+            (vec![h20.clone(), h200.clone()], "mixed", None),
+            (vec![unknown(0), h200, unknown(2)], "2335", Some("NVIDIA-H200")),
+            (vec![unknown(0), unknown(1)], "0000", None),
             (vec![sliced], "mig", Some("NVIDIA-H20")),
             (vec![gpu(0, "NVIDIA X (9), \"new\" ", 0x00ff)], "00ff", Some("NVIDIA-X-9-new")),
         ];

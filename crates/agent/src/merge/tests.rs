@@ -204,6 +204,26 @@ fn a_new_agent_takes_over_what_the_node_holds() {
     assert_eq!(uuids(&adopted), [(0, "a", GpuHealth::Healthy), (1, "b", GpuHealth::Lost)]);
 }
 
+/// The driver answered before the Node did, and had lost a GPU that only the Node knows.
+#[test]
+fn a_new_agent_learns_from_the_node_which_gpu_is_lost() {
+    let stored = first(vec![seen(0, "a"), seen(1, "b"), seen(2, "c")]);
+    let cases = [
+        (vec![GpuReading::Lost, seen(1, "b"), seen(2, "c")], ["a", "b", "c"], 0),
+        // The driver was reloaded meanwhile and counts anew.
+        (vec![seen(0, "b"), seen(1, "a"), GpuReading::Lost], ["b", "a", "c"], 2),
+        (vec![seen(0, "c"), seen(1, "b"), GpuReading::Lost], ["c", "b", "a"], 2),
+    ];
+    for (gpus, expected, lost) in cases {
+        let current = first(gpus);
+        assert!(current.gpus[lost].is_unidentified());
+        let adopted = adopt(&stored, current);
+        assert_eq!(adopted.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>(), expected);
+        assert_eq!((adopted.gpus[lost].health, adopted.gpus[lost].memory_mib), (GpuHealth::Lost, 97_871));
+        assert_eq!(adopted.device_label(), "2329");
+    }
+}
+
 fn gpu_reading() -> impl Strategy<Value = GpuReading> {
     let seen = ("[a-d]", "\\PC{0,600}", any::<bool>(), proptest::collection::vec("[0-9:]{0,12}", 0..18));
     let seen = seen.prop_map(|(uuid, product, bad_memory, link_ends)| {
