@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gqla_api::inventory::{DriverState, GpuFacts, GpuHealth, MAX_GPUS, NodeInventory};
+use gqla_api::inventory::{DriverState, GpuFacts, GpuHealth, MAX_GPUS, MigSlices, NodeInventory};
 
 use crate::facts::{
     Event, Facts, GpuError, GpuReading, OLDEST_CUDA, Reading, Refusal, Seen, cuda_version, multiprocessors,
@@ -152,9 +152,14 @@ fn concluded(seen: &Seen, index: u32, faults: &Faults) -> GpuFacts {
         compute_capability: seen.capability.map(|(major, minor)| format!("{major}.{minor}")),
         nvlinks: u32::try_from(seen.link_ends.len()).unwrap_or(u32::MAX),
         nvlink_peers: Vec::new(),
+        mig: facts.mig.as_ref().map(|slices| slices.iter().map(bounded_slices).collect()),
         health: faults.health(index, seen.bad_memory),
         ..facts.clone()
     }
+}
+
+fn bounded_slices(slices: &MigSlices) -> MigSlices {
+    MigSlices { profile: bounded(&slices.profile), ..slices.clone() }
 }
 
 /// `gpus`, where lost ones that nobody could ask get the details of `before`: those of their index, unless a GPU that
@@ -216,7 +221,9 @@ fn with_absent(before: &[GpuFacts], mut gpus: Vec<GpuFacts>) -> Vec<GpuFacts> {
     gpus
 }
 
+/// What readers of an inventory accept of a driver's text: no control characters, and not too long.
 fn bounded(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let end = (0..=LONGEST_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text[..end].to_owned()
 }

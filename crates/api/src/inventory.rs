@@ -4,6 +4,7 @@
 //! at rest is never written to. Whoever reads an annotation reads untrusted bytes: [`NodeInventory::parse`] bounds them.
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
 /// Most GPUs of one node that are published; no machine has more.
 pub const MAX_GPUS: usize = 64;
@@ -145,7 +146,10 @@ impl GpuHealth {
 impl GpuFacts {
     /// Whether it was lost before anybody could ask what it is.
     pub fn is_unidentified(&self) -> bool {
-        self.health == GpuHealth::Lost && self.product.is_empty() && self.pci_device_id == 0
+        self.health == GpuHealth::Lost
+            && self.product.is_empty()
+            && self.uuid.is_empty()
+            && self.pci_device_id == 0
     }
 }
 
@@ -168,9 +172,34 @@ pub enum InventoryError {
     /// A text in it is longer than any driver's.
     #[error("annotation gqla.dev/gpu-inventory holds a text of {0} bytes, at most {MAX_TEXT_BYTES} are read")]
     LongText(usize),
-    /// It is not the JSON of an inventory.
-    #[error("annotation gqla.dev/gpu-inventory cannot be read: {0}")]
-    Malformed(#[from] serde_json::Error),
+    /// A text in it would not print as it is.
+    #[error(
+        "annotation gqla.dev/gpu-inventory holds a text with control character U+{0:04X}: an agent writes none, something \
+         else wrote this"
+    )]
+    ControlCharacter(u32),
+    /// It is not the JSON of an inventory. What it is instead is not told: whoever wrote it would speak through the error.
+    #[error("annotation gqla.dev/gpu-inventory cannot be read: {problem} at line {line}, column {column}")]
+    Malformed {
+        /// What kind of problem there is.
+        problem: &'static str,
+        /// Where, from 1.
+        line: usize,
+        /// Where in the line, from 1.
+        column: usize,
+    },
+}
+
+impl From<serde_json::Error> for InventoryError {
+    fn from(error: serde_json::Error) -> Self {
+        let problem = match error.classify() {
+            Category::Syntax => "it is not JSON",
+            Category::Eof => "it ends too early",
+            Category::Data => "it is JSON, and not of an inventory",
+            Category::Io => "it cannot be accessed",
+        };
+        Self::Malformed { problem, line: error.line(), column: error.column() }
+    }
 }
 
 impl NodeInventory {
@@ -186,10 +215,13 @@ impl NodeInventory {
         if inventory.gpus.len() > MAX_GPUS {
             return Err(InventoryError::TooMany(inventory.gpus.len()));
         }
-        match inventory.texts().map(str::len).max() {
-            Some(longest) if longest > MAX_TEXT_BYTES => Err(InventoryError::LongText(longest)),
-            _ => Ok(inventory),
+        if let Some(long) = inventory.texts().map(str::len).find(|bytes| *bytes > MAX_TEXT_BYTES) {
+            return Err(InventoryError::LongText(long));
         }
+        if let Some(control) = inventory.texts().flat_map(str::chars).find(|c| c.is_control()) {
+            return Err(InventoryError::ControlCharacter(control.into()));
+        }
+        Ok(inventory)
     }
 
     /// The annotation's value: one line of JSON, at most [`MAX_INVENTORY_BYTES`].
@@ -309,11 +341,15 @@ mod tests {
             ("x".repeat(MAX_INVENTORY_BYTES + 1), "bytes, at most"),
             (format!("{{\"gpus\":[{}]}}", vec!["{}"; 65].join(",")), "65 GPUs"),
             (format!("{{\"gpus\":[{{\"product\":\"{}\"}}]}}", "x".repeat(600)), "a text of 600 bytes"),
-            ("{".to_owned(), "cannot be read"),
+            ("{".to_owned(), "cannot be read: it ends too early at line 1, column 1"),
+            ("call me".to_owned(), "it is not JSON at line 1, column 1"),
+            (r#"{"driver":"call me"}"#.to_owned(), "and not of an inventory at line 1, column 19"),
+            (r#"{"message":"call me\u001b[2J"}"#.to_owned(), "control character U+001B"),
+            (r#"{"gpus":[{"mig":[{"profile":"call me\n"}]}]}"#.to_owned(), "control character U+000A"),
         ];
         for (text, words) in wrong {
             let error = NodeInventory::parse(&text).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
+            assert!(error.contains(words) && !error.contains("call me"), "{error}");
         }
     }
 }

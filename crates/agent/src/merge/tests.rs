@@ -225,9 +225,10 @@ fn a_new_agent_learns_from_the_node_which_gpu_is_lost() {
 }
 
 fn gpu_reading() -> impl Strategy<Value = GpuReading> {
-    let seen = ("[a-d]", "\\PC{0,600}", any::<bool>(), proptest::collection::vec("[0-9:]{0,12}", 0..18));
+    let seen = ("[a-d]", "(?s).{0,600}", any::<bool>(), proptest::collection::vec("[0-9:]{0,12}", 0..18));
     let seen = seen.prop_map(|(uuid, product, bad_memory, link_ends)| {
-        let facts = GpuFacts { uuid, product, ..GpuFacts::default() };
+        let mig = Some(vec![MigSlices { profile: product.clone(), ..MigSlices::default() }]);
+        let facts = GpuFacts { uuid, product, mig, ..GpuFacts::default() };
         GpuReading::Seen(Box::new(Seen { facts, bad_memory, link_ends, ..Seen::default() }))
     });
     prop_oneof![3 => seen, 1 => Just(GpuReading::Lost)]
@@ -241,8 +242,8 @@ fn reading() -> impl Strategy<Value = Reading> {
         Just(DriverState::Failing)
     ];
     let refused =
-        (state, "\\PC{0,700}").prop_map(|(state, message)| Reading::Refused(Refusal { state, message }));
-    let answered = (proptest::collection::vec(gpu_reading(), 0..10), "\\PC{0,600}", 0..14_000_i32).prop_map(
+        (state, "(?s).{0,700}").prop_map(|(state, message)| Reading::Refused(Refusal { state, message }));
+    let answered = (proptest::collection::vec(gpu_reading(), 0..10), "(?s).{0,600}", 0..14_000_i32).prop_map(
         |(gpus, driver_version, cuda_driver)| Reading::Answered(Facts { driver_version, cuda_driver, gpus }),
     );
     prop_oneof![answered, refused]
