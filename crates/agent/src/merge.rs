@@ -18,7 +18,7 @@ const LONGEST_TEXT: usize = 512;
 /// Errors that GPUs reported since the driver was loaded and that only a reset ends, by index.
 ///
 /// A reset needs every user of the driver stopped, this agent too. So an agent that starts knows of no errors, and one
-/// that sees the driver come back, or a lost GPU answer again, forgets them.
+/// that saw the driver gone, or sees a lost GPU answer again, forgets them. A driver that only refused goes on with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     xids: BTreeMap<u32, u32>,
@@ -26,8 +26,18 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// Takes in what GPUs `reported` until `reading`, and forgets what a reset ended.
+    pub fn follow(&mut self, before: &NodeInventory, reading: &Reading, reported: &[(u32, GpuError)]) {
+        match reading {
+            Reading::Refused(Refusal { state: DriverState::Missing, .. }) => return *self = Self::default(),
+            Reading::Refused(_) => {}
+            Reading::Answered(facts) => self.forget_reset(before, facts),
+        }
+        reported.iter().for_each(|(gpu, error)| self.note(*gpu, *error));
+    }
+
     /// Notes one event. The first XID stays: those that follow are mostly its consequence, and each change is a write.
-    pub fn note(&mut self, gpu: u32, error: GpuError) {
+    fn note(&mut self, gpu: u32, error: GpuError) {
         match error {
             GpuError::Xid(xid) if APPLICATION_XIDS.contains(&xid) => {}
             GpuError::Xid(xid) => {
@@ -40,7 +50,7 @@ impl Faults {
     }
 
     /// Forgets the errors of GPUs that were lost in `before` and answer now: something reset them.
-    pub fn forget_reset(&mut self, before: &NodeInventory, facts: &Facts) {
+    fn forget_reset(&mut self, before: &NodeInventory, facts: &Facts) {
         for (index, gpu) in (0..).zip(&facts.gpus) {
             let was_lost = |old: &&GpuFacts| old.index == index && old.health == GpuHealth::Lost;
             if matches!(gpu, GpuReading::Seen(_)) && before.gpus.iter().any(|old| was_lost(&old)) {
@@ -59,19 +69,27 @@ impl Faults {
     }
 }
 
-/// The GPU of every event. One that could not be asked who it is belongs to the GPUs that `facts` finds newly lost.
-pub fn attribute(events: &[Event], before: &NodeInventory, facts: &Facts) -> Vec<(u32, GpuError)> {
+/// The GPU of every event. One that could not be asked who it is belongs to the GPUs that `reading` finds newly lost; when
+/// there are none, it is nobody's.
+pub fn attribute(
+    events: &[Event],
+    before: &NodeInventory,
+    reading: &Reading,
+) -> Vec<(Option<u32>, GpuError)> {
     let was_lost =
         |index: u32| before.gpus.iter().any(|old| old.index == index && old.health == GpuHealth::Lost);
-    let lost = (0..).zip(&facts.gpus).filter(|(_, gpu)| matches!(gpu, GpuReading::Lost));
-    let newly_lost: Vec<u32> = lost.map(|(index, _)| index).filter(|index| !was_lost(*index)).collect();
-    events
-        .iter()
-        .flat_map(|event| match event.gpu {
-            Some(gpu) => vec![(gpu, event.error)],
-            None => newly_lost.iter().map(|gpu| (*gpu, event.error)).collect(),
-        })
-        .collect()
+    let gpus = match reading {
+        Reading::Answered(facts) => &facts.gpus[..],
+        Reading::Refused(_) => &[],
+    };
+    let lost = (0..).zip(gpus).filter(|(_, gpu)| matches!(gpu, GpuReading::Lost));
+    let newly_lost: Vec<Option<u32>> =
+        lost.map(|(index, _)| index).filter(|index| !was_lost(*index)).map(Some).collect();
+    let owners = |event: &Event| match event.gpu {
+        None if !newly_lost.is_empty() => newly_lost.clone(),
+        gpu => vec![gpu],
+    };
+    events.iter().flat_map(|event| owners(event).into_iter().map(|gpu| (gpu, event.error))).collect()
 }
 
 /// What the node is at `now` (RFC 3339), given what it was.

@@ -169,17 +169,13 @@ impl View {
     }
 
     fn take(&mut self, answer: Answer, metrics: &Metrics) {
-        if answer.opened {
-            self.faults = Faults::default();
+        let reported = attribute(&answer.events, &self.inventory, &answer.reading);
+        for (gpu, error) in &reported {
+            tracing::warn!(gpu, ?error, "a GPU reported an error");
+            metrics.reported(*gpu, *error);
         }
-        if let Reading::Answered(facts) = &answer.reading {
-            self.faults.forget_reset(&self.inventory, facts);
-            for (gpu, error) in attribute(&answer.events, &self.inventory, facts) {
-                tracing::warn!(gpu, ?error, "the GPU reported an error");
-                metrics.reported(gpu, error);
-                self.faults.note(gpu, error);
-            }
-        }
+        let of_gpus: Vec<_> = reported.into_iter().filter_map(|(gpu, error)| Some((gpu?, error))).collect();
+        self.faults.follow(&self.inventory, &answer.reading, &of_gpus);
         self.conclude(answer.reading);
     }
 
@@ -246,7 +242,35 @@ impl Health for State {
 
 #[cfg(test)]
 mod tests {
+    use gqla_api::inventory::GpuHealth;
+    use gqla_telemetry::prometheus::TextEncoder;
+
     use super::*;
+    use crate::facts::{Event, Facts, GpuError, GpuReading, Seen};
+
+    #[test]
+    fn what_a_gpu_reported_before_a_refusal_is_counted_and_kept() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let mut view = View::default();
+        let mut take = |reading: Reading, events: Vec<Event>| {
+            view.take(Answer { reading, events, took: Duration::ZERO }, &metrics);
+            view.inventory.gpus.first().map(|gpu| gpu.health)
+        };
+        let seen = || GpuReading::Seen(Box::<Seen>::default());
+        let answered =
+            || Reading::Answered(Facts { cuda_driver: 12_040, gpus: vec![seen()], ..Facts::default() });
+        let refused = |state| Reading::Refused(Refusal { state, message: "why".to_owned() });
+        let events = [Some(0), None].map(|gpu| Event { gpu, error: GpuError::Xid(48) });
+        assert_eq!(take(answered(), vec![]), Some(GpuHealth::Healthy));
+        take(refused(DriverState::Failing), events.to_vec());
+        assert_eq!(take(answered(), vec![]), Some(GpuHealth::Xid(48)));
+        let shown = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for gpu in ["0", "unknown"] {
+            let line = format!("gqla_agent_gpu_xid_errors_total{{gpu=\"{gpu}\",xid=\"48\"}} 1");
+            assert!(shown.contains(&line), "{line} is not in {shown}");
+        }
+    }
 
     #[test]
     fn a_silent_loop_is_dead_and_a_beating_one_is_not() {

@@ -11,8 +11,9 @@ use std::{
 };
 
 use gqla_agent::{
+    facts::{Event, GpuError, Reading},
     metrics::Metrics,
-    nvml::Search,
+    nvml::{Message, Search, watch},
     publish::Backoff,
     run::{Config, State as Liveness, follow},
 };
@@ -227,6 +228,51 @@ async fn a_pulled_card_is_lost_with_its_details_and_comes_back_healthy() {
     assert_eq!(node.requests_at_rest().await, 0);
     node.set(&state);
     node.until(|node| node.gpus[1].health == GpuHealth::Healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_fails_is_lost_while_others_answer() {
+    let state = State::node("H20", 2);
+    let node = Node::with(&state);
+    let _agent = node.agent();
+    let before = node.until(ready).await;
+    let mut failing = state.clone();
+    failing.gpus[0].failure = Some(Failure::Unknown);
+    node.set(&failing);
+    let lost = node.until(|node| node.gpus[0].health == GpuHealth::Lost).await;
+    assert_eq!((lost.driver, lost.gpus[1].health), (DriverState::Ready, GpuHealth::Healthy));
+    assert_eq!(lost.gpus[0].uuid, before.gpus[0].uuid);
+    failing.gpus[1].failure = Some(Failure::Unknown);
+    node.set(&failing);
+    let refused = node.until(|node| node.driver == DriverState::Failing).await;
+    assert_eq!(refused.gpus, lost.gpus);
+    assert!(refused.message.unwrap().contains("GPU 0: "));
+    node.set(&state);
+    assert_eq!(node.until(ready).await.gpus, before.gpus);
+}
+
+/// Every call takes a second here, so there is time to make the driver refuse between the event and the reading after it.
+#[test]
+fn an_event_before_a_refusal_is_told_with_it() {
+    let state = State::node("H100", 1);
+    let node = Node::with(&state);
+    let (send, mut messages) = tokio::sync::mpsc::channel(64);
+    let search = Search { loader: false, driver_root: Path::to_owned(node.root.path()) };
+    watch(search, Duration::from_secs(10), send).unwrap();
+    let mut answer = || loop {
+        if let Some(Message::Answered(answer)) = messages.blocking_recv() {
+            return answer;
+        }
+    };
+    assert!(matches!(answer().reading, Reading::Answered(_)));
+    // The thread sleeps half a second before it waits for events.
+    std::thread::sleep(Duration::from_millis(700));
+    node.set(&state.clone().with_xid(0, 48).with_hang(1.0));
+    std::thread::sleep(Duration::from_millis(2500));
+    node.set(&state.with_xid(0, 48).with_failure(Failure::Unknown));
+    let refused = answer();
+    assert!(matches!(refused.reading, Reading::Refused(_)), "{:?}", refused.reading);
+    assert_eq!(refused.events, [Event { gpu: Some(0), error: GpuError::Xid(48) }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,8 +167,9 @@ fn a_lost_gpu_that_answers_again_was_reset() {
         &faults,
         NOW,
     );
-    faults.forget_reset(&before, &both);
-    let node = merge(&before, &Reading::Answered(both), &faults, NOW);
+    let both = Reading::Answered(both);
+    faults.follow(&before, &both, &[]);
+    let node = merge(&before, &both, &faults, NOW);
     assert_eq!(
         node.gpus.iter().map(|gpu| gpu.health).collect::<Vec<_>>(),
         [GpuHealth::Xid(48), GpuHealth::Healthy]
@@ -176,17 +177,38 @@ fn a_lost_gpu_that_answers_again_was_reset() {
 }
 
 #[test]
+fn only_a_driver_that_was_gone_forgets_errors() {
+    let before = first(vec![seen(0, "a")]);
+    let cases = [
+        (DriverState::Missing, GpuHealth::Healthy),
+        (DriverState::NoPermission, GpuHealth::Xid(48)),
+        (DriverState::Hanging, GpuHealth::Xid(48)),
+        (DriverState::Failing, GpuHealth::Xid(48)),
+    ];
+    for (state, expected) in cases {
+        let answer = Reading::Answered(facts(vec![seen(0, "a")]));
+        let mut faults = Faults::default();
+        faults.follow(&before, &answer, &[(0, GpuError::Xid(48))]);
+        faults.follow(&before, &refused(state), &[]);
+        faults.follow(&before, &answer, &[]);
+        assert_eq!(merge(&before, &answer, &faults, NOW).gpus[0].health, expected, "{state:?}");
+    }
+}
+
+#[test]
 fn an_event_without_a_gpu_belongs_to_the_one_that_was_lost() {
     let before = first(vec![seen(0, "a"), seen(1, "b")]);
-    let now = facts(vec![seen(0, "a"), GpuReading::Lost]);
+    let now = Reading::Answered(facts(vec![seen(0, "a"), GpuReading::Lost]));
     let (known, unknown) =
         (Event { gpu: Some(0), error: GpuError::DoubleBit }, Event { gpu: None, error: GpuError::Xid(79) });
     assert_eq!(
         attribute(&[known, unknown], &before, &now),
-        [(0, GpuError::DoubleBit), (1, GpuError::Xid(79))]
+        [(Some(0), GpuError::DoubleBit), (Some(1), GpuError::Xid(79))]
     );
-    let after = merge(&before, &Reading::Answered(now.clone()), &Faults::default(), NOW);
-    assert_eq!(attribute(&[unknown], &after, &now), [], "it was lost before");
+    let after = merge(&before, &now, &Faults::default(), NOW);
+    let nobodys = [(None, GpuError::Xid(79))];
+    assert_eq!(attribute(&[unknown], &after, &now), nobodys, "it was lost before");
+    assert_eq!(attribute(&[unknown], &before, &refused(DriverState::Failing)), nobodys);
 }
 
 #[test]

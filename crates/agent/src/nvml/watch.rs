@@ -38,8 +38,6 @@ pub struct Answer {
     pub reading: Reading,
     /// What GPUs reported since the pass before.
     pub events: Vec<Event>,
-    /// Whether this is the first pass since the driver was opened.
-    pub opened: bool,
     /// How long the driver took.
     pub took: Duration,
 }
@@ -62,40 +60,33 @@ pub fn watch(search: Search, period: Duration, messages: Sender<Message>) -> std
 fn session(search: &Search, period: Duration, messages: &Sender<Message>) -> Option<()> {
     messages.blocking_send(Message::Asking).ok()?;
     let start = Instant::now();
-    let refused = match search.open() {
+    let (refused, events) = match search.open() {
         Ok(nvml) => passes(&nvml, period, messages)?,
-        Err(refused) => refused,
+        Err(refused) => (refused, Vec::new()),
     };
-    send(messages, Reading::Refused(refused), Vec::new(), false, start)?;
+    send(messages, Reading::Refused(refused), events, start)?;
     thread::sleep(period);
     Some(())
 }
 
-/// Passes until the driver refuses one.
-fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<Refusal> {
-    let (mut links, mut events, mut opened) = (LinkEnds::new(), Vec::new(), true);
+/// Passes until the driver refuses one; with the refusal come the events before it.
+fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<(Refusal, Vec<Event>)> {
+    let (mut links, mut events) = (LinkEnds::new(), Vec::new());
     let set = listen(nvml);
     loop {
         messages.blocking_send(Message::Asking).ok()?;
         let start = Instant::now();
         let facts = match read(nvml, &mut links) {
             Ok(facts) => facts,
-            Err(refused) => return Some(refused),
+            Err(refused) => return Some((refused, events)),
         };
-        send(messages, Reading::Answered(facts), std::mem::take(&mut events), opened, start)?;
-        opened = false;
+        send(messages, Reading::Answered(facts), events, start)?;
         events = rest(set.as_ref(), period);
     }
 }
 
-fn send(
-    messages: &Sender<Message>,
-    reading: Reading,
-    events: Vec<Event>,
-    opened: bool,
-    start: Instant,
-) -> Option<()> {
-    let answer = Answer { reading, events, opened, took: start.elapsed() };
+fn send(messages: &Sender<Message>, reading: Reading, events: Vec<Event>, start: Instant) -> Option<()> {
+    let answer = Answer { reading, events, took: start.elapsed() };
     messages.blocking_send(Message::Answered(answer)).ok()
 }
 
