@@ -293,6 +293,23 @@ async fn an_xid_marks_its_gpu_and_one_of_a_program_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_came_back_is_heard_again() {
+    let state = State::node("H100", 2);
+    let node = Node::with(&state);
+    let _agent = node.agent();
+    node.until(ready).await;
+    node.set(&state.clone().with_lost(1));
+    node.until(|node| node.gpus[1].health == GpuHealth::Lost).await;
+    // The stand-in's event set learns of the loss when it is waited on.
+    tokio::time::sleep(PERIOD * 4).await;
+    node.set(&state);
+    node.until(|node| node.gpus[1].health.is_healthy()).await;
+    tokio::time::sleep(PERIOD * 2).await;
+    node.set(&state.with_xid(1, 48));
+    node.until(|node| node.gpus[1].health == GpuHealth::Xid(48)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_errors_mark_their_gpu() {
     let mut state = State::node("H100", 3);
     state.gpus[0].remap_pending = true;

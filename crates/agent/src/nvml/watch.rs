@@ -1,6 +1,7 @@
 //! The one thread that talks to the driver. A call may never come back, so nobody waits for it but here.
 
 use std::{
+    collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use super::{
     Search,
     read::{LinkEnds, read},
 };
-use crate::facts::{Event, GpuError, Reading, Refusal};
+use crate::facts::{Event, Facts, GpuError, GpuReading, Reading, Refusal};
 
 /// Events taken in before the GPUs are read again, so that a flood of them does not keep the thread from it.
 const MOST_EVENTS: usize = 64;
@@ -71,8 +72,8 @@ fn session(search: &Search, period: Duration, messages: &Sender<Message>) -> Opt
 
 /// Passes until the driver refuses one; with the refusal come the events before it.
 fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<(Refusal, Vec<Event>)> {
-    let (mut links, mut events) = (LinkEnds::new(), Vec::new());
-    let set = listen(nvml);
+    let (mut links, mut events, mut lost) = (LinkEnds::new(), Vec::new(), BTreeSet::new());
+    let mut set = listen(nvml);
     loop {
         messages.blocking_send(Message::Asking).ok()?;
         let start = Instant::now();
@@ -80,9 +81,23 @@ fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<(
             Ok(facts) => facts,
             Err(refused) => return Some((refused, events)),
         };
+        let lost_now = lost_gpus(&facts);
+        // The driver tells an event set nothing of a GPU that was gone since it registered.
+        let regained = !lost.is_subset(&lost_now);
+        lost = lost_now;
         send(messages, Reading::Answered(facts), events, start)?;
-        events = rest(set.as_ref(), period);
+        events = Vec::new();
+        if regained {
+            drain(set.as_ref(), &mut events);
+            set = listen(nvml);
+        }
+        events.extend(rest(set.as_ref(), period));
     }
+}
+
+fn lost_gpus(facts: &Facts) -> BTreeSet<usize> {
+    let lost = facts.gpus.iter().enumerate().filter(|(_, gpu)| **gpu == GpuReading::Lost);
+    lost.map(|(index, _)| index).collect()
 }
 
 fn send(messages: &Sender<Message>, reading: Reading, events: Vec<Event>, start: Instant) -> Option<()> {
@@ -135,13 +150,20 @@ fn rest(set: Option<&EventSet>, period: Duration) -> Vec<Event> {
         // Also when the wait itself fails, which a lost GPU makes it do at once, again and again.
         Some(Err(_)) | None => thread::sleep(period.saturating_sub(start.elapsed())),
     }
-    while !events.is_empty() && events.len() < MOST_EVENTS {
-        match set.map(|set| set.wait(0)) {
-            Some(Ok(next)) => events.extend(event(&next)),
-            _ => break,
-        }
+    if !events.is_empty() {
+        drain(set, &mut events);
     }
     events
+}
+
+/// Takes in what is waiting.
+fn drain(set: Option<&EventSet>, events: &mut Vec<Event>) {
+    while let Some(Ok(next)) = set.map(|set| set.wait(0)) {
+        events.extend(event(&next));
+        if events.len() >= MOST_EVENTS {
+            break;
+        }
+    }
 }
 
 fn event(told: &EventData) -> Option<Event> {
