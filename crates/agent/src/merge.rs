@@ -95,7 +95,8 @@ pub fn attribute(
 /// What the node is at `now` (RFC 3339), given what it was.
 ///
 /// A driver that does not answer leaves the GPUs as they were last seen; a GPU that does not answer keeps its details and
-/// is `Lost`. A GPU the driver no longer lists is `Lost` as well, listed last, unless another one took its place.
+/// is `Lost`. A GPU the driver no longer lists is `Lost` as well, listed last, unless another one took its place, or the
+/// driver lists GPUs of other kinds only: the machine was rebuilt.
 pub fn merge(before: &NodeInventory, reading: &Reading, faults: &Faults, now: &str) -> NodeInventory {
     let mut merged = match reading {
         Reading::Answered(facts) => answered(before, facts, faults),
@@ -220,7 +221,8 @@ fn connect(gpus: &mut [GpuFacts], readings: &[GpuReading]) {
     }
 }
 
-/// `gpus`, and as `Lost` those of `before` that are missing from it, unless as many others took their place.
+/// `gpus`, and as `Lost` those of `before` that are missing from it, unless as many others took their place or none of
+/// their kind is left.
 fn with_absent(before: &[GpuFacts], mut gpus: Vec<GpuFacts>) -> Vec<GpuFacts> {
     let mut listed: Vec<&str> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
     let is_absent = |old: &&GpuFacts| match listed.iter().position(|uuid| *uuid == old.uuid) {
@@ -230,7 +232,10 @@ fn with_absent(before: &[GpuFacts], mut gpus: Vec<GpuFacts>) -> Vec<GpuFacts> {
         }
         None => true,
     };
-    let absent: Vec<GpuFacts> = before.iter().filter(is_absent).cloned().collect();
+    let kinds: BTreeSet<u16> =
+        gpus.iter().filter(|gpu| !gpu.is_unidentified()).map(|gpu| gpu.pci_device_id).collect();
+    let of_kind = |old: &&GpuFacts| kinds.is_empty() || kinds.contains(&old.pci_device_id);
+    let absent: Vec<GpuFacts> = before.iter().filter(is_absent).filter(of_kind).cloned().collect();
     let missing = before.len().saturating_sub(gpus.len());
     for old in absent.into_iter().take(missing) {
         let index = u32::try_from(gpus.len()).unwrap_or(u32::MAX);

@@ -125,6 +125,21 @@ fn lost_gpus_keep_their_details() {
 }
 
 #[test]
+fn a_rebuilt_machine_forgets_the_kind_it_had() {
+    let before = first(vec![seen(0, "a"), seen(1, "b"), seen(2, "c")]);
+    let now = |gpus| merge(&before, &Reading::Answered(facts(gpus)), &Faults::default(), NOW);
+    let mut other = seen(0, "d");
+    if let GpuReading::Seen(seen) = &mut other {
+        (seen.facts.pci_device_id, seen.facts.product) = (0x26b9, "NVIDIA L40S".to_owned());
+    }
+    let rebuilt = now(vec![other.clone()]);
+    assert_eq!(uuids(&rebuilt), [(0, "d", GpuHealth::Healthy)]);
+    assert_eq!(rebuilt.device_label(), "26b9");
+    assert_eq!(now(vec![other, seen(1, "a")]).gpus.len(), 3, "one of the kind is left");
+    assert_eq!(now(vec![]).gpus.len(), 3, "nothing took their place");
+}
+
+#[test]
 fn gpus_that_cannot_be_told_apart_are_counted() {
     let both_lost = first(vec![GpuReading::Lost, GpuReading::Lost]);
     let one_listed = Reading::Answered(facts(vec![GpuReading::Lost]));
