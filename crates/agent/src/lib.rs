@@ -15,3 +15,4 @@ pub mod metrics;
 pub mod nvml;
 pub mod publish;
 pub mod run;
+pub mod state;

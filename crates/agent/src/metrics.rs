@@ -126,11 +126,12 @@ impl Metrics {
         *shown = samples.into_keys().collect();
     }
 
-    /// Counts an error a GPU reported.
-    pub fn reported(&self, gpu: u32, error: GpuError) {
+    /// Counts an error a GPU reported; `None` is a GPU that was gone before it could be asked who it is.
+    pub fn reported(&self, gpu: Option<u32>, error: GpuError) {
         if let GpuError::Xid(xid) = error {
             let xid = xid.min(LARGEST_XID).to_string();
-            self.xids.with_label_values(&[gpu.to_string(), xid]).inc();
+            let gpu = gpu.map_or("unknown".to_owned(), |gpu| gpu.to_string());
+            self.xids.with_label_values(&[gpu, xid]).inc();
         }
     }
 
@@ -227,7 +228,7 @@ mod tests {
             ..NodeInventory::default()
         };
         metrics.show(&inventory, &Reading::Answered(facts));
-        metrics.reported(1, GpuError::Xid(79));
+        metrics.reported(Some(1), GpuError::Xid(79));
         let shown = text(&registry);
         for line in [
             "gqla_agent_gpu_power_watts{gpu=\"0\"} 350.5",

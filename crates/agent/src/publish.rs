@@ -1,4 +1,5 @@
-//! The Node's annotation and labels: read once, then written when they differ from what they should be.
+//! The Node's annotation and labels: written when they differ from what they should be, and read again from time to time,
+//! since others can change them and a Node can be made anew.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,12 +13,39 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, state::State};
 
 /// Longest one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most of the time between two readings that is left out at random, so that a fleet's agents spread out.
+const JITTER: f64 = 0.2;
+
+/// When the Node is read and written again.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// After failures.
+    pub backoff: Backoff,
+    /// Longest time until the Node is read again, to write what somebody else changed.
+    pub reread: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { backoff: Backoff::default(), reread: Duration::from_secs(300) }
+    }
+}
+
+impl Pace {
+    fn until_reread(self, random: f64) -> Duration {
+        self.reread.mul_f64(1.0 - JITTER * random.clamp(0.0, 1.0))
+    }
+}
 
 /// Waits between tries that fail.
 #[derive(Clone, Copy, Debug)]
@@ -98,38 +126,51 @@ impl Keys {
 pub async fn publish(
     client: Client,
     node: String,
-    backoff: Backoff,
+    pace: Pace,
     metrics: Metrics,
+    state: &State,
     stored: oneshot::Sender<NodeInventory>,
     mut wanted: watch::Receiver<Option<NodeInventory>>,
 ) {
     let publisher = Publisher { nodes: Api::all(client), node, metrics };
     let mut failures = 0;
-    let mut held = loop {
+    let first = loop {
         match publisher.read().await {
             Ok(held) => break held,
-            Err(error) => wait(&error, &mut failures, backoff).await,
+            Err(error) => wait(&error, &mut failures, pace.backoff, state).await,
         }
     };
+    state.reached(false);
     // Nobody listens when the agent is about to end; what it wants is then closed, too.
-    let _ = stored.send(inventory_of(&held));
+    let _ = stored.send(inventory_of(&first));
     failures = 0;
-    while wanted.changed().await.is_ok() {
+    let mut held = Some(first);
+    let mut reread = Instant::now() + pace.until_reread(rand::random());
+    loop {
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(reread) => {
+                held = None;
+                reread = Instant::now() + pace.until_reread(rand::random());
+            }
+        }
         loop {
             let newest = wanted.borrow_and_update().clone();
             let Some(inventory) = newest else { break };
             match publisher.bring(&mut held, &inventory).await {
                 Ok(()) => {
                     failures = 0;
+                    state.reached(!wanted.has_changed().unwrap_or(false));
                     break;
                 }
-                Err(error) => wait(&error, &mut failures, backoff).await,
+                Err(error) => wait(&error, &mut failures, pace.backoff, state).await,
             }
         }
     }
 }
 
-async fn wait(error: &PublishError, failures: &mut u32, backoff: Backoff) {
+async fn wait(error: &PublishError, failures: &mut u32, backoff: Backoff, state: &State) {
+    state.failed(error);
     *failures = failures.saturating_add(1);
     let delay = backoff.delay(*failures, rand::random());
     tracing::warn!(%error, retry_in_seconds = delay.as_secs_f64(), "the Node is not up to date");
@@ -164,10 +205,16 @@ impl Publisher {
         })
     }
 
-    /// Writes `inventory`, unless the Node holds it already.
-    async fn bring(&self, held: &mut Keys, inventory: &NodeInventory) -> Result<(), PublishError> {
+    /// Writes `inventory`, unless the Node holds it already. What it holds is read where it is not known, as after a
+    /// write that failed: it may have arrived.
+    async fn bring(&self, held: &mut Option<Keys>, inventory: &NodeInventory) -> Result<(), PublishError> {
         let keys = Keys::of(inventory)?;
-        if keys == *held {
+        let current = match held.take() {
+            Some(current) => current,
+            None => self.read().await?,
+        };
+        if keys == current {
+            *held = Some(keys);
             return Ok(());
         }
         let patch = Patch::Apply(json!({
@@ -184,7 +231,7 @@ impl Publisher {
         self.request("written", self.nodes.patch_metadata(&self.node, &params, &patch)).await?;
         self.metrics.node_written();
         tracing::info!(driver = ?inventory.driver, gpus = inventory.gpus.len(), "the Node was brought up to date");
-        *held = keys;
+        *held = Some(keys);
         Ok(())
     }
 
@@ -214,6 +261,12 @@ mod tests {
         let delays = [1, 2, 3, 6, 7, 8, 40].map(|failures| backoff.delay(failures, 0.0).as_secs());
         assert_eq!(delays, [1, 2, 4, 32, 60, 60, 60]);
         assert_eq!(backoff.delay(1, 1.0), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn readings_are_spread_over_the_last_fifth() {
+        let waits = [0.0, 0.5, 1.0].map(|random| Pace::default().until_reread(random).as_secs());
+        assert_eq!(waits, [300, 270, 240]);
     }
 
     #[test]

@@ -1,17 +1,10 @@
 //! Wires everything together, and ends it in order.
 
-use std::{
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use gqla_api::inventory::{DriverState, NodeInventory};
-use gqla_telemetry::{AdminServer, Health, Probe, prometheus::Registry, shutdown_signal};
+use gqla_telemetry::{AdminServer, prometheus::Registry, shutdown_signal};
 use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,7 +14,8 @@ use crate::{
     merge::{Faults, adopt, attribute, merge},
     metrics::Metrics,
     nvml::{self, Answer, Message, Search},
-    publish::{Backoff, publish},
+    publish::{Pace, publish},
+    state::State,
 };
 
 /// Messages of the NVML thread that may wait; it says at most two between two waits.
@@ -40,8 +34,8 @@ pub struct Config {
     pub period: Duration,
     /// Time after which a driver that does not answer is hanging.
     pub nvml_timeout: Duration,
-    /// Waits between failed requests.
-    pub backoff: Backoff,
+    /// When the Node is read and written again.
+    pub pace: Pace,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -59,7 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         search: Search { loader: true, driver_root: args.driver_root },
         period: args.period,
         nvml_timeout: args.nvml_timeout,
-        backoff: Backoff::default(),
+        pace: Pace::default(),
     };
     let state = Arc::new(State::new(config.period + config.nvml_timeout + SLACK));
     let _admin = AdminServer::start(args.admin_listen, state.clone(), registry)?;
@@ -84,7 +78,7 @@ pub async fn follow(config: Config, client: Client, metrics: Metrics, state: &St
     let (wanted, to_publish) = watch::channel(None);
     nvml::watch(config.search.clone(), config.period, send)?;
     let publishing =
-        publish(client, config.node.clone(), config.backoff, metrics.clone(), send_stored, to_publish);
+        publish(client, config.node.clone(), config.pace, metrics.clone(), state, send_stored, to_publish);
     tokio::select! {
         () = publishing => {}
         () = conclude(&config, messages, stored, &wanted, &metrics, state) => {}
@@ -125,13 +119,15 @@ async fn conclude(
             },
         }
         if let Some(reading) = &view.reading {
-            state.answered.store(true, Ordering::Relaxed);
             metrics.show(&view.inventory, reading);
         }
         if view.adopted && view.reading.is_some() {
             wanted.send_if_modified(|last| {
                 let changed = last.as_ref() != Some(&view.inventory);
-                *last = Some(view.inventory.clone());
+                if changed {
+                    state.changed();
+                    *last = Some(view.inventory.clone());
+                }
                 changed
             });
         }
@@ -169,17 +165,13 @@ impl View {
     }
 
     fn take(&mut self, answer: Answer, metrics: &Metrics) {
-        if answer.opened {
-            self.faults = Faults::default();
+        let reported = attribute(&answer.events, &self.inventory, &answer.reading);
+        for (gpu, error) in &reported {
+            tracing::warn!(gpu, ?error, "a GPU reported an error");
+            metrics.reported(*gpu, *error);
         }
-        if let Reading::Answered(facts) = &answer.reading {
-            self.faults.forget_reset(&self.inventory, facts);
-            for (gpu, error) in attribute(&answer.events, &self.inventory, facts) {
-                tracing::warn!(gpu, ?error, "the GPU reported an error");
-                metrics.reported(gpu, error);
-                self.faults.note(gpu, error);
-            }
-        }
+        let of_gpus: Vec<_> = reported.into_iter().filter_map(|(gpu, error)| Some((gpu?, error))).collect();
+        self.faults.follow(&self.inventory, &answer.reading, &of_gpus);
         self.conclude(answer.reading);
     }
 
@@ -195,66 +187,35 @@ impl View {
     }
 }
 
-/// What probes are told. A driver that hangs is no reason to restart: a restart cannot cure it.
-pub struct State {
-    answered: AtomicBool,
-    start: Instant,
-    beat_milliseconds: AtomicU64,
-    silence: Duration,
-}
-
-impl State {
-    /// A process that counts as dead after this much silence.
-    pub fn new(silence: Duration) -> Self {
-        Self {
-            answered: AtomicBool::new(false),
-            start: Instant::now(),
-            beat_milliseconds: AtomicU64::new(0),
-            silence,
-        }
-    }
-
-    fn beat(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beat_milliseconds.store(now, Ordering::Relaxed);
-    }
-}
-
-impl Health for State {
-    fn live(&self) -> Probe {
-        let last = Duration::from_millis(self.beat_milliseconds.load(Ordering::Relaxed));
-        match self.start.elapsed().checked_sub(last) {
-            Some(silent) if silent > self.silence => {
-                Probe::NotOk(format!("the publishing loop has been silent for {} s", silent.as_secs()))
-            }
-            _ => Probe::Ok,
-        }
-    }
-
-    fn ready(&self) -> Probe {
-        if self.answered.load(Ordering::Relaxed) {
-            Probe::Ok
-        } else {
-            Probe::NotOk("NVML has neither answered nor been given up on yet".to_owned())
-        }
-    }
-
-    fn started(&self) -> Probe {
-        Probe::Ok
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use gqla_api::inventory::GpuHealth;
+    use gqla_telemetry::prometheus::TextEncoder;
+
     use super::*;
+    use crate::facts::{Event, Facts, GpuError, GpuReading, Seen};
 
     #[test]
-    fn a_silent_loop_is_dead_and_a_beating_one_is_not() {
-        let state = State::new(Duration::from_millis(20));
-        assert_eq!(state.live(), Probe::Ok);
-        std::thread::sleep(Duration::from_millis(60));
-        assert!(matches!(state.live(), Probe::NotOk(_)));
-        state.beat();
-        assert_eq!(state.live(), Probe::Ok);
+    fn what_a_gpu_reported_before_a_refusal_is_counted_and_kept() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let mut view = View::default();
+        let mut take = |reading: Reading, events: Vec<Event>| {
+            view.take(Answer { reading, events, took: Duration::ZERO }, &metrics);
+            view.inventory.gpus.first().map(|gpu| gpu.health)
+        };
+        let seen = || GpuReading::Seen(Box::<Seen>::default());
+        let answered =
+            || Reading::Answered(Facts { cuda_driver: 12_040, gpus: vec![seen()], ..Facts::default() });
+        let refused = |state| Reading::Refused(Refusal { state, message: "why".to_owned() });
+        let events = [Some(0), None].map(|gpu| Event { gpu, error: GpuError::Xid(48) });
+        assert_eq!(take(answered(), vec![]), Some(GpuHealth::Healthy));
+        take(refused(DriverState::Failing), events.to_vec());
+        assert_eq!(take(answered(), vec![]), Some(GpuHealth::Xid(48)));
+        let shown = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for gpu in ["0", "unknown"] {
+            let line = format!("gqla_agent_gpu_xid_errors_total{{gpu=\"{gpu}\",xid=\"48\"}} 1");
+            assert!(shown.contains(&line), "{line} is not in {shown}");
+        }
     }
 }

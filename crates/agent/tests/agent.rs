@@ -11,10 +11,12 @@ use std::{
 };
 
 use gqla_agent::{
+    facts::{Event, GpuError, Reading},
     metrics::Metrics,
-    nvml::Search,
-    publish::Backoff,
-    run::{Config, State as Liveness, follow},
+    nvml::{Message, Search, watch},
+    publish::{Backoff, Pace},
+    run::{Config, follow},
+    state::State as Liveness,
 };
 use gqla_api::{
     inventory::{DriverState, GpuHealth, NodeInventory},
@@ -31,6 +33,7 @@ use tokio::task::JoinHandle;
 
 const NODE: &str = "/api/v1/nodes/n";
 const PERIOD: Duration = Duration::from_millis(50);
+const REREAD: Duration = Duration::from_millis(250);
 
 /// A node: a driver root and an API server.
 struct Node {
@@ -52,6 +55,15 @@ impl Drop for Agent {
 }
 
 impl Agent {
+    /// Waits until it is ready: it hears later than a test that the Node was written.
+    async fn until_ready(&self) {
+        let start = Instant::now();
+        while self.liveness.ready() != Probe::Ok {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", self.liveness.ready());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn metrics(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap()
     }
@@ -93,7 +105,10 @@ impl Node {
             search: Search { loader: false, driver_root: Path::to_owned(self.root.path()) },
             period: PERIOD,
             nvml_timeout: Duration::from_secs(1),
-            backoff: Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(100) },
+            pace: Pace {
+                backoff: Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(100) },
+                reread: REREAD,
+            },
         };
         let (client, state) = (self.server.client(), liveness.clone());
         let task = tokio::spawn(async move { follow(config, client, metrics, &state).await.unwrap() });
@@ -125,11 +140,12 @@ impl Node {
         self.server.requests().iter().filter(|request| request.is_write()).count()
     }
 
-    /// What was asked of the API server over several periods.
-    async fn requests_at_rest(&self) -> usize {
+    /// What was written to the API server over several periods and readings of the Node.
+    async fn writes_at_rest(&self) -> usize {
         self.server.clear();
         tokio::time::sleep(PERIOD * 12).await;
-        self.server.requests().len()
+        assert!(!self.server.requests().is_empty(), "the Node is read at rest");
+        self.writes()
     }
 }
 
@@ -138,7 +154,7 @@ fn ready(node: &NodeInventory) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_h20_are_published_once_and_then_nothing_is_asked() {
+async fn eight_h20_are_published_once_and_then_nothing_is_written() {
     let node = Node::with(&State::node("H20", 8));
     let agent = node.agent();
     let inventory = node.until(ready).await;
@@ -158,9 +174,9 @@ async fn eight_h20_are_published_once_and_then_nothing_is_asked() {
     let requests = node.server.requests();
     let asked: Vec<_> =
         requests.iter().map(|request| (request.method.as_str(), request.path.as_str())).collect();
-    assert_eq!(asked, [("GET", NODE), ("PATCH", NODE)]);
+    assert_eq!(asked[..2], [("GET", NODE), ("PATCH", NODE)]);
     assert_eq!(requests[1].query.get("fieldManager").map(String::as_str), Some(AGENT_MANAGER));
-    assert_eq!(node.requests_at_rest().await, 0);
+    assert_eq!(node.writes_at_rest().await, 0);
     assert_eq!(agent.liveness.ready(), Probe::Ok);
     let metrics = agent.metrics();
     for line in [
@@ -189,7 +205,7 @@ async fn what_changes_from_second_to_second_is_not_written() {
         ..Gpu::new("H100")
     };
     node.set(&busy);
-    assert_eq!(node.requests_at_rest().await, 0);
+    assert_eq!(node.writes_at_rest().await, 0);
     let metrics = agent.metrics();
     for line in [
         "gqla_agent_gpu_temperature_celsius{gpu=\"1\"} 88",
@@ -224,9 +240,54 @@ async fn a_pulled_card_is_lost_with_its_details_and_comes_back_healthy() {
     let metrics = agent.metrics();
     assert!(metrics.contains("gqla_agent_gpu_healthy{gpu=\"1\"} 0"), "{metrics}");
     assert!(!metrics.contains("gqla_agent_gpu_power_watts{gpu=\"1\"}"), "{metrics}");
-    assert_eq!(node.requests_at_rest().await, 0);
+    assert_eq!(node.writes_at_rest().await, 0);
     node.set(&state);
     node.until(|node| node.gpus[1].health == GpuHealth::Healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_fails_is_lost_while_others_answer() {
+    let state = State::node("H20", 2);
+    let node = Node::with(&state);
+    let _agent = node.agent();
+    let before = node.until(ready).await;
+    let mut failing = state.clone();
+    failing.gpus[0].failure = Some(Failure::Unknown);
+    node.set(&failing);
+    let lost = node.until(|node| node.gpus[0].health == GpuHealth::Lost).await;
+    assert_eq!((lost.driver, lost.gpus[1].health), (DriverState::Ready, GpuHealth::Healthy));
+    assert_eq!(lost.gpus[0].uuid, before.gpus[0].uuid);
+    failing.gpus[1].failure = Some(Failure::Unknown);
+    node.set(&failing);
+    let refused = node.until(|node| node.driver == DriverState::Failing).await;
+    assert_eq!(refused.gpus, lost.gpus);
+    assert!(refused.message.unwrap().contains("GPU 0: "));
+    node.set(&state);
+    assert_eq!(node.until(ready).await.gpus, before.gpus);
+}
+
+/// Every call takes a second here, so there is time to make the driver refuse between the event and the reading after it.
+#[test]
+fn an_event_before_a_refusal_is_told_with_it() {
+    let state = State::node("H100", 1);
+    let node = Node::with(&state);
+    let (send, mut messages) = tokio::sync::mpsc::channel(64);
+    let search = Search { loader: false, driver_root: Path::to_owned(node.root.path()) };
+    watch(search, Duration::from_secs(10), send).unwrap();
+    let mut answer = || loop {
+        if let Some(Message::Answered(answer)) = messages.blocking_recv() {
+            return answer;
+        }
+    };
+    assert!(matches!(answer().reading, Reading::Answered(_)));
+    // The thread sleeps half a second before it waits for events.
+    std::thread::sleep(Duration::from_millis(700));
+    node.set(&state.clone().with_xid(0, 48).with_hang(1.0));
+    std::thread::sleep(Duration::from_millis(2500));
+    node.set(&state.with_xid(0, 48).with_failure(Failure::Unknown));
+    let refused = answer();
+    assert!(matches!(refused.reading, Reading::Refused(_)), "{:?}", refused.reading);
+    assert_eq!(refused.events, [Event { gpu: Some(0), error: GpuError::Xid(48) }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,13 +298,30 @@ async fn an_xid_marks_its_gpu_and_one_of_a_program_does_not() {
     node.until(ready).await;
     let with_program_error = state.with_xid(0, 31);
     node.set(&with_program_error);
-    assert_eq!(node.requests_at_rest().await, 0);
+    assert_eq!(node.writes_at_rest().await, 0);
     let counted = "gqla_agent_gpu_xid_errors_total{gpu=\"0\",xid=\"31\"} 1";
     assert!(agent.metrics().contains(counted), "{}", agent.metrics());
     node.set(&with_program_error.with_xid(1, 48));
     let marked = node.until(|node| !node.gpus[1].health.is_healthy()).await;
     assert_eq!(marked.gpus[1].health, GpuHealth::Xid(48));
     assert_eq!(marked.gpus[0].health, GpuHealth::Healthy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_came_back_is_heard_again() {
+    let state = State::node("H100", 2);
+    let node = Node::with(&state);
+    let _agent = node.agent();
+    node.until(ready).await;
+    node.set(&state.clone().with_lost(1));
+    node.until(|node| node.gpus[1].health == GpuHealth::Lost).await;
+    // The stand-in's event set learns of the loss when it is waited on.
+    tokio::time::sleep(PERIOD * 4).await;
+    node.set(&state);
+    node.until(|node| node.gpus[1].health.is_healthy()).await;
+    tokio::time::sleep(PERIOD * 2).await;
+    node.set(&state.with_xid(1, 48));
+    node.until(|node| node.gpus[1].health == GpuHealth::Xid(48)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,8 +346,9 @@ async fn a_driver_that_is_missing_is_published_and_found_when_it_comes() {
     assert!(missing.message.unwrap().contains("no libnvidia-ml.so.1"));
     assert!(missing.gpus.is_empty());
     assert_eq!((node.label(GPU_DEVICE).as_deref(), node.label(GPU_PRODUCT)), (Some("none"), None));
-    assert_eq!(agent.liveness.ready(), Probe::Ok, "that there is none is an answer");
-    assert_eq!(node.requests_at_rest().await, 0);
+    // That there is none is an answer.
+    agent.until_ready().await;
+    assert_eq!(node.writes_at_rest().await, 0);
     node.install(&State::node("L40S", 1));
     let found = node.until(ready).await;
     assert_eq!(found.gpus[0].product, "NVIDIA L40S");
@@ -291,7 +370,7 @@ async fn refusals_are_states_that_keep_the_gpus() {
         node.set(&state.clone().with_failure(failure));
         let refused = node.until(|node| node.driver == expected).await;
         assert_eq!(refused.gpus, before.gpus);
-        assert_eq!(node.requests_at_rest().await, 0, "a sentence that changes would be written again");
+        assert_eq!(node.writes_at_rest().await, 0, "a sentence that changes would be written again");
     }
     node.set(&state.clone().with_old_driver());
     let old = node.until(|node| node.driver == DriverState::TooOld).await;
@@ -312,7 +391,7 @@ async fn a_hanging_driver_keeps_gpus_and_process_and_recovers() {
     let hanging = node.until(|node| node.driver == DriverState::Hanging).await;
     assert_eq!(hanging.gpus, before.gpus);
     assert!(hanging.message.unwrap().contains("did not answer within 1 s"));
-    assert_eq!(node.requests_at_rest().await, 0);
+    assert_eq!(node.writes_at_rest().await, 0);
     assert_eq!((agent.liveness.live(), agent.liveness.ready()), (Probe::Ok, Probe::Ok));
     let metrics = agent.metrics();
     assert!(metrics.contains("gqla_agent_driver_state{state=\"Hanging\"} 1"), "{metrics}");
@@ -328,7 +407,7 @@ async fn a_driver_that_hangs_from_the_start_is_a_verdict() {
     let agent = node.agent();
     assert!(matches!(agent.liveness.ready(), Probe::NotOk(_)));
     node.until(|node| node.driver == DriverState::Hanging).await;
-    assert_eq!(agent.liveness.ready(), Probe::Ok);
+    agent.until_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,4 +480,52 @@ async fn writes_that_fail_are_tried_again_and_strangers_annotations_replaced() {
     let _agent = node.agent();
     node.until(ready).await;
     assert_eq!(node.writes(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_do_to_the_node_is_undone() {
+    let node = Node::with(&State::node("H20", 2));
+    let _agent = node.agent();
+    let inventory = node.until(ready).await;
+    let annotation = |node: &mut serde_json::Value| {
+        node["metadata"]["annotations"].as_object_mut().unwrap().remove(GPU_INVENTORY);
+    };
+    let label = |node: &mut serde_json::Value| node["metadata"]["labels"][GPU_DEVICE] = json!("26b9");
+    let anew = |node: &mut serde_json::Value| {
+        *node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n" } });
+    };
+    let damages: [&dyn Fn(&mut serde_json::Value); 3] = [&annotation, &label, &anew];
+    for damage in damages {
+        node.server.edit(NODE, damage);
+        let start = Instant::now();
+        while node.label(GPU_DEVICE).as_deref() != Some("2329") || node.published().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", node.server.get(NODE));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(node.published(), Some(inventory.clone()));
+        assert_eq!(node.writes_at_rest().await, 0, "once is enough");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cannot_publish_is_not_ready_and_says_why() {
+    let state = State::node("H20", 2);
+    let node = Node::with(&state);
+    let agent = node.agent();
+    node.until(ready).await;
+    agent.until_ready().await;
+    for _ in 0..20 {
+        node.server.fail_next_write(403);
+    }
+    node.set(&state.with_lost(1));
+    let start = Instant::now();
+    loop {
+        match agent.liveness.ready() {
+            Probe::NotOk(why) if why.contains("Node `n` cannot be written") => break,
+            other => assert!(start.elapsed() < Duration::from_secs(20), "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.until(|node| node.gpus[1].health == GpuHealth::Lost).await;
+    agent.until_ready().await;
 }

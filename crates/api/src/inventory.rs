@@ -4,6 +4,7 @@
 //! at rest is never written to. Whoever reads an annotation reads untrusted bytes: [`NodeInventory::parse`] bounds them.
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
 /// Most GPUs of one node that are published; no machine has more.
 pub const MAX_GPUS: usize = 64;
@@ -142,6 +143,16 @@ impl GpuHealth {
     }
 }
 
+impl GpuFacts {
+    /// Whether it was lost before anybody could ask what it is.
+    pub fn is_unidentified(&self) -> bool {
+        self.health == GpuHealth::Lost
+            && self.product.is_empty()
+            && self.uuid.is_empty()
+            && self.pci_device_id == 0
+    }
+}
+
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -161,9 +172,34 @@ pub enum InventoryError {
     /// A text in it is longer than any driver's.
     #[error("annotation gqla.dev/gpu-inventory holds a text of {0} bytes, at most {MAX_TEXT_BYTES} are read")]
     LongText(usize),
-    /// It is not the JSON of an inventory.
-    #[error("annotation gqla.dev/gpu-inventory cannot be read: {0}")]
-    Malformed(#[from] serde_json::Error),
+    /// A text in it would not print as it is.
+    #[error(
+        "annotation gqla.dev/gpu-inventory holds a text with control character U+{0:04X}: an agent writes none, something \
+         else wrote this"
+    )]
+    ControlCharacter(u32),
+    /// It is not the JSON of an inventory. What it is instead is not told: whoever wrote it would speak through the error.
+    #[error("annotation gqla.dev/gpu-inventory cannot be read: {problem} at line {line}, column {column}")]
+    Malformed {
+        /// What kind of problem there is.
+        problem: &'static str,
+        /// Where, from 1.
+        line: usize,
+        /// Where in the line, from 1.
+        column: usize,
+    },
+}
+
+impl From<serde_json::Error> for InventoryError {
+    fn from(error: serde_json::Error) -> Self {
+        let problem = match error.classify() {
+            Category::Syntax => "it is not JSON",
+            Category::Eof => "it ends too early",
+            Category::Data => "it is JSON, and not of an inventory",
+            Category::Io => "it cannot be accessed",
+        };
+        Self::Malformed { problem, line: error.line(), column: error.column() }
+    }
 }
 
 impl NodeInventory {
@@ -179,10 +215,13 @@ impl NodeInventory {
         if inventory.gpus.len() > MAX_GPUS {
             return Err(InventoryError::TooMany(inventory.gpus.len()));
         }
-        match inventory.texts().map(str::len).max() {
-            Some(longest) if longest > MAX_TEXT_BYTES => Err(InventoryError::LongText(longest)),
-            _ => Ok(inventory),
+        if let Some(long) = inventory.texts().map(str::len).find(|bytes| *bytes > MAX_TEXT_BYTES) {
+            return Err(InventoryError::LongText(long));
         }
+        if let Some(control) = inventory.texts().flat_map(str::chars).find(|c| c.is_control()) {
+            return Err(InventoryError::ControlCharacter(control.into()));
+        }
+        Ok(inventory)
     }
 
     /// The annotation's value: one line of JSON, at most [`MAX_INVENTORY_BYTES`].
@@ -216,27 +255,30 @@ impl NodeInventory {
     }
 
     /// The value of label `gqla.dev/gpu.device`, on which pods are scheduled: the PCI device id in hex when all GPUs are
-    /// whole and alike, else [`DEVICE_MIXED`], [`DEVICE_MIG`] or [`DEVICE_NONE`].
+    /// whole and alike, else [`DEVICE_MIXED`], [`DEVICE_MIG`] or [`DEVICE_NONE`]. GPUs lost before they were identified say
+    /// nothing of the kind; where there are only such, the id is `0000`, which is nobody's.
     pub fn device_label(&self) -> String {
-        let Some(first) = self.gpus.first() else { return DEVICE_NONE.to_owned() };
+        let mut identified = self.identified();
+        let Some(first) = identified.next().or(self.gpus.first()) else { return DEVICE_NONE.to_owned() };
         if self.gpus.iter().any(|gpu| gpu.mig.is_some()) {
             return DEVICE_MIG.to_owned();
         }
         let alike =
             |gpu: &GpuFacts| (gpu.pci_device_id, &gpu.product) == (first.pci_device_id, &first.product);
-        if self.gpus.iter().all(alike) {
-            format!("{:04x}", first.pci_device_id)
-        } else {
-            DEVICE_MIXED.to_owned()
-        }
+        if identified.all(alike) { format!("{:04x}", first.pci_device_id) } else { DEVICE_MIXED.to_owned() }
     }
 
     /// The value of label `gqla.dev/gpu.product`: the product's name as GPU feature discovery would spell it. `None` when
-    /// the node has no GPU or several kinds.
+    /// the node has no GPU that was identified, or several kinds.
     pub fn product_label(&self) -> Option<String> {
-        let first = self.gpus.first()?;
-        let alike = self.gpus.iter().all(|gpu| gpu.product == first.product);
+        let mut identified = self.identified();
+        let first = identified.next()?;
+        let alike = identified.all(|gpu| gpu.product == first.product);
         alike.then(|| label_spelling(&first.product)).filter(|label| !label.is_empty())
+    }
+
+    fn identified(&self) -> impl Iterator<Item = &GpuFacts> {
+        self.gpus.iter().filter(|gpu| !gpu.is_unidentified())
     }
 }
 
@@ -270,11 +312,14 @@ mod tests {
     fn labels_name_a_kind_only_when_there_is_one() {
         let h20 = gpu(0, "NVIDIA H20", 0x2329);
         let h200 = gpu(1, "NVIDIA H200", 0x2335);
+        let unknown = |index| GpuFacts { health: GpuHealth::Lost, ..gpu(index, "", 0) };
         let sliced = GpuFacts { mig: Some(Vec::new()), ..h20.clone() };
         let cases = [
             (vec![], "none", None),
             (vec![h20.clone(), gpu(1, "NVIDIA H20", 0x2329)], "2329", Some("NVIDIA-H20")),
-            (vec![h20.clone(), h200], "mixed", None),
+            (vec![h20.clone(), h200.clone()], "mixed", None),
+            (vec![unknown(0), h200, unknown(2)], "2335", Some("NVIDIA-H200")),
+            (vec![unknown(0), unknown(1)], "0000", None),
             (vec![sliced], "mig", Some("NVIDIA-H20")),
             (vec![gpu(0, "NVIDIA X (9), \"new\" ", 0x00ff)], "00ff", Some("NVIDIA-X-9-new")),
         ];
@@ -296,11 +341,15 @@ mod tests {
             ("x".repeat(MAX_INVENTORY_BYTES + 1), "bytes, at most"),
             (format!("{{\"gpus\":[{}]}}", vec!["{}"; 65].join(",")), "65 GPUs"),
             (format!("{{\"gpus\":[{{\"product\":\"{}\"}}]}}", "x".repeat(600)), "a text of 600 bytes"),
-            ("{".to_owned(), "cannot be read"),
+            ("{".to_owned(), "cannot be read: it ends too early at line 1, column 1"),
+            ("call me".to_owned(), "it is not JSON at line 1, column 1"),
+            (r#"{"driver":"call me"}"#.to_owned(), "and not of an inventory at line 1, column 19"),
+            (r#"{"message":"call me\u001b[2J"}"#.to_owned(), "control character U+001B"),
+            (r#"{"gpus":[{"mig":[{"profile":"call me\n"}]}]}"#.to_owned(), "control character U+000A"),
         ];
         for (text, words) in wrong {
             let error = NodeInventory::parse(&text).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
+            assert!(error.contains(words) && !error.contains("call me"), "{error}");
         }
     }
 }

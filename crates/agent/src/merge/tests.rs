@@ -125,6 +125,21 @@ fn lost_gpus_keep_their_details() {
 }
 
 #[test]
+fn a_rebuilt_machine_forgets_the_kind_it_had() {
+    let before = first(vec![seen(0, "a"), seen(1, "b"), seen(2, "c")]);
+    let now = |gpus| merge(&before, &Reading::Answered(facts(gpus)), &Faults::default(), NOW);
+    let mut other = seen(0, "d");
+    if let GpuReading::Seen(seen) = &mut other {
+        (seen.facts.pci_device_id, seen.facts.product) = (0x26b9, "NVIDIA L40S".to_owned());
+    }
+    let rebuilt = now(vec![other.clone()]);
+    assert_eq!(uuids(&rebuilt), [(0, "d", GpuHealth::Healthy)]);
+    assert_eq!(rebuilt.device_label(), "26b9");
+    assert_eq!(now(vec![other, seen(1, "a")]).gpus.len(), 3, "one of the kind is left");
+    assert_eq!(now(vec![]).gpus.len(), 3, "nothing took their place");
+}
+
+#[test]
 fn gpus_that_cannot_be_told_apart_are_counted() {
     let both_lost = first(vec![GpuReading::Lost, GpuReading::Lost]);
     let one_listed = Reading::Answered(facts(vec![GpuReading::Lost]));
@@ -167,8 +182,9 @@ fn a_lost_gpu_that_answers_again_was_reset() {
         &faults,
         NOW,
     );
-    faults.forget_reset(&before, &both);
-    let node = merge(&before, &Reading::Answered(both), &faults, NOW);
+    let both = Reading::Answered(both);
+    faults.follow(&before, &both, &[]);
+    let node = merge(&before, &both, &faults, NOW);
     assert_eq!(
         node.gpus.iter().map(|gpu| gpu.health).collect::<Vec<_>>(),
         [GpuHealth::Xid(48), GpuHealth::Healthy]
@@ -176,17 +192,38 @@ fn a_lost_gpu_that_answers_again_was_reset() {
 }
 
 #[test]
+fn only_a_driver_that_was_gone_forgets_errors() {
+    let before = first(vec![seen(0, "a")]);
+    let cases = [
+        (DriverState::Missing, GpuHealth::Healthy),
+        (DriverState::NoPermission, GpuHealth::Xid(48)),
+        (DriverState::Hanging, GpuHealth::Xid(48)),
+        (DriverState::Failing, GpuHealth::Xid(48)),
+    ];
+    for (state, expected) in cases {
+        let answer = Reading::Answered(facts(vec![seen(0, "a")]));
+        let mut faults = Faults::default();
+        faults.follow(&before, &answer, &[(0, GpuError::Xid(48))]);
+        faults.follow(&before, &refused(state), &[]);
+        faults.follow(&before, &answer, &[]);
+        assert_eq!(merge(&before, &answer, &faults, NOW).gpus[0].health, expected, "{state:?}");
+    }
+}
+
+#[test]
 fn an_event_without_a_gpu_belongs_to_the_one_that_was_lost() {
     let before = first(vec![seen(0, "a"), seen(1, "b")]);
-    let now = facts(vec![seen(0, "a"), GpuReading::Lost]);
+    let now = Reading::Answered(facts(vec![seen(0, "a"), GpuReading::Lost]));
     let (known, unknown) =
         (Event { gpu: Some(0), error: GpuError::DoubleBit }, Event { gpu: None, error: GpuError::Xid(79) });
     assert_eq!(
         attribute(&[known, unknown], &before, &now),
-        [(0, GpuError::DoubleBit), (1, GpuError::Xid(79))]
+        [(Some(0), GpuError::DoubleBit), (Some(1), GpuError::Xid(79))]
     );
-    let after = merge(&before, &Reading::Answered(now.clone()), &Faults::default(), NOW);
-    assert_eq!(attribute(&[unknown], &after, &now), [], "it was lost before");
+    let after = merge(&before, &now, &Faults::default(), NOW);
+    let nobodys = [(None, GpuError::Xid(79))];
+    assert_eq!(attribute(&[unknown], &after, &now), nobodys, "it was lost before");
+    assert_eq!(attribute(&[unknown], &before, &refused(DriverState::Failing)), nobodys);
 }
 
 #[test]
@@ -204,10 +241,31 @@ fn a_new_agent_takes_over_what_the_node_holds() {
     assert_eq!(uuids(&adopted), [(0, "a", GpuHealth::Healthy), (1, "b", GpuHealth::Lost)]);
 }
 
+/// The driver answered before the Node did, and had lost a GPU that only the Node knows.
+#[test]
+fn a_new_agent_learns_from_the_node_which_gpu_is_lost() {
+    let stored = first(vec![seen(0, "a"), seen(1, "b"), seen(2, "c")]);
+    let cases = [
+        (vec![GpuReading::Lost, seen(1, "b"), seen(2, "c")], ["a", "b", "c"], 0),
+        // The driver was reloaded meanwhile and counts anew.
+        (vec![seen(0, "b"), seen(1, "a"), GpuReading::Lost], ["b", "a", "c"], 2),
+        (vec![seen(0, "c"), seen(1, "b"), GpuReading::Lost], ["c", "b", "a"], 2),
+    ];
+    for (gpus, expected, lost) in cases {
+        let current = first(gpus);
+        assert!(current.gpus[lost].is_unidentified());
+        let adopted = adopt(&stored, current);
+        assert_eq!(adopted.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect::<Vec<_>>(), expected);
+        assert_eq!((adopted.gpus[lost].health, adopted.gpus[lost].memory_mib), (GpuHealth::Lost, 97_871));
+        assert_eq!(adopted.device_label(), "2329");
+    }
+}
+
 fn gpu_reading() -> impl Strategy<Value = GpuReading> {
-    let seen = ("[a-d]", "\\PC{0,600}", any::<bool>(), proptest::collection::vec("[0-9:]{0,12}", 0..18));
+    let seen = ("[a-d]", "(?s).{0,600}", any::<bool>(), proptest::collection::vec("[0-9:]{0,12}", 0..18));
     let seen = seen.prop_map(|(uuid, product, bad_memory, link_ends)| {
-        let facts = GpuFacts { uuid, product, ..GpuFacts::default() };
+        let mig = Some(vec![MigSlices { profile: product.clone(), ..MigSlices::default() }]);
+        let facts = GpuFacts { uuid, product, mig, ..GpuFacts::default() };
         GpuReading::Seen(Box::new(Seen { facts, bad_memory, link_ends, ..Seen::default() }))
     });
     prop_oneof![3 => seen, 1 => Just(GpuReading::Lost)]
@@ -221,8 +279,8 @@ fn reading() -> impl Strategy<Value = Reading> {
         Just(DriverState::Failing)
     ];
     let refused =
-        (state, "\\PC{0,700}").prop_map(|(state, message)| Reading::Refused(Refusal { state, message }));
-    let answered = (proptest::collection::vec(gpu_reading(), 0..10), "\\PC{0,600}", 0..14_000_i32).prop_map(
+        (state, "(?s).{0,700}").prop_map(|(state, message)| Reading::Refused(Refusal { state, message }));
+    let answered = (proptest::collection::vec(gpu_reading(), 0..10), "(?s).{0,600}", 0..14_000_i32).prop_map(
         |(gpus, driver_version, cuda_driver)| Reading::Answered(Facts { driver_version, cuda_driver, gpus }),
     );
     prop_oneof![answered, refused]

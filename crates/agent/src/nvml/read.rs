@@ -38,24 +38,56 @@ pub(super) type LinkEnds = HashMap<(u32, u32), String>;
 /// Reads every GPU.
 ///
 /// # Errors
-/// When the driver does not answer, or answers about a GPU with anything but its facts or its loss.
+/// When the driver does not answer, or no GPU does for another reason than its loss.
 pub(super) fn read(nvml: &Nvml, links: &mut LinkEnds) -> Result<Facts, Refusal> {
     let failed = |error: NvmlError| refusal("NVML", &error);
     let count = nvml.device_count().map_err(failed)?;
-    let mut facts = Facts {
+    let answers =
+        (0..count).map(|index| nvml.device_by_index(index).and_then(|gpu| seen(&gpu, index, links)));
+    Ok(Facts {
         driver_version: nvml.sys_driver_version().map_err(failed)?,
         cuda_driver: nvml.sys_cuda_driver_version().map_err(failed)?,
-        gpus: Vec::new(),
-    };
-    for index in 0..count {
-        facts.gpus.push(match nvml.device_by_index(index).and_then(|gpu| seen(&gpu, index, links)) {
+        gpus: readings(answers)?,
+    })
+}
+
+/// What the GPUs' answers, by index, say of GPUs and driver.
+fn readings(answers: impl Iterator<Item = Result<Seen, NvmlError>>) -> Result<Vec<GpuReading>, Refusal> {
+    let (mut gpus, mut refused) = (Vec::new(), None);
+    for (index, answer) in answers.enumerate() {
+        gpus.push(match answer {
             Ok(seen) => GpuReading::Seen(Box::new(seen)),
+            Err(error) if is_of_driver(&error) => return Err(refusal(&format!("GPU {index}"), &error)),
             // One that needs a reset is as good as gone until it gets it.
             Err(NvmlError::GpuLost | NvmlError::ResetRequired) => GpuReading::Lost,
-            Err(error) => return Err(refusal(&format!("GPU {index}"), &error)),
+            // A GPU in trouble has many errors. Where others answer, it is not the driver's.
+            Err(error) => {
+                tracing::debug!(gpu = index, %error, "the GPU does not answer");
+                refused.get_or_insert_with(|| refusal(&format!("GPU {index}"), &error));
+                GpuReading::Lost
+            }
         });
     }
-    Ok(facts)
+    match refused {
+        Some(refused) if gpus.iter().all(|gpu| *gpu == GpuReading::Lost) => Err(refused),
+        _ => Ok(gpus),
+    }
+}
+
+/// Whether an error that came with one GPU is the whole driver's.
+fn is_of_driver(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::Uninitialized
+            | NvmlError::DriverNotLoaded
+            | NvmlError::NoPermission
+            | NvmlError::LibRmVersionMismatch
+            | NvmlError::Timeout
+            | NvmlError::LibraryNotFound
+            | NvmlError::FunctionNotFound
+            | NvmlError::LibloadingError(_)
+            | NvmlError::FailedToLoadSymbol(_)
+    )
 }
 
 fn seen(gpu: &Device, index: u32, links: &mut LinkEnds) -> Result<Seen, NvmlError> {
@@ -169,4 +201,61 @@ fn slices(gpu: &Device) -> Result<Option<Vec<MigSlices>>, NvmlError> {
         of_profile.count += 1;
     }
     Ok(Some(slices.into_values().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use gqla_api::inventory::DriverState;
+
+    use super::*;
+
+    fn lost_or_refused(answers: Vec<Result<Seen, NvmlError>>) -> Result<Vec<bool>, (DriverState, bool)> {
+        match readings(answers.into_iter()) {
+            Ok(gpus) => Ok(gpus.iter().map(|gpu| *gpu == GpuReading::Lost).collect()),
+            Err(refused) => Err((refused.state, refused.message.starts_with("GPU 1: "))),
+        }
+    }
+
+    #[test]
+    fn errors_of_one_gpu_are_its_loss_and_errors_of_the_driver_a_refusal() {
+        let seen = || Ok(Seen::default());
+        let of_gpu = [
+            NvmlError::GpuLost,
+            NvmlError::ResetRequired,
+            NvmlError::Unknown,
+            NvmlError::OperatingSystem,
+            NvmlError::IrqIssue,
+            NvmlError::CorruptedInfoROM,
+            NvmlError::InsufficientPower,
+            NvmlError::UnexpectedVariant(1000),
+        ];
+        for error in of_gpu {
+            let words = error.to_string();
+            assert_eq!(
+                lost_or_refused(vec![seen(), Err(error), seen()]),
+                Ok(vec![false, true, false]),
+                "{words}"
+            );
+        }
+        let of_driver = [
+            (NvmlError::Uninitialized, DriverState::Failing),
+            (NvmlError::DriverNotLoaded, DriverState::Missing),
+            (NvmlError::NoPermission, DriverState::NoPermission),
+            (NvmlError::LibRmVersionMismatch, DriverState::Failing),
+            (NvmlError::Timeout, DriverState::Failing),
+        ];
+        for (error, state) in of_driver {
+            let words = error.to_string();
+            assert_eq!(lost_or_refused(vec![seen(), Err(error), seen()]), Err((state, true)), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_driver_none_of_whose_gpus_answers_is_refused_unless_all_are_lost() {
+        let lost = || Err(NvmlError::GpuLost);
+        assert_eq!(lost_or_refused(vec![lost(), lost()]), Ok(vec![true, true]));
+        let failing = vec![lost(), Err(NvmlError::Unknown), Err(NvmlError::OperatingSystem)];
+        assert_eq!(lost_or_refused(failing), Err((DriverState::Failing, true)));
+        assert_eq!(lost_or_refused(vec![]), Ok(vec![]));
+    }
 }

@@ -1,6 +1,7 @@
 //! The one thread that talks to the driver. A call may never come back, so nobody waits for it but here.
 
 use std::{
+    collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use super::{
     Search,
     read::{LinkEnds, read},
 };
-use crate::facts::{Event, GpuError, Reading, Refusal};
+use crate::facts::{Event, Facts, GpuError, GpuReading, Reading, Refusal};
 
 /// Events taken in before the GPUs are read again, so that a flood of them does not keep the thread from it.
 const MOST_EVENTS: usize = 64;
@@ -38,8 +39,6 @@ pub struct Answer {
     pub reading: Reading,
     /// What GPUs reported since the pass before.
     pub events: Vec<Event>,
-    /// Whether this is the first pass since the driver was opened.
-    pub opened: bool,
     /// How long the driver took.
     pub took: Duration,
 }
@@ -62,40 +61,47 @@ pub fn watch(search: Search, period: Duration, messages: Sender<Message>) -> std
 fn session(search: &Search, period: Duration, messages: &Sender<Message>) -> Option<()> {
     messages.blocking_send(Message::Asking).ok()?;
     let start = Instant::now();
-    let refused = match search.open() {
+    let (refused, events) = match search.open() {
         Ok(nvml) => passes(&nvml, period, messages)?,
-        Err(refused) => refused,
+        Err(refused) => (refused, Vec::new()),
     };
-    send(messages, Reading::Refused(refused), Vec::new(), false, start)?;
+    send(messages, Reading::Refused(refused), events, start)?;
     thread::sleep(period);
     Some(())
 }
 
-/// Passes until the driver refuses one.
-fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<Refusal> {
-    let (mut links, mut events, mut opened) = (LinkEnds::new(), Vec::new(), true);
-    let set = listen(nvml);
+/// Passes until the driver refuses one; with the refusal come the events before it.
+fn passes(nvml: &Nvml, period: Duration, messages: &Sender<Message>) -> Option<(Refusal, Vec<Event>)> {
+    let (mut links, mut events, mut lost) = (LinkEnds::new(), Vec::new(), BTreeSet::new());
+    let mut set = listen(nvml);
     loop {
         messages.blocking_send(Message::Asking).ok()?;
         let start = Instant::now();
         let facts = match read(nvml, &mut links) {
             Ok(facts) => facts,
-            Err(refused) => return Some(refused),
+            Err(refused) => return Some((refused, events)),
         };
-        send(messages, Reading::Answered(facts), std::mem::take(&mut events), opened, start)?;
-        opened = false;
-        events = rest(set.as_ref(), period);
+        let lost_now = lost_gpus(&facts);
+        // The driver tells an event set nothing of a GPU that was gone since it registered.
+        let regained = !lost.is_subset(&lost_now);
+        lost = lost_now;
+        send(messages, Reading::Answered(facts), events, start)?;
+        events = Vec::new();
+        if regained {
+            drain(set.as_ref(), &mut events);
+            set = listen(nvml);
+        }
+        events.extend(rest(set.as_ref(), period));
     }
 }
 
-fn send(
-    messages: &Sender<Message>,
-    reading: Reading,
-    events: Vec<Event>,
-    opened: bool,
-    start: Instant,
-) -> Option<()> {
-    let answer = Answer { reading, events, opened, took: start.elapsed() };
+fn lost_gpus(facts: &Facts) -> BTreeSet<usize> {
+    let lost = facts.gpus.iter().enumerate().filter(|(_, gpu)| **gpu == GpuReading::Lost);
+    lost.map(|(index, _)| index).collect()
+}
+
+fn send(messages: &Sender<Message>, reading: Reading, events: Vec<Event>, start: Instant) -> Option<()> {
+    let answer = Answer { reading, events, took: start.elapsed() };
     messages.blocking_send(Message::Answered(answer)).ok()
 }
 
@@ -144,13 +150,20 @@ fn rest(set: Option<&EventSet>, period: Duration) -> Vec<Event> {
         // Also when the wait itself fails, which a lost GPU makes it do at once, again and again.
         Some(Err(_)) | None => thread::sleep(period.saturating_sub(start.elapsed())),
     }
-    while !events.is_empty() && events.len() < MOST_EVENTS {
-        match set.map(|set| set.wait(0)) {
-            Some(Ok(next)) => events.extend(event(&next)),
-            _ => break,
-        }
+    if !events.is_empty() {
+        drain(set, &mut events);
     }
     events
+}
+
+/// Takes in what is waiting.
+fn drain(set: Option<&EventSet>, events: &mut Vec<Event>) {
+    while let Some(Ok(next)) = set.map(|set| set.wait(0)) {
+        events.extend(event(&next));
+        if events.len() >= MOST_EVENTS {
+            break;
+        }
+    }
 }
 
 fn event(told: &EventData) -> Option<Event> {

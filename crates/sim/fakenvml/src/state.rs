@@ -55,8 +55,11 @@ pub struct Gpu {
     /// Its UUID; by default one made of profile and index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// It fell off the bus.
+    /// It fell off the bus. What registered for its events before hears none of it any more, also when it comes back.
     pub lost: bool,
+    /// What every call about it is refused with, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
     /// Every XID so far. Appending one raises one event.
     pub xids: Vec<u64>,
     /// Double-bit memory errors so far. Raising it raises as many events.

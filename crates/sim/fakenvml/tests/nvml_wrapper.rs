@@ -185,6 +185,13 @@ fn a_pulled_card_is_lost_and_the_others_stay() {
     assert!(matches!(devices[1].name(), Err(NvmlError::GpuLost)));
     assert!(matches!(nvml.device_by_index(1), Err(NvmlError::GpuLost)));
     assert_eq!(nvml.device_count().unwrap(), 2);
+
+    let mut failing = State::node("H100", 2);
+    failing.gpus[0].failure = Some(Failure::Unknown);
+    machine.become_(&failing);
+    assert!(matches!(nvml.device_by_index(0), Err(NvmlError::Unknown)));
+    assert!(matches!(devices[0].name(), Err(NvmlError::Unknown)));
+    assert!(devices[1].name().is_ok());
 }
 
 #[test]

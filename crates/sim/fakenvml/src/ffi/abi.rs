@@ -147,11 +147,15 @@ pub(super) struct Card<'a> {
 }
 
 impl<'a> Card<'a> {
-    /// The GPU at `index`, unless it is lost.
+    /// The GPU at `index`, unless it is lost or fails.
     pub fn at(machine: &'a State, index: usize) -> Result<Self, Code> {
         let gpu = machine.gpus.get(index).ok_or(INVALID)?;
         let profile = profile(&gpu.profile).ok_or(INVALID)?;
-        if gpu.lost { Err(LOST) } else { Ok(Self { index, gpu, profile }) }
+        match gpu.failure {
+            _ if gpu.lost => Err(LOST),
+            Some(failure) => Err(code(failure)),
+            None => Ok(Self { index, gpu, profile }),
+        }
     }
 
     pub fn uuid(&self) -> String {

@@ -101,6 +101,9 @@ impl Registration {
     /// What happened on this GPU and was not told yet.
     fn next(&mut self, machine: &State) -> Option<Result<nvml::nvmlEventData_t, Code>> {
         let gpu = machine.gpus.get(self.gpu)?;
+        if self.lost {
+            return None;
+        }
         self.forget(gpu);
         if self.types & XID != 0
             && let Some(xid) = gpu.xids.get(self.xids)
@@ -112,18 +115,17 @@ impl Registration {
             self.double_bit_errors += 1;
             return Some(Ok(event(self.gpu, DOUBLE_BIT, 0)));
         }
-        if gpu.lost && !self.lost {
+        if gpu.lost {
             self.lost = true;
             return Some(Err(LOST));
         }
         None
     }
 
-    /// A state that was written anew may have a shorter past, or the GPU back.
+    /// A state that was written anew may have a shorter past.
     fn forget(&mut self, gpu: &Gpu) {
         self.xids = self.xids.min(gpu.xids.len());
         self.double_bit_errors = self.double_bit_errors.min(gpu.double_bit_errors);
-        self.lost &= gpu.lost;
     }
 }
 
