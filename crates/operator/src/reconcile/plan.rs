@@ -337,18 +337,19 @@ fn cuda_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
 
 fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
     let (asked, default) = (deployment.spec.goal, Goal::default());
+    let prompt_tokens = asked.prompt_tokens.unwrap_or(default.prompt_tokens);
+    let output_tokens = asked.output_tokens.unwrap_or(default.output_tokens);
+    let needed = default.context_length.max(prompt_tokens.saturating_add(output_tokens));
     Goal {
         objective: match asked.objective {
             Objective::Throughput => gqla_planner::Objective::Throughput,
             Objective::Latency => gqla_planner::Objective::Latency,
             Objective::Cost => gqla_planner::Objective::Cost,
         },
-        context_length: asked
-            .context_length
-            .unwrap_or_else(|| default.context_length.min(shape.max_position_embeddings)),
+        context_length: asked.context_length.unwrap_or_else(|| needed.min(shape.max_position_embeddings)),
         concurrency: asked.concurrency.unwrap_or(default.concurrency),
-        prompt_tokens: asked.prompt_tokens.unwrap_or(default.prompt_tokens),
-        output_tokens: asked.output_tokens.unwrap_or(default.output_tokens),
+        prompt_tokens,
+        output_tokens,
         max_time_per_output_token_ms: asked.max_time_per_output_token.map(ShortDuration::milliseconds),
         max_time_to_first_token_ms: asked.max_time_to_first_token.map(ShortDuration::milliseconds),
         ..default
