@@ -1,16 +1,19 @@
 //! `gqla nodes`: what every node's GPUs really are, who says so, and what is wrong.
 
+mod agents;
 mod cluster;
 mod file;
 mod view;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use gqla_api::GPUClass;
-use gqla_fleet::Agents;
-use k8s_openapi::api::{
-    core::v1::{Node, Pod},
-    resource::v1::ResourceSlice,
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Pod},
+        resource::v1::ResourceSlice,
+    },
+    jiff::Timestamp,
 };
 
 use self::view::{Output, View};
@@ -28,7 +31,7 @@ pub struct Args {
     /// Context of the kubeconfig [default: its current one]
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
-    /// Nodes with these labels only, as kubectl's --selector
+    /// Show nodes with these labels only, as kubectl's --selector; all are judged
     #[arg(short = 'l', long, value_name = "LABELS")]
     selector: Option<String>,
     /// Take DRA ResourceSlices into account
@@ -45,10 +48,10 @@ struct Sources {
     nodes: Vec<Node>,
     classes: Vec<GPUClass>,
     slices: Vec<ResourceSlice>,
-    /// Pods that hold GPUs; `None` where pods are not known.
+    /// Pods that hold GPUs, and agents; `None` where pods are not known.
     pods: Option<Vec<Pod>>,
-    /// `None` where agents are not known.
-    agents: Option<Agents>,
+    /// Names of the nodes to show; `None` for all.
+    shown: Option<BTreeSet<String>>,
 }
 
 /// Prints one line or one object per node.
@@ -57,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(file) => file::read(file, args)?,
         None => cluster::fetch(args)?,
     };
-    let view = View::of(&sources);
+    let view = View::of(&sources, Timestamp::now());
     Output::or_default(args.output).print(&view)?;
     Ok(())
 }

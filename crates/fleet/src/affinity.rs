@@ -2,9 +2,13 @@
 //!
 //! Required affinity with alternatives, because autoscalers look at nothing else when they choose which nodes to add, and a
 //! node that does not exist yet carries a cloud's labels only. Each function writes down one arm of [`route`](crate::route),
-//! and depends on the class and on those it shares a name with, not on the rest of the catalogue: a new GPUClass must not
-//! roll other classes' pods. Where that is not the whole truth for a kind of node that the fleet has, the kinds of its device
+//! and depends on the class and on those it shares a name with, so that a new GPUClass rolls few other classes' pods. Where
+//! that is not the whole truth for a kind of node that the fleet has, the kinds of its device
 //! are named one by one instead ([`one_by_one`]).
+//!
+//! Clouds' labels are the exception. A node that is announced as two classes counts as neither, and no term can say so without
+//! the other's labels. So a GPUClass that adds or removes a pair in `nodeLabels` rolls the pods of every class that has
+//! `nodeLabels` with another key, and those of class CPU unless the key is one of [`ACCELERATOR_LABELS`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,10 +31,11 @@ const MAX_KINDS: usize = 64;
 /// Requirements that must all hold.
 type Term = Vec<NodeSelectorRequirement>;
 
-/// Most nodes that are excluded by name: a pod's template must stay small.
-const MAX_REFUTED: usize = 256;
+/// Most nodes of a class that are excluded by name: a pod's template must stay small. With more, no node gets a pod.
+pub const MAX_REFUTED: usize = 256;
 
 /// The terms of the class `name`, each with `selector`, and none for the nodes `refuted`, whose labels are known to be wrong.
+/// None at all when these are more than [`MAX_REFUTED`].
 pub(crate) fn terms<'n>(
     catalogue: &Catalogue,
     kinds: &Kinds,
@@ -38,6 +43,11 @@ pub(crate) fn terms<'n>(
     selector: &BTreeMap<String, String>,
     refuted: impl Iterator<Item = &'n str>,
 ) -> Vec<NodeSelectorTerm> {
+    // A field takes one value per requirement.
+    let fields: Vec<_> = refuted.map(|node| outside("metadata.name", [node])).collect();
+    if fields.len() > MAX_REFUTED {
+        return Vec::new();
+    }
     let written = |excluded| {
         let write = |class| Writer { catalogue, class, excluded }.terms();
         catalogue.get(name).map(write).unwrap_or_default()
@@ -51,8 +61,6 @@ pub(crate) fn terms<'n>(
         kinds.counted_as(name).filter(surprising).map(|(kind, _)| kind.device.as_str()).collect();
     let mut terms = one_by_one(kinds, name, &excluded);
     terms.extend(if excluded.is_empty() { by_labels } else { written(excluded) });
-    // A field takes one value per requirement.
-    let fields: Vec<_> = refuted.take(MAX_REFUTED).map(|node| outside("metadata.name", [node])).collect();
     let fields = (!fields.is_empty()).then_some(fields);
     terms
         .into_iter()

@@ -23,7 +23,7 @@ use crate::{
     node::FleetNode,
     problem::Problem,
     route::{By, Unplanned},
-    slices::{SliceFacts, slice_facts},
+    slices::{NodeSlice, SliceFacts, slice_facts},
     words::{Agent, Words},
 };
 
@@ -98,7 +98,7 @@ pub struct GpuCounts {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy: Option<u32>,
     /// Those that can be planned with: allocatable and healthy. While the driver does not answer, those that were healthy
-    /// before: a driver that is restarted must not move replicas.
+    /// before: a driver that is restarted must not move replicas. None while the driver is too old to run pods at all.
     pub usable: u32,
 }
 
@@ -126,7 +126,7 @@ pub struct NodeHardware {
     /// GPUs that do not work, by index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unhealthy: Vec<(u32, GpuHealth)>,
-    /// How long ago the agent was last seen, when it is gone.
+    /// How long ago the agent was last seen, when it is gone; `unknown` where nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale: Option<&'static str>,
     /// What is wrong.
@@ -179,11 +179,17 @@ impl Hardware {
     }
 
     /// Node selector terms, alternatives of each other, that match exactly the nodes which count as class `name` and carry
-    /// the labels of `selector`. Empty when there is no such class.
+    /// the labels of `selector`. Empty when there is no such class, or when more than [`MAX_REFUTED`](crate::MAX_REFUTED)
+    /// nodes would have to be excluded by name. An empty list must not become a pod's affinity.
     pub fn terms(&self, name: &str, selector: &BTreeMap<String, String>) -> Vec<NodeSelectorTerm> {
         let name = self.class(name).map_or(name, GpuClass::name);
-        let refuted = self.refuted.iter().filter(|(_, class)| *class == name).map(|(node, _)| node.as_str());
-        affinity::terms(&self.catalogue, &self.kinds, name, selector, refuted)
+        affinity::terms(&self.catalogue, &self.kinds, name, selector, self.refuted_nodes(name))
+    }
+
+    /// Nodes whose labels say class `name` and which do not count as it, because facts in no label contradict. Pods keep off
+    /// them by their names.
+    pub fn refuted_nodes(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.refuted.iter().filter(move |(_, class)| *class == name).map(|(node, _)| node.as_str())
     }
 
     fn refuted(&self, node: &FleetNode, slices: Option<&SliceFacts>) -> Option<(String, String)> {
@@ -247,13 +253,15 @@ fn unhealthy(inventory: &NodeInventory) -> impl Iterator<Item = (u32, GpuHealth)
 }
 
 fn counts(allocatable: u32, inventory: Option<&NodeInventory>) -> GpuCounts {
+    let too_old = inventory.is_some_and(|inventory| inventory.driver == DriverState::TooOld);
     let Some(inventory) = inventory.filter(|inventory| !inventory.gpus.is_empty()) else {
-        return GpuCounts { allocatable, healthy: None, usable: allocatable };
+        return GpuCounts { allocatable, healthy: None, usable: if too_old { 0 } else { allocatable } };
     };
     let healthy = inventory.gpus.iter().filter(|gpu| gpu.health.is_healthy()).count();
     let healthy = u32::try_from(healthy).unwrap_or(u32::MAX);
     let usable = match inventory.driver {
         DriverState::Ready => allocatable.min(healthy),
+        DriverState::TooOld => 0,
         _ => healthy,
     };
     GpuCounts { allocatable, healthy: Some(healthy), usable }
@@ -308,5 +316,7 @@ pub fn describe(
     agents: Option<&Agents>,
 ) -> Vec<NodeHardware> {
     let nodes: Vec<_> = nodes.iter().cloned().map(FleetNode::new).collect();
-    Hardware::new(classes(declared).catalogue, nodes.iter(), &slice_facts(slices), agents).nodes
+    let slices: Vec<_> = slices.iter().filter_map(NodeSlice::of).collect();
+    let slices = slice_facts(slices.iter());
+    Hardware::new(classes(declared).catalogue, nodes.iter(), &slices, agents).nodes
 }

@@ -9,6 +9,7 @@ use gqla_api::{
 use gqla_planner::{CPU_CLASS, Catalogue, PRESENCE_LABELS, Part};
 
 use crate::{
+    agents::UNKNOWN_AGE,
     derive::derived_name,
     hardware::{NodeHardware, Recognition},
     kinds::{Kinds, Verdict},
@@ -48,8 +49,18 @@ pub(crate) fn problems(case: &Case<'_>, hardware: &NodeHardware) -> Vec<Problem>
         .chain(hardware.unhealthy.iter().map(|(index, health)| unhealthy(*index, *health)))
         .chain(hardware.stale.map(stale));
     findings
-        .map(|(kind, fact, sentence)| Problem { kind, node: case.node.name.clone(), fact, sentence })
+        .map(|(kind, fact, sentence)| Problem {
+            kind,
+            node: case.node.name.clone(),
+            fact: printable(&fact),
+            sentence: printable(&sentence),
+        })
         .collect()
+}
+
+/// What others wrote on a node is shown on terminals.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
@@ -280,11 +291,15 @@ fn driver(case: &Case<'_>, inventory: Option<&NodeInventory>) -> Option<Finding>
         DriverState::Hanging => (Kind::DriverHanging, "the driver does not answer"),
         DriverState::Failing => (Kind::DriverFailing, "the driver fails"),
     };
-    let consequence = if inventory.gpus.is_empty() {
+    if inventory.gpus.is_empty() {
         claim(&case.words)?;
-        "NVML has told nothing of its GPUs, and labels are all that is known"
-    } else {
-        "the GPUs seen before stay in the plan"
+    }
+    let consequence = match inventory.driver {
+        DriverState::TooOld => "pods cannot use its GPUs, so they are not planned with until it is upgraded",
+        _ if inventory.gpus.is_empty() => {
+            "NVML has told nothing of its GPUs, and labels are all that is known"
+        }
+        _ => "the GPUs seen before stay in the plan",
     };
     let said = inventory.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default();
     Some((kind, "driver".to_owned(), format!("{what}{said}; {consequence}")))
@@ -303,15 +318,16 @@ fn unhealthy(index: u32, health: GpuHealth) -> Finding {
         ),
         GpuHealth::Lost | GpuHealth::Healthy => (
             Kind::GpuLost,
-            "fell off the bus; it is not planned with until the node is restarted or the card replaced".to_owned(),
+            "fell off the bus; it is not planned with until NVML sees it, or another card in its place, again; restart the node \
+             or replace the card".to_owned(),
         ),
     };
     (kind, format!("GPU {index}"), sentence)
 }
 
 fn stale(age: &str) -> Finding {
-    let sentence = format!(
-        "the agent is not running: what NVML told is the last known, over {age} old; the plan stays as it is"
-    );
+    let old = if age == UNKNOWN_AGE { "of unknown age".to_owned() } else { format!("over {age} old") };
+    let sentence =
+        format!("the agent is not running: what NVML told is the last known, {old}; the plan stays as it is");
     (Kind::StaleFacts, "agent".to_owned(), sentence)
 }

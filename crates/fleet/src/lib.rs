@@ -25,6 +25,7 @@ mod slices;
 mod survey;
 mod words;
 
+pub use affinity::MAX_REFUTED;
 pub use agents::{AgentState, Agents};
 pub use classes::{Classes, classes};
 pub use facts::{Fact, FactSource, HardwareFacts};
@@ -33,5 +34,5 @@ pub use index::Index;
 pub use node::{FleetNode, Taint};
 pub use problem::{Problem, ProblemGroup, ProblemKind, grouped};
 pub use route::By;
-pub use slices::{GPU_DRIVER, SliceDevice, SliceFacts, slice_facts};
+pub use slices::{GPU_DRIVER, NodeSlice, SliceDevice, SliceFacts, slice_facts};
 pub use survey::{ClassNodes, Survey, survey};

@@ -29,21 +29,37 @@ pub struct SliceFacts {
     pub devices: Vec<SliceDevice>,
 }
 
-impl SliceFacts {
-    /// Prunes one slice to its node and devices; `None` for another driver's or one of no single node.
-    pub fn of(slice: &ResourceSlice) -> Option<(&str, Self)> {
+/// One slice, pruned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSlice {
+    node: String,
+    pool: String,
+    generation: i64,
+    devices: Vec<SliceDevice>,
+}
+
+impl NodeSlice {
+    /// Prunes one slice; `None` for another driver's or one of no single node.
+    pub fn of(slice: &ResourceSlice) -> Option<Self> {
         let spec = &slice.spec;
-        let node = spec.node_name.as_deref().filter(|_| spec.driver == GPU_DRIVER)?;
+        let node = spec.node_name.clone().filter(|_| spec.driver == GPU_DRIVER)?;
         let devices = spec.devices.iter().flatten().take(MAX_DEVICES).filter_map(device).collect();
-        Some((node, Self { devices }))
+        Some(Self { node, pool: spec.pool.name.clone(), generation: spec.pool.generation, devices })
     }
 }
 
-/// What all slices say, by node.
-pub fn slice_facts<'s>(slices: impl IntoIterator<Item = &'s ResourceSlice>) -> BTreeMap<String, SliceFacts> {
+/// What all slices say, by node. Of each pool only the newest generation counts: older slices are about to be deleted.
+pub fn slice_facts<'s>(slices: impl Iterator<Item = &'s NodeSlice> + Clone) -> BTreeMap<String, SliceFacts> {
+    let mut newest: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for slice in slices.clone() {
+        let known = newest.entry((&slice.node, &slice.pool)).or_insert(slice.generation);
+        *known = slice.generation.max(*known);
+    }
     let mut nodes: BTreeMap<String, SliceFacts> = BTreeMap::new();
-    for (node, facts) in slices.into_iter().filter_map(SliceFacts::of) {
-        nodes.entry(node.to_owned()).or_default().devices.extend(facts.devices);
+    let is_newest =
+        |slice: &&NodeSlice| newest[&(slice.node.as_str(), slice.pool.as_str())] == slice.generation;
+    for slice in slices.filter(is_newest) {
+        nodes.entry(slice.node.clone()).or_default().devices.extend(slice.devices.iter().cloned());
     }
     nodes
 }
@@ -112,7 +128,30 @@ mod tests {
         let device =
             |is_slice, memory_mib| SliceDevice { product: "NVIDIA-H20".to_owned(), is_slice, memory_mib };
         let expected = SliceFacts { devices: vec![device(false, Some(97_871)), device(true, None)] };
-        assert_eq!(slice_facts(&slices), BTreeMap::from([("a".to_owned(), expected)]));
+        let slices: Vec<_> = slices.iter().filter_map(NodeSlice::of).collect();
+        assert_eq!(slice_facts(slices.iter()), BTreeMap::from([("a".to_owned(), expected)]));
+    }
+
+    #[test]
+    fn only_the_newest_generation_of_a_pool_counts() {
+        let slice = |node: &str, pool: &str, generation, product: &str| NodeSlice {
+            node: node.to_owned(),
+            pool: pool.to_owned(),
+            generation,
+            devices: vec![SliceDevice { product: product.to_owned(), is_slice: false, memory_mib: None }],
+        };
+        let slices = [
+            slice("a", "p", 2, "new-0"),
+            slice("a", "p", 1, "old"),
+            slice("a", "p", 2, "new-1"),
+            slice("a", "q", 1, "other pool"),
+            slice("b", "p", 1, "other node"),
+        ];
+        let facts = slice_facts(slices.iter());
+        let products =
+            |node: &str| facts[node].devices.iter().map(|device| device.product.as_str()).collect::<Vec<_>>();
+        assert_eq!(products("a"), ["new-0", "new-1", "other pool"]);
+        assert_eq!(products("b"), ["other node"]);
     }
 
     #[test]

@@ -110,14 +110,13 @@ fn an_announced_node_matches_before_anything_runs_on_it() {
     }
 }
 
-/// Pods of other classes must not be rolled because somebody declares one more.
-#[test]
-fn a_new_class_changes_no_other_class_terms() {
+/// Whether terms change when a class that nothing shares a name with is declared, with `key` announcing it.
+fn rolled(key: &str) -> Vec<String> {
     use gqla_api::{GPUClass, GPUClassSpec};
     let spec: GPUClassSpec = from_value(json!({
         "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 58,
         "pciDeviceIDs": ["27ff"], "productLabels": ["NVIDIA-X9"],
-        "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-x9" }],
+        "nodeLabels": [{ "key": key, "value": "nvidia-x9" }],
     }))
     .unwrap();
     let nameless =
@@ -125,8 +124,43 @@ fn a_new_class_changes_no_other_class_terms() {
     let declared = [GPUClass::new("x9", spec), GPUClass::new("h20-capped", nameless)];
     let after = Hardware::new(gqla_fleet::classes(&declared).catalogue, [].iter(), &BTreeMap::new(), None);
     let before = Hardware::new(Catalogue::builtin(), [].iter(), &BTreeMap::new(), None);
-    for class in Catalogue::builtin().iter().filter(|class| class.node_labels.is_empty()) {
-        let terms = |hardware: &Hardware| hardware.terms(class.name(), &BTreeMap::new());
-        assert_eq!(terms(&before), terms(&after), "{}", class.name());
+    let terms = |hardware: &Hardware, class: &str| hardware.terms(class, &BTreeMap::new());
+    let catalogue = Catalogue::builtin();
+    let names = catalogue.iter().map(|class| class.name().to_owned());
+    names.filter(|class| terms(&before, class) != terms(&after, class)).collect()
+}
+
+/// Pods of other classes are rolled only where a term must name what the new class is announced by.
+#[test]
+fn a_new_class_changes_the_terms_of_those_announced_by_another_key() {
+    let catalogue = Catalogue::builtin();
+    for (key, cpu) in [("cloud.google.com/gke-accelerator", false), ("example.com/gpu", true)] {
+        let others = |class: &gqla_planner::GpuClass| class.node_labels.iter().any(|(other, _)| other != key);
+        let expected = catalogue.iter().filter(|class| others(class) || (cpu && class.name() == "CPU"));
+        let expected: Vec<_> = expected.map(|class| class.name().to_owned()).collect();
+        assert_eq!(rolled(key), expected, "{key}");
+        assert!(expected.len() < catalogue.iter().count(), "{expected:?}");
+    }
+}
+
+/// Too many names for a pod's template: better no pod than one on a node whose labels lie.
+#[test]
+fn too_many_nodes_with_wrong_labels_close_the_class() {
+    let device = SliceDevice { product: "NVIDIA-H200".to_owned(), is_slice: false, memory_mib: None };
+    for (wrong, closed) in [(gqla_fleet::MAX_REFUTED, false), (gqla_fleet::MAX_REFUTED + 1, true)] {
+        let nodes: Vec<Node> = (0..=wrong)
+            .map(|index| {
+                let mut node = labelled(json!({ "nvidia.com/gpu.product": "NVIDIA-H20" }));
+                node.metadata.name = Some(format!("n{index}"));
+                node
+            })
+            .collect();
+        let facts = |index| (format!("n{index}"), SliceFacts { devices: vec![device.clone()] });
+        let hardware = hardware(Catalogue::builtin(), &nodes, &(0..wrong).map(facts).collect());
+        let terms = hardware.terms("H20", &BTreeMap::new());
+        assert_eq!((terms.is_empty(), hardware.refuted_nodes("H20").count()), (closed, wrong));
+        assert!(nodes[..wrong].iter().all(|node| !schedulable(&terms, node)));
+        assert_eq!(schedulable(&terms, &nodes[wrong]), !closed);
+        assert!(!hardware.terms("H100", &BTreeMap::new()).is_empty());
     }
 }

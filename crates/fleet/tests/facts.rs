@@ -217,6 +217,7 @@ fn a_node_without_gpu_labels_is_a_cpu_node_and_one_awaiting_discovery_is_not() {
         (json!({ "nvidia.com/gpu.present": "true" }), Recognition::Unlabelled),
         (json!({ "feature.node.kubernetes.io/pci-10de.present": "true" }), Recognition::Unlabelled),
         (json!({ "feature.node.kubernetes.io/pci-0302_10de.present": "true" }), Recognition::Unlabelled),
+        (json!({ "feature.node.kubernetes.io/pci-0300_10de.present": "true" }), Recognition::Unlabelled),
         (json!({ "cloud.google.com/gke-accelerator": "nvidia-x9" }), Recognition::Unlabelled),
     ];
     for (labels, expected) in cases {
@@ -373,6 +374,14 @@ fn usable_gpus_are_those_that_work_and_outlive_their_driver() {
     let hardware = one(gone);
     assert_eq!((hardware.gpus.allocatable, hardware.gpus.usable), (0, 6), "the device plugin lost them too");
     assert!(kinds(&hardware).contains(&ProblemKind::DriverMissing));
+    inventory.driver = DriverState::TooOld;
+    let unseen = NodeInventory { driver: DriverState::TooOld, ..NodeInventory::default() };
+    let labels = json!({ "nvidia.com/gpu.product": "NVIDIA-H20" });
+    for (inventory, healthy) in [(&inventory, Some(6)), (&unseen, None)] {
+        let hardware = one(told(inventory, labels.clone()));
+        assert_eq!((hardware.gpus.healthy, hardware.gpus.usable), (healthy, 0), "CUDA 12 does not run there");
+        assert!(kinds(&hardware).contains(&ProblemKind::DriverTooOld));
+    }
     let none = NodeInventory::default();
     assert_eq!(kinds(&one(told(&none, json!({})))), [], "a node without GPUs needs no driver");
 }
@@ -400,11 +409,23 @@ fn mixed_sliced_and_unbelievable_nodes_are_told() {
 }
 
 #[test]
+fn what_is_told_holds_no_control_characters() {
+    let mut inventory = ready(vec![gpu("NVIDIA H20", 0x2329)]);
+    inventory.driver = DriverState::Failing;
+    inventory.message = Some("red \u{1b}[31m\nand bell\u{7}".to_owned());
+    let hardware = one(told(&inventory, json!({})));
+    assert!(
+        hardware.problems[0].sentence.starts_with("the driver fails (red [31mand bell); "),
+        "{hardware:?}"
+    );
+}
+
+#[test]
 fn facts_of_an_absent_agent_are_old_and_nothing_else_changes() {
     let node = told(&ready(vec![gpu("NVIDIA H20", 0x2329); 8]), json!({}));
     let agents = |ready, now| Agents {
         by_node: BTreeMap::from([("n".to_owned(), AgentState { ready, since: 0 })]),
-        known_since: 0,
+        known_since: Some(0),
         now,
     };
     let at =

@@ -7,7 +7,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::reconcile::plan::PoolPlan;
+use crate::{reconcile::plan::PoolPlan, text::cut};
 
 /// Longest note the API server takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
@@ -58,7 +58,7 @@ impl Events {
         let event = Event {
             type_: if news.warning { EventType::Warning } else { EventType::Normal },
             reason: news.reason.clone(),
-            note: Some(cut(&news.note)),
+            note: Some(cut(news.note.clone(), LONGEST_NOTE)),
             action: news.pool.as_ref().map_or_else(|| "Reconcile".to_owned(), |pool| format!("Plan {pool}")),
             secondary: None,
         };
@@ -111,10 +111,10 @@ pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus
                 && (condition.type_ != "HardwareRecognized" || old.message == condition.message)
         });
         let good = condition.status == "True";
-        // A condition that holds from the start is no news, and Unknown is no trouble.
+        // A condition that holds from the start is no news, nor that pods are not there yet, and Unknown is no trouble.
         let first = previous.is_none_or(|status| status.conditions.is_empty());
-        let worth =
-            told && !same && condition.status != "Unknown" && !(first && condition.type_ != "Planned");
+        let expected = first && (good || condition.type_ == "Available");
+        let worth = told && !same && condition.status != "Unknown" && !expected;
         (worth && !(good && condition.type_ == "Planned")).then(|| News {
             warning: !good,
             reason: condition.reason.clone(),
@@ -123,28 +123,4 @@ pub fn news(previous: Option<&GQLADeploymentStatus>, next: &GQLADeploymentStatus
         })
     });
     decisions.chain(judgements).collect()
-}
-
-/// Cut at a character boundary.
-fn cut(note: &str) -> String {
-    if note.len() <= LONGEST_NOTE {
-        return note.to_owned();
-    }
-    let mut end = LONGEST_NOTE - '…'.len_utf8();
-    while !note.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &note[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn notes_fit_the_api() {
-        assert_eq!(cut("short"), "short");
-        let long = "ä".repeat(2000);
-        assert!(cut(&long).len() <= LONGEST_NOTE && cut(&long).ends_with('…'));
-    }
 }

@@ -28,3 +28,4 @@ pub mod metrics;
 pub mod reconcile;
 pub mod run;
 pub mod scrape;
+pub mod text;

@@ -167,6 +167,11 @@ async fn a_lying_label_is_planned_as_what_nvml_says_and_told() {
     assert_eq!((status.as_str(), reason.as_str()), ("False", "LyingLabel"));
     assert!(message.starts_with("node a (label nvidia.com/gpu.product=NVIDIA-H200): NVML says"), "{message}");
     assert!(scene.template("h20").to_string().contains("2329"));
+    assert!(
+        scene.events().contains(&"LyingLabel".to_owned()),
+        "told from the first pass on: {:?}",
+        scene.events()
+    );
     // A second node with the same lie is news, and is told once.
     scene.server.clear();
     scene.pass().await;
@@ -259,6 +264,16 @@ async fn a_missing_driver_keeps_the_plan() {
     assert_eq!((scene.classes(), scene.template("h20")), (vec!["H20".to_owned()], before));
     let words = "node a (driver): there is no NVIDIA driver (libnvidia-ml.so.1 is not there); the GPUs seen before stay";
     assert!(scene.note().contains(words), "{}", scene.note());
+}
+
+#[tokio::test]
+async fn a_driver_that_is_too_old_gets_no_pod() {
+    let old = NodeInventory { driver: DriverState::TooOld, ..h20(8) };
+    let scene = Scene::new(vec![node("a", &old, None, 8)]);
+    scene.pass().await;
+    assert_eq!(scene.server.names("deployments"), [""; 0]);
+    let status = scene.status();
+    assert!(status["message"].as_str().unwrap().contains("usable H20 node offers 0"), "{status}");
 }
 
 #[tokio::test]

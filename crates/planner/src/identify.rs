@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 
 /// Labels that say a GPU is there before, or without, its product being known.
-pub const PRESENCE_LABELS: [&str; 3] = [
+pub const PRESENCE_LABELS: [&str; 4] = [
     "nvidia.com/gpu.present",
     "feature.node.kubernetes.io/pci-10de.present",
     "feature.node.kubernetes.io/pci-0302_10de.present",
+    "feature.node.kubernetes.io/pci-0300_10de.present",
 ];
 
 /// Labels by which clouds and autoscalers announce a node's accelerator before anything runs on it.

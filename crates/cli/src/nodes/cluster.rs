@@ -1,11 +1,9 @@
 //! Nodes of a live cluster.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use anyhow::Context;
-use gqla_api::labels::{COMPONENT, COMPONENT_AGENT};
-use gqla_fleet::{AgentState, Agents};
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, Config,
     api::ListParams,
@@ -25,14 +23,11 @@ pub(super) fn fetch(args: &Args) -> anyhow::Result<Sources> {
 
 async fn read(args: &Args) -> anyhow::Result<Sources> {
     let client = client(args).await?;
-    let nodes = match &args.selector {
-        Some(selector) => ListParams::default().labels(selector),
-        None => ListParams::default(),
-    };
     let unfinished = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
     let pods = Api::<Pod>::all(client.clone());
-    let (nodes, classes, pods, slices) = tokio::join!(
-        all(Api::all(client.clone()), nodes),
+    let (nodes, shown, classes, pods, slices) = tokio::join!(
+        all(Api::all(client.clone()), ListParams::default()),
+        selected(&client, args.selector.as_deref()),
         all(Api::all(client.clone()), ListParams::default()),
         all(pods, unfinished),
         async {
@@ -49,9 +44,17 @@ async fn read(args: &Args) -> anyhow::Result<Sources> {
         nodes: nodes.context("cannot list Nodes")?,
         classes: unless_refused(classes).context("cannot list GPUClasses")?.unwrap_or_default(),
         slices: slices.context("cannot list ResourceSlices")?,
-        agents: pods.as_deref().and_then(agents),
+        shown: shown.context("cannot list Nodes with --selector")?,
         pods,
     })
+}
+
+/// Names of the nodes that match, by the server's rule. All nodes are judged all the same: what one counts as depends on
+/// the others.
+async fn selected(client: &Client, selector: Option<&str>) -> Result<Option<BTreeSet<String>>, kube::Error> {
+    let Some(selector) = selector else { return Ok(None) };
+    let nodes: Vec<Node> = all(Api::all(client.clone()), ListParams::default().labels(selector)).await?;
+    Ok(Some(nodes.into_iter().filter_map(|node| node.metadata.name).collect()))
 }
 
 async fn client(args: &Args) -> anyhow::Result<Client> {
@@ -91,23 +94,4 @@ fn unless_refused<T>(listed: Result<T, kube::Error>) -> Result<Option<T>, kube::
         Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Whether each node's agent runs. `None` when there is none anywhere: then agents are not used in this cluster.
-fn agents(pods: &[Pod]) -> Option<Agents> {
-    let is_agent = |pod: &&Pod| {
-        let labels = pod.metadata.labels.as_ref();
-        labels.and_then(|labels| labels.get(COMPONENT)).is_some_and(|component| component == COMPONENT_AGENT)
-    };
-    let by_node: BTreeMap<String, AgentState> = pods.iter().filter(is_agent).filter_map(state).collect();
-    let now = Timestamp::now().as_second();
-    (!by_node.is_empty()).then_some(Agents { by_node, known_since: now, now })
-}
-
-fn state(pod: &Pod) -> Option<(String, AgentState)> {
-    let node = pod.spec.as_ref()?.node_name.clone()?;
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready")?;
-    let since = ready.last_transition_time.as_ref().map_or(0, |time| time.0.as_second());
-    Some((node, AgentState { ready: ready.status == "True", since }))
 }

@@ -18,7 +18,8 @@ const LARGEST: u64 = 1 << 30;
 pub(super) fn read(path: &Path, args: &Args) -> anyhow::Result<Sources> {
     if args.selector.is_some() {
         bail!(
-            "--selector needs a cluster: select while writing the file, `kubectl get nodes --selector … -o json`"
+            "--selector needs a cluster, whose server knows its rules; print all nodes of the file with -o json and select \
+             by jq. A file with some of the nodes is judged as if there were no others"
         );
     }
     let shown = || format!("cannot read `{}`", path.display());

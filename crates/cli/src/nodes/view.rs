@@ -9,10 +9,13 @@ use clap::ValueEnum;
 use gqla_api::labels::NVIDIA_GPU;
 use gqla_fleet::{FactSource, NodeHardware, describe};
 use gqla_planner::Confidence;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::{
+    api::core::v1::{Container, Pod, PodSpec},
+    jiff::Timestamp,
+};
 use serde::Serialize;
 
-use super::Sources;
+use super::{Sources, agents::agents};
 use crate::table::{TableFormat, columns};
 
 /// How to print nodes.
@@ -63,7 +66,7 @@ struct Row {
 }
 
 impl View {
-    pub(super) fn of(sources: &Sources) -> Self {
+    pub(super) fn of(sources: &Sources, now: Timestamp) -> Self {
         let held = sources.pods.as_deref().map(held);
         let row = |hardware: NodeHardware| {
             let allocated = held.as_ref().map(|held| held.get(&hardware.node).copied().unwrap_or(0));
@@ -73,8 +76,12 @@ impl View {
             let ridge = ridge.map(|(flops, bytes)| (flops.value / bytes.value * 10.0).round() / 10.0);
             Row { hardware, allocated, free, ridge }
         };
-        let hardware = describe(&sources.nodes, &sources.classes, &sources.slices, sources.agents.as_ref());
-        Self { nodes: hardware.into_iter().map(row).collect() }
+        let agents = sources.pods.as_deref().map(|pods| agents(pods, now));
+        let hardware = describe(&sources.nodes, &sources.classes, &sources.slices, agents.as_ref());
+        let is_shown = |hardware: &NodeHardware| {
+            sources.shown.as_ref().is_none_or(|shown| shown.contains(&hardware.node))
+        };
+        Self { nodes: hardware.into_iter().filter(is_shown).map(row).collect() }
     }
 }
 
@@ -87,12 +94,24 @@ fn held(pods: &[Pod]) -> BTreeMap<String, u64> {
             continue;
         };
         let Some(node) = &spec.node_name else { continue };
-        // Init containers run one after another and before the others.
-        let init = spec.init_containers.iter().flatten().map(gpus).max().unwrap_or(0);
-        let running: u64 = spec.containers.iter().map(gpus).sum();
-        *held.entry(node.clone()).or_default() += running.max(init);
+        *held.entry(node.clone()).or_default() += asked(spec);
     }
     held
+}
+
+/// The scheduler's sum. Init containers run one after another and before the others; those that are always restarted go on
+/// running beside all that come later.
+fn asked(spec: &PodSpec) -> u64 {
+    let (mut beside, mut most) = (0, 0);
+    for container in spec.init_containers.iter().flatten() {
+        if container.restart_policy.as_deref() == Some("Always") {
+            beside += gpus(container);
+            most = most.max(beside);
+        } else {
+            most = most.max(beside + gpus(container));
+        }
+    }
+    most.max(beside + spec.containers.iter().map(gpus).sum::<u64>())
 }
 
 /// Extended resources are asked for as limits; requests equal them.
@@ -190,6 +209,8 @@ fn problems(view: &View) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use gqla_api::inventory::{DriverState, GpuFacts, GpuHealth, NodeInventory};
     use serde_json::{Value, from_value, json};
 
@@ -222,7 +243,7 @@ mod tests {
         })
     }
 
-    fn view() -> View {
+    fn sources() -> Sources {
         let h20 = ("NVIDIA H20", 0x2329, 78);
         let h100 = ("NVIDIA H100 80GB HBM3", 0x2330, 132);
         let mut pulled = inventory(&[h20, h20]);
@@ -245,12 +266,74 @@ mod tests {
                 "status": {"phase": phase},
             })
         };
-        let pods = [pod("honest", 1, "Running"), pod("honest", 2, "Succeeded"), pod("liar", 0, "Pending")];
-        View::of(&Sources {
+        let agent = |node: &str| {
+            json!({
+                "metadata": {"labels": {"gqla.dev/component": "agent"}},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            })
+        };
+        let holding = [pod("honest", 1, "Running"), pod("honest", 2, "Succeeded"), pod("liar", 0, "Pending")];
+        let pods = holding.into_iter().chain(["honest", "liar", "mixed", "pulled"].map(agent));
+        Sources {
             nodes: nodes.into_iter().map(|node| from_value(node).unwrap()).collect(),
-            pods: Some(pods.into_iter().map(|pod| from_value(pod).unwrap()).collect()),
+            pods: Some(pods.map(|pod| from_value(pod).unwrap()).collect()),
             ..Sources::default()
-        })
+        }
+    }
+
+    fn view() -> View {
+        shown(&sources())
+    }
+
+    fn shown(sources: &Sources) -> View {
+        View::of(sources, Timestamp::from_second(3600).unwrap())
+    }
+
+    #[test]
+    fn facts_without_a_ready_agent_are_never_shown_as_well() {
+        let mut sources = sources();
+        sources.pods.as_mut().unwrap().retain(|pod| pod.metadata.labels.is_none());
+        let view = shown(&sources);
+        assert_eq!(health(&view.nodes[0].hardware), "StaleFacts");
+        assert!(problems(&view).contains("the last known, of unknown age"), "{}", problems(&view));
+        sources.pods = None;
+        assert_eq!(health(&shown(&sources).nodes[0].hardware), "ok", "nobody knows of agents");
+    }
+
+    /// What one node counts as can depend on the others.
+    #[test]
+    fn a_selection_shows_less_and_changes_nothing() {
+        let mut sources = sources();
+        let same = |view: &View| serde_json::to_value(view).unwrap()["nodes"][0].clone();
+        let odd = inventory(&[("NVIDIA H20", 0x2329, 60)]);
+        sources.nodes.insert(0, from_value(node("odd", "NVIDIA-H20", &odd)).unwrap());
+        let whole = same(&shown(&sources));
+        sources.shown = Some(BTreeSet::from(["odd".to_owned()]));
+        let selected = shown(&sources);
+        assert_eq!((selected.nodes.len(), same(&selected)), (1, whole));
+    }
+
+    #[test]
+    fn gpus_are_held_as_the_scheduler_counts_them() {
+        let cases = [
+            (json!([]), 2),
+            (json!([(1, false), (3, false)]), 3),
+            (json!([(1, true), (1, true)]), 4),
+            (json!([(1, true), (3, false)]), 4),
+            (json!([(3, false), (1, true)]), 3),
+        ];
+        for (init, expected) in cases {
+            let container = |gpus: u64, always: bool| {
+                json!({"name": "c", "restartPolicy": always.then_some("Always"),
+                       "resources": {"limits": {"nvidia.com/gpu": gpus.to_string()}}})
+            };
+            let pairs: Vec<(u64, bool)> = from_value(init.clone()).unwrap();
+            let init_containers: Vec<_> =
+                pairs.into_iter().map(|(gpus, always)| container(gpus, always)).collect();
+            let spec = json!({"initContainers": init_containers, "containers": [container(2, false)]});
+            assert_eq!(asked(&from_value(spec).unwrap()), expected, "{init}");
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl AgentPods {
                 })
                 .or_insert(state);
         }
-        Some(Agents { by_node, known_since: self.known_since, now })
+        Some(Agents { by_node, known_since: Some(self.known_since), now })
     }
 }
 

@@ -11,7 +11,7 @@ use gqla_api::{
     GPUClass,
     labels::{COMPONENT, COMPONENT_AGENT},
 };
-use gqla_fleet::{Classes, FleetNode, Hardware, Index, NodeHardware, SliceFacts, classes};
+use gqla_fleet::{Classes, FleetNode, Hardware, Index, NodeHardware, NodeSlice, classes, slice_facts};
 use gqla_planner::Catalogue;
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
@@ -62,7 +62,7 @@ struct State {
     nodes: Index<Arc<FleetNode>>,
     declared: Index<GPUClass>,
     classes: Classes,
-    slices: Index<(String, SliceFacts)>,
+    slices: Index<NodeSlice>,
     agents: AgentPods,
     /// Judged since the last change.
     snapshot: Option<Arc<FleetSnapshot>>,
@@ -192,10 +192,7 @@ impl Fleet {
     /// Takes one event of the ResourceSlice watch.
     pub fn slice_event(&self, event: Event<ResourceSlice>) {
         let mut state = self.state.write();
-        let changed = apply(&mut state.slices, event, |slice| {
-            let facts = SliceFacts::of(&slice).map(|(node, facts)| (node.to_owned(), facts));
-            (slice.name_any(), facts)
-        });
+        let changed = apply(&mut state.slices, event, |slice| (slice.name_any(), NodeSlice::of(&slice)));
         self.publish(&mut state, changed);
     }
 
@@ -233,10 +230,8 @@ impl State {
     }
 
     fn judged(&self, now: i64) -> FleetSnapshot {
-        let mut slices: BTreeMap<String, SliceFacts> = BTreeMap::new();
-        for (node, facts) in self.slices.values() {
-            slices.entry(node.clone()).or_default().devices.extend(facts.devices.iter().cloned());
-        }
+        let slices: Vec<_> = self.slices.values().collect();
+        let slices = slice_facts(slices.into_iter());
         let nodes: Vec<_> = self.nodes.values().cloned().collect();
         let catalogue: Catalogue = self.classes.catalogue.clone();
         let agents = self.agents.at(now);

@@ -3,6 +3,8 @@
 use gqla_api::{ConditionReason, ConditionType};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::text::{LONGEST_SENTENCE, cut};
+
 /// What a condition says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
@@ -71,7 +73,7 @@ fn condition(previous: &[Condition], judgement: &Judgement, generation: i64, now
         type_: judgement.kind.as_str().to_owned(),
         status: status.to_owned(),
         reason: judgement.reason.as_str().to_owned(),
-        message: judgement.message.clone(),
+        message: cut(judgement.message.clone(), LONGEST_SENTENCE),
         observed_generation: Some(generation),
         last_transition_time: before.map_or_else(|| now.clone(), |old| old.last_transition_time.clone()),
     }

@@ -9,7 +9,9 @@ use gqla_api::{
     ConditionReason, DecodeSpec, Device, MultiTokenPrediction, Objective, PlacementStrategy, PoolSpec,
     ShortDuration, TensorParallel,
 };
-use gqla_fleet::{ClassNodes, FleetNode, NodeHardware, Problem, ProblemGroup, Survey, grouped, survey};
+use gqla_fleet::{
+    ClassNodes, FleetNode, MAX_REFUTED, NodeHardware, Problem, ProblemGroup, Survey, grouped, survey,
+};
 use gqla_model::ModelShape;
 use gqla_planner::{CPU_CLASS, Constraints, Decision, Goal, PlanError};
 use k8s_openapi::api::core::v1::NodeSelectorTerm;
@@ -106,7 +108,7 @@ pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetS
     };
     let mut planned = Vec::new();
     for target in targets {
-        match decide(deployment, shape, &target) {
+        match decide(deployment, shape, fleet, &target) {
             Ok((device, decision)) => planned.push(Planned { target, device, decision }),
             Err((reason, sentence)) => failures.push(PoolFailure { pool: target.name, reason, sentence }),
         }
@@ -264,9 +266,12 @@ fn pool_nodes<'a>(
 fn decide(
     deployment: &ValidatedDeployment,
     shape: &ModelShape,
+    fleet: &FleetSnapshot,
     target: &Target<'_>,
 ) -> Result<(Device, Decision), Failure> {
     let class = &target.nodes.class;
+    may_schedule(fleet, class.name())
+        .map_err(|(reason, sentence)| (reason, format!("pool {}: {sentence}", target.name)))?;
     let device = device_on(class.name(), deployment.spec.runtime.device);
     let constraints = match device {
         Device::Cpu => cpu_constraints(target),
@@ -276,6 +281,22 @@ fn decide(
     let decision = gqla_planner::plan(shape, &class.spec, &goal(deployment, shape), &constraints)
         .map_err(|error| (reason_of(&error), format!("pool {}: {error}", target.name)))?;
     Ok((device, decision))
+}
+
+/// Whether pods of `class` can be kept off all nodes whose labels are wrong.
+fn may_schedule(fleet: &FleetSnapshot, class: &str) -> Result<(), Failure> {
+    let wrong = fleet.hardware.refuted_nodes(class).count();
+    if wrong <= MAX_REFUTED {
+        return Ok(());
+    }
+    Err((
+        ConditionReason::NoUsableNodes,
+        format!(
+            "the labels of {wrong} nodes say {class} and other facts contradict them; pods can be kept off at most \
+             {MAX_REFUTED} such nodes by name, so none is scheduled on {class}; see condition HardwareRecognized, and correct \
+             the labels"
+        ),
+    ))
 }
 
 /// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
@@ -337,18 +358,19 @@ fn cuda_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
 
 fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
     let (asked, default) = (deployment.spec.goal, Goal::default());
+    let prompt_tokens = asked.prompt_tokens.unwrap_or(default.prompt_tokens);
+    let output_tokens = asked.output_tokens.unwrap_or(default.output_tokens);
+    let needed = default.context_length.max(prompt_tokens.saturating_add(output_tokens));
     Goal {
         objective: match asked.objective {
             Objective::Throughput => gqla_planner::Objective::Throughput,
             Objective::Latency => gqla_planner::Objective::Latency,
             Objective::Cost => gqla_planner::Objective::Cost,
         },
-        context_length: asked
-            .context_length
-            .unwrap_or_else(|| default.context_length.min(shape.max_position_embeddings)),
+        context_length: asked.context_length.unwrap_or_else(|| needed.min(shape.max_position_embeddings)),
         concurrency: asked.concurrency.unwrap_or(default.concurrency),
-        prompt_tokens: asked.prompt_tokens.unwrap_or(default.prompt_tokens),
-        output_tokens: asked.output_tokens.unwrap_or(default.output_tokens),
+        prompt_tokens,
+        output_tokens,
         max_time_per_output_token_ms: asked.max_time_per_output_token.map(ShortDuration::milliseconds),
         max_time_to_first_token_ms: asked.max_time_to_first_token.map(ShortDuration::milliseconds),
         ..default

@@ -19,6 +19,7 @@ use super::{
     plan::{Plan, PoolPlan},
     validate::Identity,
 };
+use crate::text::{LONGEST_SENTENCE, cut};
 
 /// Kinds of doubt about nodes that one condition tells.
 const MAX_GROUPS: usize = 8;
@@ -257,7 +258,8 @@ fn drafting(facts: &Facts<'_>) -> Judgement {
 fn message(judgements: &[Judgement]) -> Option<String> {
     let of = |kind| judgements.iter().find(|judgement| judgement.kind == kind);
     let (planned, available) = (of(Kind::Planned)?, of(Kind::Available)?);
-    Some(if planned.holds() { available.message.clone() } else { planned.message.clone() })
+    let told = if planned.holds() { available } else { planned };
+    Some(cut(told.message.clone(), LONGEST_SENTENCE))
 }
 
 fn pools(
@@ -303,9 +305,9 @@ fn pool_status(plan: &PoolPlan) -> PoolStatus {
         arithmetic_intensity: Some(round(chosen.intensity)),
         ridge: Some(round(chosen.ridge)),
         margin: decision.runner_up.as_ref().map(|_| round(decision.margin * 100.0)),
-        reason: decision.reason.clone(),
+        reason: cut(decision.reason.clone(), LONGEST_SENTENCE),
         runner_up: decision.runner_up.as_ref().map(runner_up),
-        note: plan.note.clone(),
+        note: plan.note.clone().map(|note| cut(note, LONGEST_SENTENCE)),
     }
 }
 

@@ -1,5 +1,6 @@
 use gqla_model::DecodePath;
-use serde_json::{Value, json};
+use kube::runtime::watcher::Event;
+use serde_json::{Value, from_value, json};
 
 use super::*;
 use crate::reconcile::{
@@ -124,6 +125,50 @@ fn failures_are_sentences_and_stay_alone() {
     let plan = planned(json!({ "runtime": device, "model": { "source": source, "shape": huge } }), &mixed());
     assert!(plan.failures.iter().any(|failure| failure.reason == NoFeasiblePlan), "{plan:?}");
     assert!(plan.keeps("whatever runs already"));
+}
+
+#[test]
+fn a_class_with_too_many_wrong_labels_is_not_planned() {
+    let names: Vec<_> = (0..=MAX_REFUTED).map(|index| format!("n{index}")).collect();
+    let fleet = fleet(names.iter().map(|name| node(name, Some("NVIDIA-H20"), 8)).collect());
+    fleet.node_event(Event::Apply(node("good", Some("NVIDIA-H20"), 8)));
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    for (index, name) in names.iter().enumerate() {
+        if index == MAX_REFUTED {
+            assert_eq!(planned(spec.clone(), &fleet.snapshot()).pools.len(), 1);
+        }
+        let slice = json!({ "metadata": { "name": name }, "spec": {
+            "driver": "gpu.nvidia.com", "nodeName": name,
+            "pool": { "name": name, "generation": 1, "resourceSliceCount": 1 },
+            "devices": [{ "name": "gpu-0", "attributes": {
+                "type": { "string": "gpu" }, "productName": { "string": "NVIDIA H200" } } }],
+        }});
+        fleet.slice_event(Event::Apply(from_value(slice).unwrap()));
+    }
+    let plan = planned(spec, &fleet.snapshot());
+    let [failure] = plan.failures.as_slice() else { panic!("{plan:?}") };
+    assert_eq!((plan.pools.len(), failure.reason), (0, ConditionReason::NoUsableNodes));
+    assert!(failure.sentence.contains("the labels of 257 nodes say H20"), "{}", failure.sentence);
+}
+
+/// A prompt that needs more context than usual asks for it, as far as the model goes.
+#[test]
+fn the_context_holds_prompt_and_output() {
+    let cases = [
+        (json!({}), 4096),
+        (json!({ "promptTokens": 100, "outputTokens": 100 }), 4096),
+        (json!({ "promptTokens": 8000, "outputTokens": 500 }), 8500),
+        (json!({ "promptTokens": 32_000, "outputTokens": 1000 }), 32_768),
+        (json!({ "promptTokens": 8000, "contextLength": 9000 }), 9000),
+    ];
+    for (asked, expected) in cases {
+        let spec = json!({ "runtime": { "device": "CUDA" }, "goal": asked });
+        let valid = validated(spec.clone());
+        let Shape::Known(shape) = valid.shape.clone() else { panic!("the fixture has a shape") };
+        assert_eq!(goal(&valid, &shape).context_length, expected, "{asked}");
+        let plan = planned(spec, &mixed());
+        assert_eq!((plan.pools.len(), plan.failures), (2, vec![]), "{asked}");
+    }
 }
 
 #[test]

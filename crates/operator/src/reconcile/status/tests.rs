@@ -112,6 +112,32 @@ fn a_refused_spec_keeps_what_runs_and_says_why() {
     assert!(status.pools.iter().all(|pool| pool.note.as_ref().is_some_and(|note| note.contains("no plan"))));
 }
 
+/// The API server refuses a longer condition message, and with it the whole status.
+#[test]
+fn nothing_a_node_says_makes_the_status_too_long() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (object, mut verdict) = (deployment(spec.clone()), verdict(spec));
+    let Verdict::Planned(plan) = &mut verdict else { panic!("{verdict:?}") };
+    let long = "ä".repeat(40_000);
+    plan.pools[0].note = Some(long.clone());
+    plan.pools[0].decision.reason = long.clone();
+    plan.problems.push(gqla_fleet::Problem {
+        kind: ProblemKind::BadAnnotation,
+        node: "a".to_owned(),
+        fact: String::new(),
+        sentence: long.clone(),
+    });
+    let refused = Verdict::Refused { reason: Reason::ModelUnreadable, sentence: long };
+    for verdict in [verdict, refused] {
+        let status = computed(&object, &verdict, &[], 1);
+        let pools = status.pools.iter().flat_map(|pool| pool.note.iter().chain([&pool.reason]));
+        let told =
+            status.conditions.iter().map(|condition| &condition.message).chain(pools).chain(&status.message);
+        assert!(told.clone().all(|text| text.len() <= 4096));
+        assert!(told.filter(|text| text.ends_with('…')).count() >= 2);
+    }
+}
+
 #[test]
 fn figures_are_rounded_to_what_they_are_worth() {
     for (value, rounded) in [(0.0, 0.0), (1234.56, 1235.0), (0.012_345_6, 0.01235), (f64::NAN, 0.0)] {
