@@ -114,6 +114,7 @@ impl<'a> AttentionModel<'a> {
         Work {
             bytes: core.bytes as f64,
             groups: groups.into(),
+            heads: split.heads_per_rank,
             rows: heads.saturating_mul(query_tokens.max(1).into()),
             flops_per_row: shape.flops_per_head(self.path) as f64,
             batch: batch.max(1).into(),

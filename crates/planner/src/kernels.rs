@@ -86,7 +86,7 @@ impl Fit {
             lone_loss,
             overlap: self.overlap,
             splits_context: true,
-            min_rows: 0,
+            min_heads: 0,
             source: Cow::Borrowed(FITTED),
         }
     }
@@ -117,7 +117,7 @@ fn public_absorb(class: &str, architecture: Architecture) -> Vec<Kernel> {
             fit("Triton MLA", 0.40, 0.106, 16, 2.8),
             Kernel {
                 splits_context: false,
-                min_rows: 128,
+                min_heads: 128,
                 ..fit("FlashInfer MLA, unsplit", 0.40, 0.55, 64, 8.0)
             },
         ],
@@ -172,7 +172,7 @@ fn native(path: DecodePath, gpu: &GpuSpec, hardware: &Hardware) -> Kernel {
         lone_loss: 0.25,
         overlap: 4.0,
         splits_context: true,
-        min_rows: 0,
+        min_heads: 0,
         source: Cow::Borrowed(MODELLED),
     }
 }
@@ -190,7 +190,7 @@ fn cpu(path: DecodePath) -> Kernel {
         lone_loss: 0.0,
         overlap: 2.0,
         splits_context: true,
-        min_rows: 0,
+        min_heads: 0,
         source: Cow::Borrowed("assumed, not measured; a calibration replaces them"),
     }
 }

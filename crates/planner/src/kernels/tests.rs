@@ -147,8 +147,60 @@ fn every_class_has_a_kernel_for_both_paths_in_both_runtimes() {
             for runtime in [Runtime::Native, Runtime::Vllm] {
                 let hardware = Hardware::of(&class.spec);
                 let found = kernels(runtime, path, &class.spec, &hardware);
-                assert!(found.iter().any(|kernel| kernel.min_rows == 0), "{} {path}", class.name());
+                assert!(found.iter().any(|kernel| kernel.min_heads == 0), "{} {path}", class.name());
             }
         }
     }
+}
+
+/// More query tokens, more sequences or a longer context are never faster, whatever kernel takes over.
+#[test]
+fn no_attention_call_is_faster_for_having_more_to_do() {
+    let calibration = Calibration::default();
+    for class in Catalogue::builtin().iter() {
+        for (runtime, path, model) in every_kernel_and_model() {
+            let attention = shape(model).attention;
+            let kernels = AttentionModel::new(
+                path,
+                &class.spec,
+                runtime,
+                Efficiency::Calibrated,
+                RopeLayout::Shared,
+                &calibration,
+            );
+            for split in [1, 2, 4, 8].map(|ranks| TensorParallelSplit::new(&attention, path, ranks)) {
+                let Ok(split) = split else { continue };
+                let ns = |tokens, batch, context| kernels.pass(&attention, split, tokens, batch, context).ns;
+                for (tokens, batch, context) in calls() {
+                    let base = ns(tokens, batch, context) * (1.0 - 1e-12);
+                    let more = [
+                        ns(tokens + 1, batch, context),
+                        ns(tokens, batch + 1, context),
+                        ns(tokens, batch, context + 64),
+                    ];
+                    assert!(
+                        more.iter().all(|ns| *ns >= base),
+                        "{} {runtime:?} {model} {path} {split:?}, {tokens} x {batch} x {context}: {base} {more:?}",
+                        class.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn every_kernel_and_model() -> impl Iterator<Item = (Runtime, DecodePath, ModelName)> {
+    [Runtime::Native, Runtime::Vllm].into_iter().flat_map(|runtime| {
+        DecodePath::ALL
+            .into_iter()
+            .flat_map(move |path| ModelName::ALL.into_iter().map(move |model| (runtime, path, model)))
+    })
+}
+
+fn calls() -> impl Iterator<Item = (u32, u32, u32)> {
+    let batches = [1, 2, 7, 8, 53, 54, 64, 108, 256];
+    let contexts = [64, 1024, 8192, 65_536];
+    (1..=8).flat_map(move |tokens| {
+        batches.into_iter().flat_map(move |batch| contexts.map(|context| (tokens, batch, context)))
+    })
 }
