@@ -49,9 +49,9 @@ pub struct Args {
     /// How the GQA path stores its rotary key
     #[arg(long, value_enum, default_value_t)]
     rope_layout: RopeLayoutArg,
-    /// Never pad groups with idle heads where a degree does not divide the heads
+    /// Pad groups with idle heads where a degree does not divide the heads; the engine has to pad too
     #[arg(long)]
-    no_head_padding: bool,
+    head_padding: bool,
     /// Context length to plan for, in tokens [default: 4096, or the model's longest if shorter]
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,
@@ -216,7 +216,7 @@ impl Args {
                 RopeLayoutArg::Shared => RopeLayout::Shared,
                 RopeLayoutArg::PerGroup => RopeLayout::PerGroup,
             },
-            head_padding: !self.no_head_padding,
+            head_padding: self.head_padding,
         }
     }
 

@@ -65,9 +65,10 @@ impl<'a> AttentionModel<'a> {
         Self { gpu, hardware, path, layout, kernels }
     }
 
-    /// Where the kernels' figures come from.
-    pub(crate) fn source(&self) -> &str {
-        self.kernels.first().map_or("peak rates of the data sheet", |kernel| kernel.source.as_ref())
+    /// Where the figures of the kernel named `name` come from.
+    pub(crate) fn source(&self, name: Option<&str>) -> &str {
+        let named = self.kernels.iter().find(|kernel| Some(kernel.name.as_ref()) == name);
+        named.map_or("peak rates of the data sheet", |kernel| kernel.source.as_ref())
     }
 
     /// A pass of `query_tokens` (`s_q`) per sequence over `batch` sequences of `context` cached tokens each.
@@ -114,6 +115,7 @@ impl<'a> AttentionModel<'a> {
         Work {
             bytes: core.bytes as f64,
             groups: groups.into(),
+            heads: split.heads_per_rank,
             rows: heads.saturating_mul(query_tokens.max(1).into()),
             flops_per_row: shape.flops_per_head(self.path) as f64,
             batch: batch.max(1).into(),

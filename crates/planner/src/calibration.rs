@@ -164,7 +164,7 @@ impl MeasuredKernel {
             lone_loss: 0.0,
             overlap: 4.0,
             splits_context: true,
-            min_rows: 0,
+            min_heads: 0,
             source: Cow::Owned(format!(
                 "measured by {tool} with {build} on {device}, {measured_at}, {samples} samples"
             )),

@@ -48,8 +48,8 @@ pub struct Kernel {
     pub overlap: f64,
     /// Whether a long context is divided over the device. Without, a block walks its sequence alone.
     pub splits_context: bool,
-    /// Rows below which the kernel does not exist.
-    pub min_rows: u32,
+    /// Heads of a rank below which the kernel does not exist.
+    pub min_heads: u32,
     /// Where the figures come from.
     pub source: Cow<'static, str>,
 }
@@ -61,6 +61,8 @@ pub(crate) struct Work {
     pub(crate) bytes: f64,
     /// Groups whose queries share no row tile.
     pub(crate) groups: f64,
+    /// Heads of the rank, over all groups.
+    pub(crate) heads: u32,
     /// Query rows per group: heads times query tokens.
     pub(crate) rows: u64,
     /// FLOPs per row and cached token.
@@ -81,7 +83,7 @@ pub(crate) struct CallTime {
 impl Kernel {
     /// Time of one call, or `None` where the kernel does not apply.
     pub(crate) fn time(&self, work: &Work, gpu: &GpuSpec, hardware: &Hardware) -> Option<CallTime> {
-        if work.rows < u64::from(self.min_rows) {
+        if work.heads < self.min_heads {
             return None;
         }
         let streamed = streamed(work.bytes * work.batch * work.context, hardware.l2_bytes);
@@ -153,13 +155,21 @@ mod tests {
             lone_loss: 0.0,
             overlap: 8.0,
             splits_context: true,
-            min_rows: 0,
+            min_heads: 0,
             source: "test".into(),
         }
     }
 
     fn work() -> Work {
-        Work { bytes: 1152.0, groups: 1.0, rows: 20, flops_per_row: 2176.0, batch: 64.0, context: 8192.0 }
+        Work {
+            bytes: 1152.0,
+            groups: 1.0,
+            heads: 20,
+            rows: 20,
+            flops_per_row: 2176.0,
+            batch: 64.0,
+            context: 8192.0,
+        }
     }
 
     fn time(kernel: &Kernel, work: &Work, class: &str) -> CallTime {
@@ -200,7 +210,7 @@ mod tests {
         let unsplit = Kernel { splits_context: false, ..kernel() };
         let per_sequence = |batch: f64| time(&unsplit, &Work { batch, ..work() }, "A100").ns / batch;
         assert!(per_sequence(1.0) > 50.0 * per_sequence(108.0));
-        let large = Kernel { min_rows: 128, ..kernel() };
+        let large = Kernel { min_heads: 128, ..kernel() };
         let gpu = Catalogue::builtin().get("A100").unwrap().spec.clone();
         assert_eq!(large.time(&work(), &gpu, &Hardware::of(&gpu)), None);
     }

@@ -305,7 +305,7 @@ fn decide(search: &search::Search<'_>, ranked: Vec<Scored>) -> Result<Decision, 
     let runner_up = other_path.or_else(|| feasible().nth(1));
     let margin = runner_up.map_or(1.0, |other| (1.0 - chosen.score / other.score).max(0.0));
     let reason = explain::decision(search, &ranked, chosen, runner_up);
-    let basis = search.basis(chosen.candidate.path).to_owned();
+    let basis = search.basis(&chosen.candidate).to_owned();
     Ok(Decision {
         chosen: chosen.candidate.clone(),
         runner_up: runner_up.map(|other| other.candidate.clone()),

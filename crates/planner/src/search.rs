@@ -83,9 +83,9 @@ impl<'a> Search<'a> {
         Self { shape, gpu, goal, constraints, hardware, parts, attention }
     }
 
-    /// Where the figures of `path`'s kernels come from.
-    pub(crate) fn basis(&self, path: DecodePath) -> &str {
-        self.attention(path).source()
+    /// Where the figures of `candidate`'s attention kernel come from.
+    pub(crate) fn basis(&self, candidate: &Candidate) -> &str {
+        self.attention(candidate.path).source(candidate.kernel.as_deref())
     }
 
     fn attention(&self, path: DecodePath) -> &AttentionModel<'a> {

@@ -112,13 +112,17 @@ impl StepModel<'_> {
         let fp8 = self.hardware.architecture.has_fp8();
         match (self.shape.weights.weight_format, self.runtime) {
             (WeightFormat::Fp8Block, Runtime::Native) => Some(
-                "the weights are block-fp8, for which the native runtime has no kernel; convert them to bf16 or use \
-                 runtime.kind VLLM"
+                "the weights are block-fp8, for which the native runtime has no kernel; convert them to bf16"
                     .to_owned(),
             ),
             (WeightFormat::Fp8Block, Runtime::Vllm) if !fp8 => Some(format!(
-                "the weights are block-fp8, and {} has no fp8 tensor cores; convert them to bf16",
-                self.gpu.name
+                "the weights are block-fp8, and {} {} fp8 tensor cores; convert them to bf16",
+                self.gpu.name,
+                if self.hardware.architecture == Architecture::Unknown {
+                    "is not known to have"
+                } else {
+                    "has no"
+                },
             )),
             _ => None,
         }
@@ -207,11 +211,13 @@ impl StepModel<'_> {
     /// A product of `tokens` rows with `multiplied` weights, of which `read` are read.
     fn gemm_us(&self, read: f64, multiplied: f64, tokens: f64) -> f64 {
         let format = self.shape.weights.weight_format;
-        let (bandwidth, arithmetic, tile) = match self.efficiency {
-            Efficiency::Peak => (1.0, 1.0, 1.0),
-            Efficiency::Calibrated => (GEMM_BANDWIDTH, self.gemm_arithmetic(), self.tile()),
+        let (bandwidth, arithmetic, rows) = match self.efficiency {
+            Efficiency::Peak => (1.0, 1.0, tokens),
+            Efficiency::Calibrated => {
+                let rows = (tokens / self.tile()).ceil() * self.tile();
+                (GEMM_BANDWIDTH, self.gemm_arithmetic(), rows)
+            }
         };
-        let rows = (tokens / tile).ceil() * tile;
         let memory = read * format.bytes_per_element() / (self.gpu.bytes_per_second * bandwidth);
         let compute = 2.0 * multiplied * rows / (self.gpu.flops_per_second * arithmetic);
         memory.max(compute) * 1e6

@@ -84,6 +84,17 @@ fn the_fitted_core_follows_degree_and_card_beyond_what_fits_or_the_model_allows(
     assert_eq!(path("--model deepseek-v3-gqla --gpu a100 --tp 2"), "gqa");
 }
 
+/// The operator does not pad either.
+#[test]
+fn heads_are_padded_only_where_it_is_asked_for() {
+    let most = |rest: &str| {
+        let plan = json(&format!("--model glm-4.7-flash-gqla --gpu H20 {rest}"));
+        plan["candidates"].as_array().unwrap().iter().filter_map(|one| one["tp"].as_u64()).max()
+    };
+    assert_eq!(most(""), Some(5));
+    assert_eq!(most("--head-padding"), Some(8));
+}
+
 #[test]
 fn what_is_no_choice_is_refused_with_the_choices() {
     let refusal = |line: &str| {

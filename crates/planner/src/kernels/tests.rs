@@ -34,6 +34,9 @@ const MEDIANS: [(&str, ModelName, &[f64]); 17] = {
 };
 /// Ratios this near to 1 are a tie that no model of medians can call.
 const TIE: f64 = 0.03;
+/// What the fits miss a median by at most, and a fiftieth. An A100's kernel for 128 heads is modelled too slow.
+const WORST_ERRORS: [(&str, f64); 6] =
+    [("H100", 0.10), ("H200", 0.09), ("B200", 0.30), ("L40S", 0.12), ("RTX-PRO-6000", 0.15), ("A100", 0.76)];
 const BATCHES: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 const CONTEXTS: [u32; 8] = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072];
 const MOST_TOKENS: u64 = 1 << 20;
@@ -79,13 +82,18 @@ fn every_published_median_has_its_winner_and_most_are_met_closely() {
             println!("{gpu} {model} TP {}: published {published}, modelled {modelled:.2}", 1 << power);
             let same_winner = (modelled < 1.0) == (*published < 1.0);
             assert!(same_winner || (published - 1.0).abs() <= TIE, "{gpu} {model} TP {}", 1 << power);
-            errors.push((modelled / published - 1.0).abs());
+            errors.push((gpu, (modelled / published - 1.0).abs()));
         }
     }
-    let (median, worst) = (median(errors.clone()), errors.iter().copied().fold(0.0, f64::max));
-    println!("{} medians: median error {median:.3}, worst {worst:.3}", errors.len());
-    assert!(median < 0.04, "median error {median}");
-    assert!(worst < 0.75, "worst error {worst}");
+    let all = median(errors.iter().map(|(_, error)| *error).collect());
+    println!("{} medians: median error {all:.3}", errors.len());
+    assert!(all < 0.04, "median error {all}");
+    for (gpu, most) in WORST_ERRORS {
+        let of_gpu = errors.iter().filter(|(named, _)| *named == gpu).map(|(_, error)| *error);
+        let worst = of_gpu.fold(0.0, f64::max);
+        println!("{gpu}: worst error {worst:.3}");
+        assert!(worst < most, "{gpu}: worst error {worst}, at most {most} expected");
+    }
 }
 
 /// Small caches cost a call's floor, which is lower on the GQA path; where the caches grow, bytes decide.
@@ -147,8 +155,126 @@ fn every_class_has_a_kernel_for_both_paths_in_both_runtimes() {
             for runtime in [Runtime::Native, Runtime::Vllm] {
                 let hardware = Hardware::of(&class.spec);
                 let found = kernels(runtime, path, &class.spec, &hardware);
-                assert!(found.iter().any(|kernel| kernel.min_rows == 0), "{} {path}", class.name());
+                assert!(found.iter().any(|kernel| kernel.min_heads == 0), "{} {path}", class.name());
             }
         }
     }
+}
+
+/// More query tokens, more sequences or a longer context are never faster, whatever kernel takes over.
+#[test]
+fn no_attention_call_is_faster_for_having_more_to_do() {
+    let calibration = Calibration::default();
+    for class in Catalogue::builtin().iter() {
+        for (runtime, path, model) in every_kernel_and_model() {
+            let attention = shape(model).attention;
+            let kernels = AttentionModel::new(
+                path,
+                &class.spec,
+                runtime,
+                Efficiency::Calibrated,
+                RopeLayout::Shared,
+                &calibration,
+            );
+            for split in [1, 2, 4, 8].map(|ranks| TensorParallelSplit::new(&attention, path, ranks)) {
+                let Ok(split) = split else { continue };
+                let ns = |tokens, batch, context| kernels.pass(&attention, split, tokens, batch, context).ns;
+                for (tokens, batch, context) in calls() {
+                    let base = ns(tokens, batch, context) * (1.0 - 1e-12);
+                    let more = [
+                        ns(tokens + 1, batch, context),
+                        ns(tokens, batch + 1, context),
+                        ns(tokens, batch, context + 64),
+                    ];
+                    assert!(
+                        more.iter().all(|ns| *ns >= base),
+                        "{} {runtime:?} {model} {path} {split:?}, {tokens} x {batch} x {context}: {base} {more:?}",
+                        class.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn every_kernel_and_model() -> impl Iterator<Item = (Runtime, DecodePath, ModelName)> {
+    [Runtime::Native, Runtime::Vllm].into_iter().flat_map(|runtime| {
+        DecodePath::ALL
+            .into_iter()
+            .flat_map(move |path| ModelName::ALL.into_iter().map(move |model| (runtime, path, model)))
+    })
+}
+
+fn calls() -> impl Iterator<Item = (u32, u32, u32)> {
+    let batches = [1, 2, 7, 8, 53, 54, 64, 108, 256];
+    let contexts = [64, 1024, 8192, 65_536];
+    (1..=8).flat_map(move |tokens| {
+        batches.into_iter().flat_map(move |batch| contexts.map(|context| (tokens, batch, context)))
+    })
+}
+
+/// An H20's ridge lies above 20 heads and below 128; a tile of 64 rows would push 20 heads over it.
+#[test]
+fn an_h20_absorbs_twenty_heads_and_not_a_hundred_and_twenty_eight() {
+    for class in ["H20", "H20-3e"] {
+        for runtime in [Runtime::Native, Runtime::Vllm] {
+            let gpu = Catalogue::builtin().get(class).unwrap().spec.clone();
+            let ns = |model, path| {
+                let attention = shape(model).attention;
+                let split = TensorParallelSplit::new(&attention, path, 1).unwrap();
+                let (efficiency, layout) = (Efficiency::Calibrated, RopeLayout::Shared);
+                AttentionModel::new(path, &gpu, runtime, efficiency, layout, &Calibration::default())
+                    .pass(&attention, split, 1, 64, 8192)
+                    .ns
+            };
+            let [absorb, gqa] = DecodePath::ALL.map(|path| ns(ModelName::Glm47FlashGqla, path));
+            println!("{class} {runtime:?}: GLM absorb {absorb:.0} ns, GQA {gqa:.0} ns");
+            assert!(absorb < gqa, "{class} {runtime:?}");
+            let [absorb, gqa] = DecodePath::ALL.map(|path| ns(ModelName::DeepseekV3Gqla, path));
+            assert!(gqa < absorb, "{class} {runtime:?}");
+        }
+    }
+}
+
+/// One chip; an H200 only has faster memory.
+#[test]
+fn an_h200_is_never_slower_than_an_h100() {
+    for (runtime, path, model) in every_kernel_and_model() {
+        let attention = shape(model).attention;
+        for split in [1, 2, 4, 8].map(|ranks| TensorParallelSplit::new(&attention, path, ranks)) {
+            let Ok(split) = split else { continue };
+            for (tokens, batch, context) in calls() {
+                let [h100, h200] = ["H100", "H200"].map(|class| {
+                    let gpu = Catalogue::builtin().get(class).unwrap().spec.clone();
+                    let (efficiency, layout) = (Efficiency::Calibrated, RopeLayout::Shared);
+                    AttentionModel::new(path, &gpu, runtime, efficiency, layout, &Calibration::default())
+                        .pass(&attention, split, tokens, batch, context)
+                        .ns
+                });
+                assert!(
+                    h200 <= h100,
+                    "{runtime:?} {model} {path} {tokens} x {batch} x {context}: {h100} {h200}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn only_classes_with_published_medians_claim_to_be_fitted_to_them() {
+    let measured: std::collections::BTreeSet<_> = MEDIANS.iter().map(|(class, ..)| *class).collect();
+    for class in Catalogue::builtin().iter() {
+        for path in DecodePath::ALL {
+            for kernel in kernels(Runtime::Vllm, path, &class.spec, &Hardware::of(&class.spec)) {
+                assert_eq!(kernel.source == FITTED, measured.contains(class.name()), "{}", class.name());
+            }
+        }
+    }
+    let sources = |class: &str, path| {
+        let gpu = Catalogue::builtin().get(class).unwrap().spec.clone();
+        kernels(Runtime::Vllm, path, &gpu, &Hardware::of(&gpu))[0].source.to_string()
+    };
+    assert_eq!(sources("H20", DecodePath::MqaAbsorb), "the published FlashMLA rate on an H20");
+    let b300 = "its architecture's fit to public kernels, not measured on B300";
+    assert_eq!(sources("B300", DecodePath::Gqa), b300);
 }

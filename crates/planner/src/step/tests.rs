@@ -88,6 +88,18 @@ fn absorb_pays_for_its_extra_products_and_gqa_does_not() {
     assert!(of(DecodePath::MqaAbsorb, 256.0) > 1.03 * of(DecodePath::Gqa, 256.0));
 }
 
+/// 37 tokens touch 59 of 64 experts with 2.5 tokens each, all of which a slow card waits for.
+#[test]
+fn at_peak_an_experts_tokens_are_not_rounded() {
+    let shape = models::shape(ModelName::Glm47FlashGqla);
+    let slow = GpuSpec { flops_per_second: 1e12, ..gpu("H20") };
+    let model = model(&shape, &slow, DecodePath::Gqa, 1, Efficiency::Peak);
+    let always = (model.parts.shared_experts + model.parts.router) as f64;
+    let flops = 2.0 * 37.0 * (4.0 * model.parts.expert as f64 + always);
+    let modelled = model.experts_us(37.0) * 1e-6 * slow.flops_per_second;
+    assert!((modelled / flops - 1.0).abs() < 1e-9, "{modelled} FLOPs for {flops}");
+}
+
 #[test]
 fn adding_up_costs_more_without_nvlink_and_nothing_alone() {
     let shape = models::shape(ModelName::Llama370bGqla);
@@ -131,7 +143,15 @@ fn block_fp8_needs_a_runtime_and_a_card_that_have_it() {
     };
     assert_eq!(obstacle("H200", Runtime::Vllm), None);
     assert!(obstacle("A100", Runtime::Vllm).unwrap().contains("A100 has no fp8 tensor cores"));
-    assert!(obstacle("H200", Runtime::Native).unwrap().contains("no kernel"));
+    let native = obstacle("H200", Runtime::Native).unwrap();
+    assert!(native.ends_with("the native runtime has no kernel; convert them to bf16"), "{native}");
+    let unheard = GpuSpec { name: "X9".into(), ..gpu("H200") };
+    let model = StepModel {
+        runtime: Runtime::Vllm,
+        ..model(&shape, &unheard, DecodePath::Gqa, 8, Efficiency::Calibrated)
+    };
+    let obstacle = model.format_obstacle().unwrap();
+    assert!(obstacle.contains("X9 is not known to have fp8 tensor cores"), "{obstacle}");
 }
 
 #[test]
