@@ -1,6 +1,7 @@
 //! The agent against a driver that does what drivers do, and an API server that keeps a record.
 //!
 //! The driver is the stand-in for NVML, loaded by the real nvml-wrapper from a driver root that is changed while the agent runs.
+//! Long because every way a driver or a Node misbehaves is one scene, and all scenes share one stage.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
