@@ -163,7 +163,7 @@ impl<'a> Search<'a> {
     }
 
     fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {
-        let memory = Memory::new(&layout.model, drafts, self.goal);
+        let memory = Memory::new(&layout.model, drafts, self.constraints.rope_layout, self.goal);
         let capacity = memory.capacity_tokens();
         let obstacle = self.obstacle(&layout.model, drafts, &memory);
         let attention_only = self.constraints.scope == Scope::AttentionOnly;
