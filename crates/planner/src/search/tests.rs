@@ -52,9 +52,23 @@ fn a_bound_on_a_tokens_time_shrinks_the_batch_or_is_refused_with_the_time() {
     let bound = free.time_per_output_token_ms * 0.6;
     let held = decide(ModelName::Llama38bGqla, "H100", &goal(Some(bound)), &one_gpu()).chosen;
     assert!(held.batch < free.batch && held.time_per_output_token_ms <= bound, "{held:?}");
+    let next = Constraints { batch: Some(held.batch + 1), ..one_gpu() };
+    let next = decide(ModelName::Llama38bGqla, "H100", &goal(None), &next);
+    let same_way = |c: &&Candidate| (c.path, c.tensor_parallel) == (held.path, held.tensor_parallel);
+    let slower = next.candidates.iter().find(same_way).unwrap().time_per_output_token_ms;
+    assert!(slower > bound, "a batch of {} would do", held.batch + 1);
     let shape = models::shape(ModelName::Llama38bGqla);
     let error = plan(&shape, &gpu("H100"), &goal(Some(0.5)), &one_gpu()).unwrap_err().to_string();
     assert!(error.contains("an output token takes ") && error.contains("goal.maxTimePerOutputToken=0.5 ms"));
+    let PlanError::NothingFeasible { candidates, .. } =
+        plan(&shape, &gpu("H100"), &goal(Some(0.5)), &one_gpu()).unwrap_err()
+    else {
+        panic!("{error}")
+    };
+    assert!(
+        candidates.iter().all(|candidate| candidate.batch == 1),
+        "the fastest is reported: {candidates:?}"
+    );
 }
 
 #[test]
@@ -253,6 +267,33 @@ proptest! {
             let slow = reduced.iter().find(|slow| key(slow) == key(fast)).unwrap();
             prop_assert!(slow.step.total_us() >= fast.step.total_us() * (1.0 - 1e-12), "{:?} {:?}", fast, slow);
             prop_assert!(slow.time_to_first_token_ms >= fast.time_to_first_token_ms * (1.0 - 1e-12));
+        }
+    }
+
+    #[test]
+    fn a_step_never_takes_less_for_more_sequences_drafts_or_context(
+        model in any_model(), gpu in any_class(), goal in any_goal(), constraints in any_constraints(),
+        batch in 1u32..300, more in 1u32..100,
+    ) {
+        let shape = models::shape(model);
+        let key = |c: &Candidate| (c.path, c.tensor_parallel, c.multi_token_prediction);
+        let goal = Goal { prompt_tokens: 0, ..goal };
+        let longer = Goal { context_length: goal.context_length + more, ..goal };
+        let fixed = |batch| Constraints { batch: Some(batch), ..constraints };
+        let base = all(plan(&shape, &gpu, &goal, &fixed(batch)));
+        let grown = [
+            all(plan(&shape, &gpu, &goal, &fixed(batch + more))),
+            all(plan(&shape, &gpu, &longer, &fixed(batch))),
+        ];
+        for one in &base {
+            let least = one.step.total_us() * (1.0 - 1e-12);
+            for other in grown.iter().flatten().filter(|other| key(other) == key(one)) {
+                prop_assert!(other.step.total_us() >= least, "{:?} {:?}", one, other);
+            }
+            let (path, degree, drafts) = key(one);
+            for other in base.iter().filter(|other| key(other) == (path, degree, drafts + 1)) {
+                prop_assert!(other.step.total_us() >= least, "{:?} {:?}", one, other);
+            }
         }
     }
 
