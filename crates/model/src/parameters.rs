@@ -111,20 +111,26 @@ impl Parameters {
     /// All weights of the decoder, without prediction layers.
     pub fn total(&self, routed_experts: u32) -> u64 {
         let layers = u64::from(self.dense_layers) + u64::from(self.expert_layers);
-        let experts = self
-            .expert
-            .saturating_mul(routed_experts.into())
-            .saturating_add(self.shared_experts)
-            .saturating_add(self.router);
         [
             product([layers, self.attention.total()]),
             product([self.dense_layers.into(), self.dense]),
-            product([self.expert_layers.into(), experts]),
+            product([self.expert_layers.into(), self.experts(routed_experts)]),
             self.head,
             self.embedding,
         ]
         .into_iter()
         .fold(0, u64::saturating_add)
+    }
+
+    /// All weights of one prediction layer, which shares the decoder's embedding and output head.
+    pub fn nextn_layer(&self, routed_experts: u32) -> u64 {
+        let feed_forward = if self.expert_layers > 0 { self.experts(routed_experts) } else { self.dense };
+        self.nextn_attention.total().saturating_add(feed_forward).saturating_add(self.nextn_projection)
+    }
+
+    fn experts(&self, routed: u32) -> u64 {
+        let routed = self.expert.saturating_mul(routed.into());
+        routed.saturating_add(self.shared_experts).saturating_add(self.router)
     }
 }
 
@@ -198,6 +204,21 @@ mod tests {
         assert_eq!(billions(parts.head), 0.32);
         assert_eq!(billions(parts.dense), 0.06);
         assert_eq!(billions(Parameters::of(&glm(20)).total(64)), 29.94);
+    }
+
+    /// A layer grafted from the source model keeps one group per head.
+    #[test]
+    fn a_prediction_layer_has_experts_and_a_projection_besides() {
+        let parts = Parameters::of(&glm(20));
+        let (expert, projection) = (3 * 2048 * 1536, 2 * 2048 * 2048);
+        let expected = parts.attention.total() + 65 * expert + 2048 * 64 + projection;
+        assert_eq!(parts.nextn_layer(64), expected);
+        let mut grafted = glm(4);
+        grafted.weights.nextn_key_value_heads = Some(20);
+        assert_eq!(Parameters::of(&grafted).nextn_layer(64), expected, "one group per head");
+        let dense = ModelShape { weights: WeightShape { experts: None, ..glm(4).weights }, ..glm(4) };
+        let parts = Parameters::of(&dense);
+        assert_eq!(parts.nextn_layer(0), parts.attention.total() + 3 * 2048 * 10_240 + projection);
     }
 
     #[test]

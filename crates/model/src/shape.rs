@@ -120,7 +120,7 @@ pub struct ModelShape {
     /// Decoder layers, without multi-token-prediction layers.
     #[schemars(range(min = 1, max = 1024))]
     pub num_hidden_layers: u32,
-    /// All weights of the checkpoint, in elements; what has to fit beside the cache.
+    /// All weights but those of prediction layers, in elements; what has to fit beside the cache.
     #[schemars(range(min = 1))]
     pub parameters: u64,
     /// Multi-token-prediction layers the checkpoint really contains; 0 means drafts are impossible.

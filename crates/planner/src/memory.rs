@@ -4,10 +4,14 @@ use std::fmt;
 
 use gqla_model::DecodePath;
 
-use crate::{plan::Goal, roofline::BYTES_PER_ELEMENT, step::StepModel};
+use crate::{
+    plan::Goal,
+    roofline::{BYTES_PER_ELEMENT, RopeLayout, kv_elements},
+    step::StepModel,
+};
 
-/// Memory of one rank, in bytes. Projections into the query's and the keys' latents and the routers are on every rank;
-/// everything else divides. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves free.
+/// Memory of one rank, in bytes. Projections into the query's and the keys' latents, into prediction layers and the
+/// routers are on every rank; everything else divides. Every drafted token has a prediction layer of its own. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
     weights: f64,
@@ -21,14 +25,16 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// The budget of a rank whose cache also serves `drafts` prediction layers.
-    pub(crate) fn new(model: &StepModel<'_>, drafts: u32, goal: &Goal) -> Self {
+    /// The budget of a rank that also holds `drafts` prediction layers and their cache.
+    pub(crate) fn new(model: &StepModel<'_>, drafts: u32, layout: RopeLayout, goal: &Goal) -> Self {
         let (shape, split) = (model.shape, model.split);
         let bytes = shape.weights.weight_format.bytes_per_element();
-        let elements = shape.parameters as f64;
-        let replicated = replicated(model).min(elements);
+        let routed = shape.weights.experts.map_or(0, |experts| experts.n_routed_experts);
+        let drafting = f64::from(drafts) * model.parts.nextn_layer(routed) as f64;
+        let elements = shape.parameters as f64 + drafting;
+        let replicated = replicated(model, drafts).min(elements);
         let per_rank = (elements - replicated) / f64::from(split.degree) + replicated;
-        let elements_of = |path| split.kv_elements_per_rank(&shape.attention, path);
+        let elements_of = |path| kv_elements(&shape.attention, path, split, layout);
         let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
         let per_token = elements_of(model.path)
             .saturating_mul(shape.num_hidden_layers.into())
@@ -81,11 +87,13 @@ impl Memory {
 }
 
 /// Elements every rank holds, over all layers.
-fn replicated(model: &StepModel<'_>) -> f64 {
-    let parts = &model.parts;
-    let layers = f64::from(parts.dense_layers) + f64::from(parts.expert_layers);
+fn replicated(model: &StepModel<'_>, drafts: u32) -> f64 {
+    let (parts, drafts) = (&model.parts, f64::from(drafts));
+    let layers = f64::from(parts.dense_layers) + f64::from(parts.expert_layers) + drafts;
     let attention = (parts.attention.query_down + parts.attention.latent) as f64;
-    layers * attention + f64::from(parts.expert_layers) * parts.router as f64
+    let drafts_with_experts = if parts.expert_layers > 0 { drafts } else { 0.0 };
+    let routers = (f64::from(parts.expert_layers) + drafts_with_experts) * parts.router as f64;
+    layers * attention + routers + drafts * parts.nextn_projection as f64
 }
 
 fn ranks(count: u32) -> String {

@@ -96,7 +96,7 @@ impl AttentionCore {
 }
 
 /// Cache elements per token and layer of one rank. The latent of the absorb path has one rope key in any layout.
-fn kv_elements(
+pub(crate) fn kv_elements(
     shape: &AttentionShape,
     path: DecodePath,
     split: TensorParallelSplit,

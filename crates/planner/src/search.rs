@@ -67,6 +67,23 @@ struct Trial {
     obstacle: Option<String>,
 }
 
+/// The largest batch below `refused` without an obstacle, or the batch of 1, the fastest, if there is none. A step never
+/// takes less time for more sequences, so halving the range finds it.
+fn largest_admissible(mut refused: u32, try_batch: impl Fn(u32) -> Trial) -> Trial {
+    let mut best = try_batch(1);
+    if best.obstacle.is_some() {
+        return best;
+    }
+    while refused - best.batch > 1 {
+        let trial = try_batch(best.batch.midpoint(refused));
+        match trial.obstacle {
+            Some(_) => refused = trial.batch,
+            None => best = trial,
+        }
+    }
+    best
+}
+
 impl<'a> Search<'a> {
     pub(crate) fn new(
         shape: &'a ModelShape,
@@ -163,30 +180,23 @@ impl<'a> Search<'a> {
     }
 
     fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {
-        let memory = Memory::new(&layout.model, drafts, self.goal);
+        let memory = Memory::new(&layout.model, drafts, self.constraints.rope_layout, self.goal);
         let capacity = memory.capacity_tokens();
         let obstacle = self.obstacle(&layout.model, drafts, &memory);
         let attention_only = self.constraints.scope == Scope::AttentionOnly;
         let fitting = if attention_only { u64::MAX } else { capacity / u64::from(self.goal.context_length) };
-        let trials =
-            self.batches(fitting).map(|batch| self.trial(layout, drafts, batch, obstacle.as_deref()));
-        let better = |a: &Trial, b: &Trial| {
-            let runs = a.obstacle.is_some().cmp(&b.obstacle.is_some());
-            runs.then(a.score.total_cmp(&b.score)).then(b.batch.cmp(&a.batch))
-        };
-        let best = trials.reduce(|best, trial| if better(&trial, &best).is_lt() { trial } else { best });
-        let trial = best.unwrap_or_else(|| self.trial(layout, drafts, 1, obstacle.as_deref()));
-        Scored { score: trial.score, candidate: self.candidate(layout, drafts, capacity, fitting, trial) }
-    }
-
-    /// Batches worth trying: what is asked for, or powers of two up to what fits, and that.
-    fn batches(&self, fitting: u64) -> impl Iterator<Item = u32> + use<> {
         let fits = u32::try_from(fitting).unwrap_or(u32::MAX);
         let most = self.constraints.batch.unwrap_or(self.goal.concurrency.min(fits)).max(1);
+        let try_batch = |batch| self.trial(layout, drafts, batch, obstacle.as_deref());
+        let largest = try_batch(most);
         // A step of fewer sequences is only of use where a bound on its time asks for it.
-        let fixed = self.constraints.batch.is_some() || self.goal.max_time_per_output_token_ms.is_none();
-        let powers = (0..32).map(|power| 1_u32 << power).take_while(move |batch| !fixed && *batch < most);
-        std::iter::once(most).chain(powers)
+        let bounded = self.constraints.batch.is_none() && self.goal.max_time_per_output_token_ms.is_some();
+        let trial = if bounded && obstacle.is_none() && largest.obstacle.is_some() {
+            largest_admissible(most, try_batch)
+        } else {
+            largest
+        };
+        Scored { score: trial.score, candidate: self.candidate(layout, drafts, capacity, fitting, trial) }
     }
 
     fn trial(&self, layout: &Layout<'_>, drafts: u32, batch: u32, obstacle: Option<&str>) -> Trial {

@@ -128,9 +128,11 @@ impl Checkpoint {
         }
     }
 
-    /// Elements of all tensors in the files.
+    /// Elements of all tensors in the files but those of prediction layers, which not every pod loads.
     pub fn parameters(&self) -> u64 {
+        let decoder = self.config.num_hidden_layers;
         self.names()
+            .filter(|name| layer_of(name).is_none_or(|layer| layer < decoder))
             .filter_map(|name| self.describe(name))
             .map(|(_, shape)| shape.iter().map(|dim| *dim as u64).product::<u64>())
             .sum()
@@ -161,6 +163,11 @@ impl Checkpoint {
         let groups = groups_of(*dims.first()? as u64, &shape.attention)?;
         (groups != shape.attention.num_key_value_heads).then_some(groups)
     }
+}
+
+/// The layer a tensor belongs to by its name, or `None` for the embedding, the last norm and the output head.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// Groups whose keys and values `rows` output rows of an up-projection hold.

@@ -119,7 +119,7 @@ impl ModelConfig {
         Self::parse(&text, &file)
     }
 
-    /// The shape the planner needs, or `None` for plain attention. `parameters` counts all weights in the files;
+    /// The shape the planner needs, or `None` for plain attention. `parameters` counts the decoder's weights in the files;
     /// without files they are counted from the shape.
     pub fn model_shape(&self, parameters: Option<u64>) -> Option<ModelShape> {
         let AttentionConfig::Latent { shape: attention, q_lora_rank, .. } = self.attention else {

@@ -52,9 +52,23 @@ fn a_bound_on_a_tokens_time_shrinks_the_batch_or_is_refused_with_the_time() {
     let bound = free.time_per_output_token_ms * 0.6;
     let held = decide(ModelName::Llama38bGqla, "H100", &goal(Some(bound)), &one_gpu()).chosen;
     assert!(held.batch < free.batch && held.time_per_output_token_ms <= bound, "{held:?}");
+    let next = Constraints { batch: Some(held.batch + 1), ..one_gpu() };
+    let next = decide(ModelName::Llama38bGqla, "H100", &goal(None), &next);
+    let same_way = |c: &&Candidate| (c.path, c.tensor_parallel) == (held.path, held.tensor_parallel);
+    let slower = next.candidates.iter().find(same_way).unwrap().time_per_output_token_ms;
+    assert!(slower > bound, "a batch of {} would do", held.batch + 1);
     let shape = models::shape(ModelName::Llama38bGqla);
     let error = plan(&shape, &gpu("H100"), &goal(Some(0.5)), &one_gpu()).unwrap_err().to_string();
     assert!(error.contains("an output token takes ") && error.contains("goal.maxTimePerOutputToken=0.5 ms"));
+    let PlanError::NothingFeasible { candidates, .. } =
+        plan(&shape, &gpu("H100"), &goal(Some(0.5)), &one_gpu()).unwrap_err()
+    else {
+        panic!("{error}")
+    };
+    assert!(
+        candidates.iter().all(|candidate| candidate.batch == 1),
+        "the fastest is reported: {candidates:?}"
+    );
 }
 
 #[test]
@@ -184,6 +198,53 @@ fn all(outcome: Result<Decision, PlanError>) -> Vec<Candidate> {
     }
 }
 
+/// Bytes of bf16 weights: the whole model and its prediction layers by degree, and once more what does not divide.
+fn weights_per_rank(shape: &ModelShape, degree: u32, drafts: u64) -> f64 {
+    let parts = Parameters::of(shape);
+    let routed = shape.weights.experts.map_or(0, |experts| u64::from(experts.n_routed_experts));
+    let feed_forward = match parts.expert_layers {
+        0 => parts.dense,
+        _ => routed * parts.expert + parts.shared_experts + parts.router,
+    };
+    let layer = parts.attention.total() + feed_forward + parts.nextn_projection;
+    let latents = parts.attention.query_down + parts.attention.latent;
+    let expert_layers = u64::from(parts.expert_layers);
+    let whole = (u64::from(shape.num_hidden_layers) + drafts) * latents
+        + (expert_layers + if expert_layers > 0 { drafts } else { 0 }) * parts.router
+        + drafts * parts.nextn_projection;
+    let divided = shape.parameters + drafts * layer - whole;
+    2.0 * (divided as f64 / f64::from(degree) + whole as f64)
+}
+
+/// Published: DeepSeek-V3's prediction layer has 11.5 billion weights of its own, besides the 671 of the decoder.
+#[test]
+fn drafting_costs_memory_for_its_layer() {
+    let mut shape = models::shape(ModelName::DeepseekV3Gqla);
+    shape.weights.nextn_key_value_heads = Some(128);
+    let layer = Parameters::of(&shape).nextn_layer(256) as f64;
+    assert!((layer / 11.5e9 - 1.0).abs() < 0.01, "{layer}");
+    let capacity = |drafts| {
+        let goal = Goal { context_length: 1024, ..Goal::default() };
+        let fixed = Constraints { multi_token_prediction: Some(drafts), ..one_gpu() };
+        decide(ModelName::Glm47FlashGqla, "H20", &goal, &fixed).chosen.kv_capacity_tokens as f64
+    };
+    let parts = Parameters::of(&models::shape(ModelName::Glm47FlashGqla));
+    let (bytes, layer) = (576.0 * 2.0, 2.0 * parts.nextn_layer(64) as f64);
+    let expected = (capacity(0) * 47.0 * bytes - layer) / (48.0 * bytes);
+    assert!((capacity(1) - expected).abs() < 2.0, "{} for {expected}", capacity(1));
+}
+
+/// A cache with a rope key per group holds 8 × (256 + 64) elements where a shared one holds 8 × 256 + 64.
+#[test]
+fn the_cache_holds_fewer_tokens_with_a_rope_key_per_group() {
+    let capacity = |rope_layout| {
+        let fixed = Constraints { rope_layout, path: Some(DecodePath::Gqa), ..one_gpu() };
+        decide(ModelName::Llama38bGqla, "H100", &Goal::default(), &fixed).chosen.kv_capacity_tokens as f64
+    };
+    let ratio = capacity(RopeLayout::Shared) / capacity(RopeLayout::PerGroup);
+    assert!((ratio - 2560.0 / 2112.0).abs() < 1e-4, "{ratio}");
+}
+
 proptest! {
     #[test]
     fn time_never_falls_when_bandwidth_or_flops_fall(
@@ -210,6 +271,33 @@ proptest! {
     }
 
     #[test]
+    fn a_step_never_takes_less_for_more_sequences_drafts_or_context(
+        model in any_model(), gpu in any_class(), goal in any_goal(), constraints in any_constraints(),
+        batch in 1u32..300, more in 1u32..100,
+    ) {
+        let shape = models::shape(model);
+        let key = |c: &Candidate| (c.path, c.tensor_parallel, c.multi_token_prediction);
+        let goal = Goal { prompt_tokens: 0, ..goal };
+        let longer = Goal { context_length: goal.context_length + more, ..goal };
+        let fixed = |batch| Constraints { batch: Some(batch), ..constraints };
+        let base = all(plan(&shape, &gpu, &goal, &fixed(batch)));
+        let grown = [
+            all(plan(&shape, &gpu, &goal, &fixed(batch + more))),
+            all(plan(&shape, &gpu, &longer, &fixed(batch))),
+        ];
+        for one in &base {
+            let least = one.step.total_us() * (1.0 - 1e-12);
+            for other in grown.iter().flatten().filter(|other| key(other) == key(one)) {
+                prop_assert!(other.step.total_us() >= least, "{:?} {:?}", one, other);
+            }
+            let (path, degree, drafts) = key(one);
+            for other in base.iter().filter(|other| key(other) == (path, degree, drafts + 1)) {
+                prop_assert!(other.step.total_us() >= least, "{:?} {:?}", one, other);
+            }
+        }
+    }
+
+    #[test]
     fn a_feasible_plan_fits_memory_and_owns_whole_groups(
         model in any_model(), gpu in any_class(), goal in any_goal(), constraints in any_constraints(),
     ) {
@@ -217,7 +305,12 @@ proptest! {
         let shape = models::shape(model);
         for candidate in all(plan(&shape, &gpu, &goal, &constraints)).iter().filter(|c| c.feasible) {
             let tokens = u64::from(candidate.batch) * u64::from(goal.context_length);
-            prop_assert!(tokens <= candidate.kv_capacity_tokens && candidate.batch >= 1);
+            let drafts = u64::from(candidate.multi_token_prediction);
+            let layers = u64::from(shape.num_hidden_layers) + drafts;
+            let cache = tokens * layers * candidate.bytes_per_token_layer;
+            let held = weights_per_rank(&shape, candidate.tensor_parallel, drafts) + cache as f64;
+            prop_assert!(held <= 0.9 * gpu.memory_bytes as f64 + 1.0, "{held} bytes: {:?}", candidate);
+            prop_assert!(candidate.batch >= 1);
             prop_assert!(constraints.head_padding || candidate.padded_heads == 0);
             let heads = shape.attention.num_attention_heads + candidate.padded_heads;
             let attention = AttentionShape { num_attention_heads: heads, ..shape.attention };
