@@ -7,7 +7,8 @@ use std::{path::PathBuf, time::Duration};
 
 use gqla_agent::{
     metrics::Metrics,
-    publish::{Backoff, publish},
+    publish::{Pace, publish},
+    state::State,
 };
 use gqla_api::{
     inventory::{DriverState, GpuFacts, NodeInventory},
@@ -131,8 +132,10 @@ async fn publishes(admin: &Client, agent: Client) {
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let (stored, known) = oneshot::channel();
     let (wanted, to_publish) = watch::channel(None);
-    let publishing = publish(agent, "n1".to_owned(), Backoff::default(), metrics, stored, to_publish);
-    let publishing = tokio::spawn(publishing);
+    let publishing = tokio::spawn(async move {
+        let state = State::new(Duration::from_secs(60));
+        publish(agent, "n1".to_owned(), Pace::default(), metrics, &state, stored, to_publish).await;
+    });
     assert_eq!(known.await.unwrap(), NodeInventory::default());
     let gpu = |product: &str, pci_device_id| GpuFacts {
         product: product.to_owned(),
