@@ -36,6 +36,17 @@ fn a_converted_checkpoint_has_a_shape() {
     assert_eq!(shape.parameters, 2 * 512 * 128 + 128 + 3 * per_layer);
 }
 
+/// The fixture's third layer, read as a prediction layer of two.
+#[test]
+fn prediction_layers_are_not_the_decoders_weights() {
+    let dir = changed("llama_gqla_a", &[]);
+    let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let three = checkpoint.parameters();
+    checkpoint.config.num_hidden_layers = 2;
+    let per_layer = 52 * 128 + 64 * 36 + 128 * 128 + 256 * 128 + 3 * 128 * 224 + 2 * 128;
+    assert_eq!(checkpoint.parameters(), three - per_layer);
+}
+
 #[test]
 fn a_plain_checkpoint_is_told_to_convert() {
     let checkpoint = Checkpoint::open(&fixture("llama_tied")).unwrap();
