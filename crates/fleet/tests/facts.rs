@@ -409,15 +409,13 @@ fn mixed_sliced_and_unbelievable_nodes_are_told() {
 }
 
 #[test]
-fn what_is_told_holds_no_control_characters() {
+fn control_characters_are_not_believed_and_not_repeated() {
     let mut inventory = ready(vec![gpu("NVIDIA H20", 0x2329)]);
-    inventory.driver = DriverState::Failing;
     inventory.message = Some("red \u{1b}[31m\nand bell\u{7}".to_owned());
     let hardware = one(told(&inventory, json!({})));
-    assert!(
-        hardware.problems[0].sentence.starts_with("the driver fails (red [31mand bell); "),
-        "{hardware:?}"
-    );
+    assert_eq!(kinds(&hardware), [ProblemKind::BadAnnotation]);
+    assert!(!hardware.problems[0].sentence.contains(char::is_control), "{hardware:?}");
+    assert_eq!(hardware.recognition.class(), Some("H20"), "the labels decide");
 }
 
 #[test]
