@@ -97,8 +97,9 @@ pub struct GpuCounts {
     /// Those that work, by NVML; absent without an agent's word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy: Option<u32>,
-    /// Those that can be planned with: allocatable and healthy. While the driver does not answer, those that were healthy
-    /// before: a driver that is restarted must not move replicas. None while the driver is too old to run pods at all.
+    /// Those that can be planned with: allocatable and healthy. While nothing is allocatable, those that the device plugin
+    /// told before, and while the driver does not answer, those that were healthy before: a restart of kubelet, plugin or
+    /// driver must not move replicas. None while the driver is too old to run pods at all.
     pub usable: u32,
 }
 
@@ -216,7 +217,7 @@ impl Hardware {
         };
         let mut hardware = NodeHardware {
             node: node.name.clone(),
-            gpus: counts(node.gpus, inventory),
+            gpus: counts(node, inventory),
             facts: facts(&words, inventory, slices, class),
             class: class.map(|class| self.told_class(class, &verdict)),
             recognition,
@@ -252,15 +253,17 @@ fn unhealthy(inventory: &NodeInventory) -> impl Iterator<Item = (u32, GpuHealth)
     inventory.gpus.iter().filter(|gpu| !gpu.health.is_healthy()).map(|gpu| (gpu.index, gpu.health))
 }
 
-fn counts(allocatable: u32, inventory: Option<&NodeInventory>) -> GpuCounts {
+fn counts(node: &FleetNode, inventory: Option<&NodeInventory>) -> GpuCounts {
+    let allocatable = node.gpus;
+    let lasting = if allocatable == 0 { node.advertised } else { allocatable };
     let too_old = inventory.is_some_and(|inventory| inventory.driver == DriverState::TooOld);
     let Some(inventory) = inventory.filter(|inventory| !inventory.gpus.is_empty()) else {
-        return GpuCounts { allocatable, healthy: None, usable: if too_old { 0 } else { allocatable } };
+        return GpuCounts { allocatable, healthy: None, usable: if too_old { 0 } else { lasting } };
     };
     let healthy = inventory.gpus.iter().filter(|gpu| gpu.health.is_healthy()).count();
     let healthy = u32::try_from(healthy).unwrap_or(u32::MAX);
     let usable = match inventory.driver {
-        DriverState::Ready => allocatable.min(healthy),
+        DriverState::Ready => lasting.min(healthy),
         DriverState::TooOld => 0,
         _ => healthy,
     };

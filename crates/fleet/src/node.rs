@@ -6,7 +6,10 @@ use gqla_api::{
     inventory::NodeInventory,
     labels::{GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT, NVIDIA_GPU},
 };
-use k8s_openapi::api::core::v1::{Node, Toleration};
+use k8s_openapi::{
+    api::core::v1::{Node, Toleration},
+    apimachinery::pkg::api::resource::Quantity,
+};
 
 /// When GPU feature discovery last ran: new each time it restarts, and no statement about the node.
 const TIMESTAMP: &str = "nvidia.com/gfd.timestamp";
@@ -35,6 +38,9 @@ pub struct FleetNode {
     pub schedulable: bool,
     /// Allocatable `nvidia.com/gpu`.
     pub gpus: u32,
+    /// `nvidia.com/gpu` in the node's capacity. While a kubelet or a device plugin restarts nothing is allocatable, and this
+    /// is what the plugin told before.
+    pub advertised: u32,
     /// What the node's agent published, read once; a sentence when it cannot be believed. No other annotation is kept.
     pub inventory: Option<Result<Box<NodeInventory>, String>>,
 }
@@ -43,11 +49,7 @@ impl FleetNode {
     /// Prunes a Node.
     pub fn new(node: Node) -> Self {
         let spec = node.spec.unwrap_or_default();
-        let gpus = node
-            .status
-            .and_then(|status| status.allocatable)
-            .and_then(|allocatable| allocatable.get(NVIDIA_GPU).and_then(|quantity| quantity.0.parse().ok()))
-            .unwrap_or(0);
+        let status = node.status.unwrap_or_default();
         let labels = lasting(node.metadata.labels.unwrap_or_default());
         let annotation = node.metadata.annotations.and_then(|mut all| all.remove(GPU_INVENTORY));
         Self {
@@ -61,7 +63,8 @@ impl FleetNode {
                 .filter_map(|taint| keeps_pods_off(&taint))
                 .collect(),
             schedulable: spec.unschedulable != Some(true),
-            gpus,
+            gpus: gpus(status.allocatable.as_ref()),
+            advertised: gpus(status.capacity.as_ref()),
         }
     }
 
@@ -109,6 +112,10 @@ fn believed(text: &str, labels: &BTreeMap<String, String>) -> Result<Box<NodeInv
         Some(sentence) => Err(sentence),
         None => Ok(Box::new(inventory)),
     }
+}
+
+fn gpus(resources: Option<&BTreeMap<String, Quantity>>) -> u32 {
+    resources.and_then(|all| all.get(NVIDIA_GPU)?.0.parse().ok()).unwrap_or(0)
 }
 
 fn lasting(mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
@@ -187,9 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_the_allocatable_ones() {
-        let status = json!({ "allocatable": { "nvidia.com/gpu": "8" } });
+    fn gpus_are_told_by_the_kubelet() {
+        let status =
+            json!({ "allocatable": { "nvidia.com/gpu": "7" }, "capacity": { "nvidia.com/gpu": "8" } });
         let node = FleetNode::new(from_value(json!({ "metadata": {}, "status": status })).unwrap());
-        assert_eq!(node.gpus, 8);
+        assert_eq!((node.gpus, node.advertised), (7, 8));
     }
 }

@@ -359,6 +359,21 @@ fn an_unknown_gpu_is_derived_cautiously_or_says_what_is_missing() {
 }
 
 #[test]
+fn a_restarted_kubelet_moves_nothing() {
+    let restarting = |node: &mut Node| {
+        let status = node.status.get_or_insert_default();
+        status.capacity = status.allocatable.replace(Default::default());
+    };
+    let mut announced = told(&NodeInventory::default(), json!({ "nvidia.com/gpu.product": "NVIDIA-H20" }));
+    let mut seen = told(&ready(vec![gpu("NVIDIA H20", 0x2329); 8]), json!({}));
+    for node in [&mut announced, &mut seen] {
+        restarting(node);
+        let hardware = one(node.clone());
+        assert_eq!((hardware.gpus.allocatable, hardware.gpus.usable), (0, 8));
+    }
+}
+
+#[test]
 fn usable_gpus_are_those_that_work_and_outlive_their_driver() {
     let mut inventory = ready(vec![gpu("NVIDIA H20", 0x2329); 8]);
     inventory.gpus.iter_mut().zip(0..).for_each(|(gpu, index)| gpu.index = index);

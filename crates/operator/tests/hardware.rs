@@ -22,7 +22,10 @@ use gqla_operator::{
 };
 use gqla_telemetry::prometheus::{Registry, TextEncoder};
 use gqla_testkit::recording::RecordingServer;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use kube::{core::DeserializeGuard, runtime::watcher::Event};
 use serde_json::{Value, from_value, json};
 
@@ -264,6 +267,22 @@ async fn a_missing_driver_keeps_the_plan() {
     assert_eq!((scene.classes(), scene.template("h20")), (vec!["H20".to_owned()], before));
     let words = "node a (driver): there is no NVIDIA driver (libnvidia-ml.so.1 is not there); the GPUs seen before stay";
     assert!(scene.note().contains(words), "{}", scene.note());
+}
+
+/// The device plugin tells that its driver went before the agent does, or the kubelet restarts.
+#[tokio::test]
+async fn nothing_allocatable_for_a_moment_moves_no_replica() {
+    let h100 = ready(gpus("NVIDIA H100 80GB HBM3", 0x2330, 132, 8));
+    let scene = Scene::new(vec![node("a", &h100, None, 8), node("b", &h20(8), None, 8)]);
+    scene.pass().await;
+    let before = (scene.template("h100"), scene.template("h20"));
+    let mut restarting = node("a", &h100, None, 8);
+    let status = restarting.status.as_mut().unwrap();
+    status.capacity = status.allocatable.clone();
+    status.allocatable.as_mut().unwrap().insert("nvidia.com/gpu".to_owned(), Quantity("0".to_owned()));
+    scene.fleet.node_event(Event::Apply(restarting));
+    scene.pass().await;
+    assert_eq!((scene.template("h100"), scene.template("h20")), before);
 }
 
 #[tokio::test]

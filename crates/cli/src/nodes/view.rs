@@ -57,7 +57,7 @@ struct Row {
     /// GPUs that unfinished pods hold; absent where pods are not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated: Option<u64>,
-    /// Usable GPUs that no pod holds.
+    /// Usable GPUs that the kubelet may give to another pod now.
     #[serde(skip_serializing_if = "Option::is_none")]
     free: Option<u64>,
     /// FLOP per byte above which the GPU computes rather than waits for memory.
@@ -70,7 +70,8 @@ impl View {
         let held = sources.pods.as_deref().map(held);
         let row = |hardware: NodeHardware| {
             let allocated = held.as_ref().map(|held| held.get(&hardware.node).copied().unwrap_or(0));
-            let free = allocated.map(|held| u64::from(hardware.gpus.usable).saturating_sub(held));
+            let given = hardware.gpus.usable.min(hardware.gpus.allocatable);
+            let free = allocated.map(|held| u64::from(given).saturating_sub(held));
             let facts = &hardware.facts;
             let ridge = facts.flops_per_second.as_ref().zip(facts.bytes_per_second.as_ref());
             let ridge = ridge.map(|(flops, bytes)| (flops.value / bytes.value * 10.0).round() / 10.0);
@@ -288,6 +289,15 @@ mod tests {
 
     fn shown(sources: &Sources) -> View {
         View::of(sources, Timestamp::from_second(3600).unwrap())
+    }
+
+    #[test]
+    fn nothing_is_free_while_nothing_is_allocatable() {
+        let mut sources = sources();
+        let status = sources.nodes[0].status.as_mut().unwrap();
+        status.capacity = status.allocatable.take();
+        let row = &shown(&sources).nodes[0];
+        assert_eq!((row.hardware.gpus.usable, row.allocated, row.free), (2, Some(1), Some(0)));
     }
 
     #[test]

@@ -204,7 +204,10 @@ async fn decided(world: &HardwareWorld) -> Result<Vec<String>> {
     let owned = ListParams::default().labels(&format!("{}={NAME}", labels::DEPLOYMENT));
     let generations = deployments.list(&owned).await?;
     let pool = |pool: &PoolStatus| format!("{} {:?} {}", pool.name, pool.path, pool.tensor_parallel);
-    let generation = |one: &Deployment| format!("{} {:?}", one.name_any(), one.metadata.generation);
+    let generation = |one: &Deployment| {
+        let replicas = one.spec.as_ref().and_then(|spec| spec.replicas);
+        format!("{} generation {:?} replicas {replicas:?}", one.name_any(), one.metadata.generation)
+    };
     Ok(status.pools.iter().map(pool).chain(generations.iter().map(generation)).collect())
 }
 
