@@ -157,6 +157,8 @@ impl Operator {
             .args(["run", "--admin-listen", &metrics.to_string()])
             .env("KUBECONFIG", kubeconfig)
             .env("RUST_LOG", "warn")
+            // As the chart does.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .spawn()
             .context("cannot start the operator")?;
