@@ -6,14 +6,17 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gqla_api::inventory::{DriverState, GpuFacts, NodeInventory};
+use gqla_api::inventory::GpuFacts;
 use gqla_fleet::{FleetNode, Hardware, SliceDevice, SliceFacts};
 use gqla_planner::Catalogue;
 use k8s_openapi::api::core::v1::Node;
 use proptest::prelude::*;
-use serde_json::{Value, from_value, json};
+use serde_json::{from_value, json};
 
-use support::{catalogue, nodes, schedulable};
+use support::{
+    catalogue, nodes, schedulable,
+    told::{gpu, labelled, ready, told},
+};
 
 fn hardware(catalogue: Catalogue, nodes: &[Node], slices: &BTreeMap<String, SliceFacts>) -> Hardware {
     let pruned: Vec<_> = nodes.iter().cloned().map(FleetNode::new).collect();
@@ -84,10 +87,6 @@ proptest! {
     }
 }
 
-fn labelled(labels: Value) -> Node {
-    from_value(json!({ "metadata": { "name": "n", "labels": labels } })).unwrap()
-}
-
 /// Nodes that do not exist yet carry a cloud's labels only, and autoscalers compare those.
 #[test]
 fn an_announced_node_matches_before_anything_runs_on_it() {
@@ -113,30 +112,11 @@ fn an_announced_node_matches_before_anything_runs_on_it() {
     }
 }
 
-/// A node as its agent leaves it.
 fn seen(name: &str, product: &str, device: u16, multiprocessors: u32) -> Node {
-    let gpu = GpuFacts {
-        product: product.to_owned(),
-        pci_device_id: device,
-        multiprocessors: Some(multiprocessors),
-        memory_mib: 97_871,
-        memory_bus_bits: Some(6144),
-        memory_clock_mhz: Some(2619),
-        clock_mhz: Some(1980),
-        compute_capability: Some("9.0".to_owned()),
-        ..GpuFacts::default()
-    };
-    let inventory =
-        NodeInventory { driver: DriverState::Ready, gpus: vec![gpu; 8], ..NodeInventory::default() };
-    from_value(json!({ "metadata": {
-        "name": name,
-        "labels": {
-            "gqla.dev/gpu.device": inventory.device_label(), "gqla.dev/gpu.product": inventory.product_label(),
-            "gqla.dev/gpu.multiprocessors": inventory.multiprocessors_label(),
-        },
-        "annotations": { "gqla.dev/gpu-inventory": inventory.render().unwrap() },
-    }}))
-    .unwrap()
+    let gpu = GpuFacts { multiprocessors: Some(multiprocessors), ..gpu(product, device) };
+    let mut node = told(&ready(vec![gpu; 8]), json!({}));
+    node.metadata.name = Some(name.to_owned());
+    node
 }
 
 /// Autoscalers add no node for pods with `matchFields`, and a pool whose terms change is rolled.

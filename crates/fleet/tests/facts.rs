@@ -14,7 +14,9 @@ use gqla_fleet::{
 use gqla_planner::Catalogue;
 use k8s_openapi::api::core::v1::Node;
 use proptest::prelude::*;
-use serde_json::{Value, from_value, json};
+use serde_json::{from_value, json};
+
+use support::told::{gpu, labelled, ready, told};
 
 fn source() -> impl Strategy<Value = FactSource> {
     prop::sample::select(vec![
@@ -114,44 +116,6 @@ proptest! {
         let is_another_exact_label = known.iter().any(|(_, other)| *other == product);
         prop_assert!(found.recognition.class() != Some(name) || is_another_exact_label, "{product} was taken for {name}");
     }
-}
-
-fn labelled(labels: Value) -> Node {
-    from_value(json!({
-        "metadata": { "name": "n", "labels": labels }, "status": { "allocatable": { "nvidia.com/gpu": "8" } },
-    }))
-    .unwrap()
-}
-
-fn gpu(product: &str, device: u16) -> GpuFacts {
-    GpuFacts {
-        product: product.to_owned(),
-        pci_device_id: device,
-        multiprocessors: Some(78),
-        memory_mib: 97_871,
-        memory_bus_bits: Some(6144),
-        memory_clock_mhz: Some(2619),
-        clock_mhz: Some(1980),
-        compute_capability: Some("9.0".to_owned()),
-        ..GpuFacts::default()
-    }
-}
-
-/// A node as its agent leaves it, with `labels` of others.
-fn told(inventory: &NodeInventory, labels: Value) -> Node {
-    let mut node = labelled(labels);
-    let own = node.metadata.labels.get_or_insert_default();
-    own.insert("gqla.dev/gpu.device".to_owned(), inventory.device_label());
-    own.extend(inventory.product_label().map(|product| ("gqla.dev/gpu.product".to_owned(), product)));
-    let count = inventory.multiprocessors_label();
-    own.extend(count.map(|count| ("gqla.dev/gpu.multiprocessors".to_owned(), count)));
-    node.metadata.annotations =
-        Some(BTreeMap::from([("gqla.dev/gpu-inventory".to_owned(), inventory.render().unwrap())]));
-    node
-}
-
-fn ready(gpus: Vec<GpuFacts>) -> NodeInventory {
-    NodeInventory { driver: DriverState::Ready, gpus, ..NodeInventory::default() }
 }
 
 fn one(node: Node) -> NodeHardware {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod told;
+
 use std::collections::BTreeMap;
 
 use gqla_api::{
