@@ -12,7 +12,7 @@ use gqla_agent::{
 };
 use gqla_api::{
     inventory::{DriverState, GpuFacts, NodeInventory},
-    labels::{GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT},
+    labels::{GPU_DEVICE, GPU_INVENTORY, GPU_MULTIPROCESSORS, GPU_PRODUCT},
 };
 use gqla_telemetry::prometheus::Registry;
 use gqla_testkit::cluster::Cluster;
@@ -140,17 +140,21 @@ async fn publishes(admin: &Client, agent: Client) {
     let gpu = |product: &str, pci_device_id| GpuFacts {
         product: product.to_owned(),
         pci_device_id,
+        multiprocessors: Some(78),
         ..GpuFacts::default()
     };
     let (h20, l40s) = (gpu("NVIDIA H20", 0x2329), gpu("NVIDIA L40S", 0x26b9));
-    let cases =
-        [(vec![h20.clone()], Some("2329"), Some("NVIDIA-H20")), (vec![h20, l40s], Some("mixed"), None)];
-    for (gpus, device, product) in cases {
+    let cases = [
+        (vec![h20.clone()], Some("2329"), Some("NVIDIA-H20"), Some("78")),
+        (vec![h20, l40s], Some("mixed"), None, None),
+    ];
+    for (gpus, device, product, multiprocessors) in cases {
         let inventory = NodeInventory { driver: DriverState::Ready, gpus, ..NodeInventory::default() };
         wanted.send_replace(Some(inventory.clone()));
         let node = until_published(admin, &inventory.render().unwrap()).await;
         assert_eq!(node.labels().get(GPU_DEVICE).map(String::as_str), device);
         assert_eq!(node.labels().get(GPU_PRODUCT).map(String::as_str), product);
+        assert_eq!(node.labels().get(GPU_MULTIPROCESSORS).map(String::as_str), multiprocessors);
         assert_eq!(node.labels().get("zone").map(String::as_str), Some("a"), "others' labels stay");
     }
     publishing.abort();

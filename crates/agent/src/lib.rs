@@ -1,4 +1,4 @@
-//! The agent of a node: NVML's word on its GPUs becomes an annotation and two labels of the Node, and metrics.
+//! The agent of a node: NVML's word on its GPUs becomes an annotation and three labels of the Node, and metrics.
 //!
 //! A driver is something that hangs, so one thread does nothing but ask it, and everything else goes on without
 //! an answer: [`nvml`] asks, [`merge`] decides what the node is now, [`publish`] writes it when it differs from what the

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use gqla_api::{
     inventory::{InventoryError, NodeInventory},
-    labels::{AGENT_MANAGER, GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT},
+    labels::{AGENT_MANAGER, GPU_DEVICE, GPU_INVENTORY, GPU_MULTIPROCESSORS, GPU_PRODUCT},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -104,6 +104,7 @@ struct Keys {
     annotation: Option<String>,
     device: Option<String>,
     product: Option<String>,
+    multiprocessors: Option<String>,
 }
 
 impl Keys {
@@ -112,11 +113,16 @@ impl Keys {
             annotation: Some(inventory.render()?),
             device: Some(inventory.device_label()),
             product: inventory.product_label(),
+            multiprocessors: inventory.multiprocessors_label(),
         })
     }
 
     fn labels(&self) -> BTreeMap<&'static str, &str> {
-        let pairs = [(GPU_DEVICE, &self.device), (GPU_PRODUCT, &self.product)];
+        let pairs = [
+            (GPU_DEVICE, &self.device),
+            (GPU_PRODUCT, &self.product),
+            (GPU_MULTIPROCESSORS, &self.multiprocessors),
+        ];
         pairs.into_iter().filter_map(|(key, value)| value.as_deref().map(|value| (key, value))).collect()
     }
 }
@@ -198,10 +204,12 @@ struct Publisher {
 impl Publisher {
     async fn read(&self) -> Result<Keys, PublishError> {
         let node = self.request("read", self.nodes.get_metadata(&self.node)).await?;
+        let label = |key| node.labels().get(key).cloned();
         Ok(Keys {
             annotation: node.annotations().get(GPU_INVENTORY).cloned(),
-            device: node.labels().get(GPU_DEVICE).cloned(),
-            product: node.labels().get(GPU_PRODUCT).cloned(),
+            device: label(GPU_DEVICE),
+            product: label(GPU_PRODUCT),
+            multiprocessors: label(GPU_MULTIPROCESSORS),
         })
     }
 

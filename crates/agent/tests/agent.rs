@@ -21,7 +21,7 @@ use gqla_agent::{
 };
 use gqla_api::{
     inventory::{DriverState, GpuHealth, NodeInventory},
-    labels::{AGENT_MANAGER, GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT},
+    labels::{AGENT_MANAGER, GPU_DEVICE, GPU_INVENTORY, GPU_MULTIPROCESSORS, GPU_PRODUCT},
 };
 use gqla_fakenvml::{Failure, Gpu, State, install, state::STATE_FILE};
 use gqla_telemetry::{
@@ -172,6 +172,7 @@ async fn eight_h20_are_published_once_and_then_nothing_is_written() {
     assert_eq!(inventory.cuda_version.as_deref(), Some("12.4"));
     assert_eq!(node.label(GPU_DEVICE).as_deref(), Some("2329"));
     assert_eq!(node.label(GPU_PRODUCT).as_deref(), Some("NVIDIA-H20"));
+    assert_eq!(node.label(GPU_MULTIPROCESSORS).as_deref(), Some("78"));
     let requests = node.server.requests();
     let asked: Vec<_> =
         requests.iter().map(|request| (request.method.as_str(), request.path.as_str())).collect();
@@ -347,6 +348,7 @@ async fn a_driver_that_is_missing_is_published_and_found_when_it_comes() {
     assert!(missing.message.unwrap().contains("no libnvidia-ml.so.1"));
     assert!(missing.gpus.is_empty());
     assert_eq!((node.label(GPU_DEVICE).as_deref(), node.label(GPU_PRODUCT)), (Some("none"), None));
+    assert_eq!(node.label(GPU_MULTIPROCESSORS), None);
     // That there is none is an answer.
     agent.until_ready().await;
     assert_eq!(node.writes_at_rest().await, 0);
@@ -354,6 +356,7 @@ async fn a_driver_that_is_missing_is_published_and_found_when_it_comes() {
     let found = node.until(ready).await;
     assert_eq!(found.gpus[0].product, "NVIDIA L40S");
     assert_eq!(node.label(GPU_PRODUCT).as_deref(), Some("NVIDIA-L40S"));
+    assert_eq!(node.label(GPU_MULTIPROCESSORS).as_deref(), Some("142"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -449,6 +452,7 @@ async fn slices_and_mixed_nodes_are_labelled_as_such() {
     assert_eq!(sliced.gpus[1].mig, None);
     assert_eq!(node.label(GPU_DEVICE).as_deref(), Some("mig"));
     assert_eq!(node.label(GPU_PRODUCT).as_deref(), Some("NVIDIA-A100-SXM4-80GB"));
+    assert_eq!(node.label(GPU_MULTIPROCESSORS), None);
 
     let mixed = Node::with(&State::mixed(&["H20", "L40S"]));
     let _agent = mixed.agent();
@@ -462,9 +466,12 @@ async fn a_label_without_a_value_is_removed() {
     let node = Node::with(&State::node("H20", 2));
     let _agent = node.agent();
     node.until(ready).await;
+    assert_eq!(node.label(GPU_MULTIPROCESSORS).as_deref(), Some("78"));
     node.set(&State::mixed(&["H20", "L40S"]));
     node.until(|node| node.gpus[1].product == "NVIDIA L40S").await;
     assert_eq!((node.label(GPU_DEVICE).as_deref(), node.label(GPU_PRODUCT)), (Some("mixed"), None));
+    assert_eq!(node.label(GPU_MULTIPROCESSORS), None);
+    assert_eq!(node.writes_at_rest().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -492,14 +499,23 @@ async fn what_others_do_to_the_node_is_undone() {
         node["metadata"]["annotations"].as_object_mut().unwrap().remove(GPU_INVENTORY);
     };
     let label = |node: &mut serde_json::Value| node["metadata"]["labels"][GPU_DEVICE] = json!("26b9");
+    let removed = |node: &mut serde_json::Value| {
+        node["metadata"]["labels"].as_object_mut().unwrap().remove(GPU_MULTIPROCESSORS);
+    };
+    let recounted =
+        |node: &mut serde_json::Value| node["metadata"]["labels"][GPU_MULTIPROCESSORS] = json!("132");
     let anew = |node: &mut serde_json::Value| {
         *node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n" } });
     };
-    let damages: [&dyn Fn(&mut serde_json::Value); 3] = [&annotation, &label, &anew];
+    let damages: [&dyn Fn(&mut serde_json::Value); 5] = [&annotation, &label, &removed, &recounted, &anew];
+    let whole = |node: &Node| {
+        let labels = [GPU_DEVICE, GPU_MULTIPROCESSORS].map(|key| node.label(key));
+        labels == [Some("2329".to_owned()), Some("78".to_owned())] && node.published().is_some()
+    };
     for damage in damages {
         node.server.edit(NODE, damage);
         let start = Instant::now();
-        while node.label(GPU_DEVICE).as_deref() != Some("2329") || node.published().is_none() {
+        while !whole(&node) {
             assert!(start.elapsed() < Duration::from_secs(20), "{:?}", node.server.get(NODE));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -1,4 +1,4 @@
-//! What an agent publishes of its node's GPUs: the facts of NVML, in an annotation and two labels of its own Node.
+//! What an agent publishes of its node's GPUs: the facts of NVML, in an annotation and three labels of its own Node.
 //!
 //! Only what lasts is here. Clocks of the moment, temperatures and throttling are metrics of the agent, so that a node
 //! at rest is never written to. Whoever reads an annotation reads untrusted bytes: [`NodeInventory::parse`] bounds them.
@@ -277,6 +277,16 @@ impl NodeInventory {
         alike.then(|| label_spelling(&first.product)).filter(|label| !label.is_empty())
     }
 
+    /// The value of label `gqla.dev/gpu.multiprocessors`: the streaming multiprocessors of one GPU, in decimal. `None` unless
+    /// all GPUs that were identified are whole and alike, and as many are counted on each.
+    pub fn multiprocessors_label(&self) -> Option<String> {
+        let device = self.device_label();
+        let mut counts = self.identified().map(|gpu| gpu.multiprocessors);
+        let first = counts.next()??;
+        let alike = counts.all(|count| count == Some(first));
+        (alike && ![DEVICE_MIG, DEVICE_MIXED].contains(&device.as_str())).then(|| first.to_string())
+    }
+
     fn identified(&self) -> impl Iterator<Item = &GpuFacts> {
         self.gpus.iter().filter(|gpu| !gpu.is_unidentified())
     }
@@ -326,6 +336,29 @@ mod tests {
         for (gpus, device, product) in cases {
             let node = node(gpus);
             assert_eq!((node.device_label().as_str(), node.product_label().as_deref()), (device, product));
+        }
+    }
+
+    #[test]
+    fn multiprocessors_are_labelled_only_where_every_whole_gpu_has_as_many() {
+        let counted = |count| GpuFacts { multiprocessors: count, ..gpu(0, "NVIDIA H20", 0x2329) };
+        let (full, cut, uncounted) = (counted(Some(78)), counted(Some(60)), counted(None));
+        let lost = GpuFacts { health: GpuHealth::Lost, ..gpu(1, "", 0) };
+        let sliced = GpuFacts { mig: Some(Vec::new()), ..full.clone() };
+        let namesake = GpuFacts { product: "NVIDIA H200".to_owned(), ..full.clone() };
+        let cases = [
+            (vec![], None),
+            (vec![full.clone(), full.clone()], Some("78")),
+            (vec![full.clone(), lost.clone()], Some("78")),
+            (vec![lost], None),
+            (vec![full.clone(), cut], None),
+            (vec![full.clone(), uncounted.clone()], None),
+            (vec![uncounted, full.clone()], None),
+            (vec![full.clone(), sliced], None),
+            (vec![full, namesake], None),
+        ];
+        for (gpus, expected) in cases {
+            assert_eq!(node(gpus.clone()).multiprocessors_label().as_deref(), expected, "{gpus:?}");
         }
     }
 

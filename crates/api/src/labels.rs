@@ -29,6 +29,9 @@ pub const GPU_INVENTORY: &str = "gqla.dev/gpu-inventory";
 pub const GPU_DEVICE: &str = "gqla.dev/gpu.device";
 /// Label of a Node with the product name NVML gives, spelled as GPU feature discovery spells it.
 pub const GPU_PRODUCT: &str = "gqla.dev/gpu.product";
+/// Label of a Node with the streaming multiprocessors of each of its GPUs, by which cards that share a name are told apart: see
+/// [`NodeInventory::multiprocessors_label`](crate::inventory::NodeInventory::multiprocessors_label).
+pub const GPU_MULTIPROCESSORS: &str = "gqla.dev/gpu.multiprocessors";
 /// Field manager of what agents write on their Nodes.
 pub const AGENT_MANAGER: &str = "gqla-agent";
 /// What an object is for: `server`, `inspect` or `agent`.

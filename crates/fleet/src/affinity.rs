@@ -2,9 +2,8 @@
 //!
 //! Required affinity with alternatives, because autoscalers look at nothing else when they choose which nodes to add, and a
 //! node that does not exist yet carries a cloud's labels only. Each function writes down one arm of [`route`](crate::route),
-//! and depends on the class and on those it shares a name with, so that a new GPUClass rolls few other classes' pods. Where
-//! that is not the whole truth for a kind of node that the fleet has, the kinds of its device
-//! are named one by one instead ([`one_by_one`]).
+//! and depends on the class and on those it shares a name with, so that a new GPUClass rolls few other classes' pods. The kinds
+//! of node that the fleet has and of which that is not the whole truth are named one by one ([`one_by_one`]).
 //!
 //! Clouds' labels are the exception. A node that is announced as two classes counts as neither, and no term can say so without
 //! the other's labels. So a GPUClass that adds or removes a pair in `nodeLabels` rolls the pods of every class that has
@@ -14,14 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gqla_api::{
     inventory::{DEVICE_MIG, DEVICE_MIXED, DEVICE_NONE},
-    labels::{GPU_CLASS, GPU_DEVICE, GPU_PRODUCT, NVIDIA_GPU_PRODUCT, NVIDIA_SHARING},
+    labels::{GPU_CLASS, GPU_DEVICE, GPU_MULTIPROCESSORS, GPU_PRODUCT, NVIDIA_GPU_PRODUCT, NVIDIA_SHARING},
 };
 use gqla_planner::{ACCELERATOR_LABELS, CPU_CLASS, Catalogue, GpuClass, PRESENCE_LABELS, Part, spellings};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 
 use crate::{
+    counts::Counts,
     kinds::{Kind, Kinds},
-    route::{By, has_slices, is_nameless},
+    route::{By, choose, disagrees, has_slices, is_nameless, namesakes, owners},
     words::{SHARING, device_word},
 };
 
@@ -52,15 +52,14 @@ pub(crate) fn terms<'n>(
         let write = |class| Writer { catalogue, class, excluded }.terms();
         catalogue.get(name).map(write).unwrap_or_default()
     };
-    let by_labels = written(BTreeSet::new());
-    let surprising = |(kind, by): &(&Kind, Option<By>)| {
-        let labels = kind.labels();
-        by.is_some() != by_labels.iter().any(|term| term.iter().all(|one| holds(one, &labels)))
-    };
-    let excluded: BTreeSet<&str> =
-        kinds.counted_as(name).filter(surprising).map(|(kind, _)| kind.device.as_str()).collect();
-    let mut terms = one_by_one(kinds, name, &excluded);
-    terms.extend(if excluded.is_empty() { by_labels } else { written(excluded) });
+    let mut by_labels = written(BTreeSet::new());
+    let strangers = kinds.counted_as(name).filter(|(kind, by)| by.is_none() && matches(&by_labels, kind));
+    let excluded: BTreeSet<&str> = strangers.map(|(kind, _)| kind.device.as_str()).collect();
+    if !excluded.is_empty() {
+        by_labels = written(excluded);
+    }
+    let mut terms = one_by_one(kinds, name, &by_labels);
+    terms.extend(by_labels);
     let fields = (!fields.is_empty()).then_some(fields);
     terms
         .into_iter()
@@ -69,6 +68,12 @@ pub(crate) fn terms<'n>(
             NodeSelectorTerm { match_expressions: Some(term), match_fields: fields.clone() }
         })
         .collect()
+}
+
+/// Whether any of `terms` holds for such a node.
+fn matches(terms: &[Term], kind: &Kind) -> bool {
+    let labels = kind.labels();
+    terms.iter().any(|term| term.iter().all(|one| holds(one, &labels)))
 }
 
 /// The scheduler's rule, for the operators that are written here.
@@ -83,11 +88,11 @@ fn holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<&str, &str>) -
     }
 }
 
-/// Kinds on devices whose labels alone mislead: facts, or classes that labels do not name, decided.
-fn one_by_one(kinds: &Kinds, name: &str, devices: &BTreeSet<&str>) -> Vec<Term> {
+/// Kinds that count as the class, and which the terms `by_labels` say nothing of.
+fn one_by_one(kinds: &Kinds, name: &str, by_labels: &[Term]) -> Vec<Term> {
     let counted = kinds.counted_as(name).filter_map(|(kind, by)| Some((kind, by?)));
     counted
-        .filter(|(kind, _)| devices.contains(kind.device.as_str()))
+        .filter(|(kind, _)| !matches(by_labels, kind))
         .take(MAX_KINDS)
         .map(|(kind, by)| {
             let exactly = |label, value: &Option<String>| match value {
@@ -97,6 +102,7 @@ fn one_by_one(kinds: &Kinds, name: &str, devices: &BTreeSet<&str>) -> Vec<Term> 
             let mut term = vec![
                 within(GPU_DEVICE, [kind.device.as_str()]),
                 exactly(GPU_PRODUCT, &kind.product),
+                exactly(GPU_MULTIPROCESSORS, &kind.multiprocessors),
                 exactly(GPU_CLASS, &kind.stated),
             ];
             if by != By::Statement {
@@ -110,14 +116,14 @@ fn one_by_one(kinds: &Kinds, name: &str, devices: &BTreeSet<&str>) -> Vec<Term> 
 struct Writer<'a> {
     catalogue: &'a Catalogue,
     class: &'a GpuClass,
-    /// Devices whose kinds are named one by one.
+    /// Devices that GPUClasses declare, on nodes that are told by product and are not of this class.
     excluded: BTreeSet<&'a str>,
 }
 
 impl Writer<'_> {
     fn terms(&self) -> Vec<Term> {
-        let one = [self.by_device(), self.by_product_name()].into_iter().flatten();
-        self.stated().into_iter().chain(one).chain(self.slices()).chain(self.silent()).collect()
+        let whole = self.by_device().into_iter().chain(self.by_product_name());
+        self.stated().into_iter().chain(whole).chain(self.slices()).chain(self.silent()).collect()
     }
 
     fn is_own(&self, found: Option<&GpuClass>) -> bool {
@@ -139,55 +145,71 @@ impl Writer<'_> {
         known.chain(words).chain(self.excluded.iter().map(|device| (*device).to_owned())).collect()
     }
 
-    /// The labels' values for PCI device ids, without those whose kinds are named one by one.
-    fn devices(&self, ids: impl Iterator<Item = u16>) -> Vec<String> {
-        ids.map(device_word).filter(|device| !self.excluded.contains(device.as_str())).collect()
-    }
-
     /// An administrator says so, and the agent does not contradict.
     fn stated(&self) -> Vec<Term> {
         let stated = || within(GPU_CLASS, spellings(self.class.name()));
+        let mut whole = vec![];
         if is_nameless(self.class) {
-            let not = [DEVICE_MIG, DEVICE_MIXED].into_iter().chain(self.excluded.iter().copied());
-            return vec![vec![stated(), outside(GPU_DEVICE, not)]];
+            whole.push(vec![stated(), outside(GPU_DEVICE, [DEVICE_MIG, DEVICE_MIXED])]);
+            if self.class.multiprocessors.is_none() {
+                return whole;
+            }
         }
-        let mut terms: Vec<Term> = silences().map(|silence| vec![stated(), silence]).into();
-        let devices = self.devices(self.class.pci_device_ids.iter().copied());
+        let devices = &self.class.pci_device_ids;
         if !devices.is_empty() {
-            terms.push(vec![stated(), within(GPU_DEVICE, devices)]);
+            whole.push(vec![stated(), within(GPU_DEVICE, devices.iter().copied().map(device_word))]);
         }
         let products = products(self.class);
         if !products.is_empty() {
-            terms.push(vec![
-                stated(),
-                within(GPU_PRODUCT, products),
-                present(GPU_DEVICE),
-                outside(GPU_DEVICE, self.named_devices()),
-            ]);
+            let [told, unnamed] = self.nameless_device();
+            whole.push(vec![stated(), within(GPU_PRODUCT, products), told, unnamed]);
         }
-        terms
+        let silent = silences().map(|silence| vec![stated(), silence]);
+        let agreed = Counts::of([self.class], |count| !disagrees(self.class, count));
+        silent.into_iter().chain(whole.iter().flat_map(|term| with(term, &agreed))).collect()
+    }
+
+    /// The agent tells a device of which nothing but the product is to be looked up.
+    fn nameless_device(&self) -> [NodeSelectorRequirement; 2] {
+        [present(GPU_DEVICE), outside(GPU_DEVICE, self.named_devices())]
     }
 
     /// The agent tells a PCI device id of this class.
-    fn by_device(&self) -> Option<Term> {
-        let own = |id: &u16| self.is_own(self.catalogue.by_pci_device(*id));
-        let devices = self.devices(self.class.pci_device_ids.iter().copied().filter(own));
-        (!devices.is_empty())
-            .then(|| vec![within(GPU_DEVICE, devices), absent(GPU_CLASS), outside(NVIDIA_SHARING, SHARING)])
+    fn by_device(&self) -> Vec<Term> {
+        let counts = |id: &u16| self.counts(&owners(self.catalogue, *id));
+        let term = |devices: Vec<u16>| vec![within(GPU_DEVICE, devices.into_iter().map(device_word))];
+        self.alike(self.class.pci_device_ids.iter().copied(), counts, term)
     }
 
     /// The agent tells a device that no class has, and a product of this class.
-    fn by_product_name(&self) -> Option<Term> {
-        let products = self.owned_products(|_| true);
-        (!products.is_empty()).then(|| {
-            vec![
-                within(GPU_PRODUCT, products),
-                present(GPU_DEVICE),
-                outside(GPU_DEVICE, self.named_devices()),
-                absent(GPU_CLASS),
-                outside(NVIDIA_SHARING, SHARING),
-            ]
-        })
+    fn by_product_name(&self) -> Vec<Term> {
+        let counts = |product: &String| self.counts(&namesakes(self.catalogue, product));
+        let term = |products: Vec<String>| {
+            let [told, unnamed] = self.nameless_device();
+            vec![within(GPU_PRODUCT, products), told, unnamed]
+        };
+        self.alike(products(self.class).into_iter(), counts, term)
+    }
+
+    /// The numbers of multiprocessors that lead to this class where a name leads to `classes`.
+    fn counts(&self, classes: &[&GpuClass]) -> Counts {
+        Counts::of(classes.iter().copied(), |count| self.is_own(choose(classes, count)))
+    }
+
+    /// Terms of whole GPUs that no administrator speaks of: names that lead here with the same numbers share theirs.
+    fn alike<T>(
+        &self,
+        names: impl Iterator<Item = T>,
+        counts: impl Fn(&T) -> Counts,
+        term: impl Fn(Vec<T>) -> Term,
+    ) -> Vec<Term> {
+        let mut alike: BTreeMap<Counts, Vec<T>> = BTreeMap::new();
+        names.for_each(|name| alike.entry(counts(&name)).or_default().push(name));
+        let terms = alike.into_iter().flat_map(|(counts, names)| {
+            let whole = [absent(GPU_CLASS), outside(NVIDIA_SHARING, SHARING)];
+            with(&[term(names), whole.into()].concat(), &counts)
+        });
+        terms.collect()
     }
 
     /// The agent tells of MIG, and this class stands for slices.
@@ -260,6 +282,11 @@ impl Writer<'_> {
     }
 }
 
+/// `term` for each alternative of numbers.
+fn with(term: &[NodeSelectorRequirement], counts: &Counts) -> Vec<Term> {
+    counts.alternatives().into_iter().map(|counted| [term, &counted].concat()).collect()
+}
+
 /// The two ways in which an agent says nothing.
 fn silences() -> [NodeSelectorRequirement; 2] {
     [absent(GPU_DEVICE), within(GPU_DEVICE, [DEVICE_NONE])]
@@ -272,20 +299,23 @@ fn products(class: &GpuClass) -> Vec<String> {
     labels.chain(short.map(str::to_owned)).collect()
 }
 
-fn within<S: ToString>(key: &str, values: impl IntoIterator<Item = S>) -> NodeSelectorRequirement {
+pub(crate) fn within<S: ToString>(key: &str, values: impl IntoIterator<Item = S>) -> NodeSelectorRequirement {
     requirement(key, "In", values)
 }
 
 /// Also holds where the label is absent. Without values it always holds.
-fn outside<S: ToString>(key: &str, values: impl IntoIterator<Item = S>) -> NodeSelectorRequirement {
+pub(crate) fn outside<S: ToString>(
+    key: &str,
+    values: impl IntoIterator<Item = S>,
+) -> NodeSelectorRequirement {
     requirement(key, "NotIn", values)
 }
 
-fn present(key: &str) -> NodeSelectorRequirement {
+pub(crate) fn present(key: &str) -> NodeSelectorRequirement {
     requirement::<&str>(key, "Exists", [])
 }
 
-fn absent(key: &str) -> NodeSelectorRequirement {
+pub(crate) fn absent(key: &str) -> NodeSelectorRequirement {
     requirement::<&str>(key, "DoesNotExist", [])
 }
 

@@ -83,7 +83,7 @@ impl Recognition {
             Err(Unplanned::Part(Part::MigSlice | Part::MigInvalid)) => Self::MigSlice,
             Err(Unplanned::UnknownDevice(_) | Unplanned::UnknownProduct(_)) => Self::Unknown { class: None },
             Err(Unplanned::Unlabelled) => Self::Unlabelled,
-            Err(Unplanned::Ambiguous | Unplanned::Disputed) => Self::Disputed,
+            Err(Unplanned::Ambiguous) => Self::Disputed,
             Err(Unplanned::UnknownStatement(_) | Unplanned::Misspelt { .. }) => Self::UnknownClass,
         }
     }
@@ -143,7 +143,7 @@ pub struct Hardware {
     catalogue: Catalogue,
     kinds: Kinds,
     derived: Vec<GpuClass>,
-    /// By node, the class that its labels name and that facts in no label contradict.
+    /// By node, the class that its labels name and that its ResourceSlices contradict.
     refuted: BTreeMap<String, String>,
 }
 
@@ -162,8 +162,7 @@ impl Hardware {
         let derived =
             kinds.classes().filter(|class| catalogue.get(class.name()).is_none()).cloned().collect();
         let mut hardware = Self { nodes: Vec::new(), catalogue, kinds, derived, refuted: BTreeMap::new() };
-        hardware.refuted =
-            nodes.clone().filter_map(|node| hardware.refuted(node, slices.get(&node.name))).collect();
+        hardware.refuted = nodes.clone().filter_map(|node| hardware.refuted(node, slices)).collect();
         hardware.nodes = nodes.map(|node| hardware.node(node, slices.get(&node.name), agents)).collect();
         hardware
     }
@@ -187,24 +186,23 @@ impl Hardware {
         affinity::terms(&self.catalogue, &self.kinds, name, selector, self.refuted_nodes(name))
     }
 
-    /// Nodes whose labels say class `name` and which do not count as it, because facts in no label contradict. Pods keep off
-    /// them by their names.
+    /// Nodes whose labels say class `name` and which do not count as it, because their ResourceSlices contradict. Pods keep
+    /// off them by their names.
     pub fn refuted_nodes(&self, name: &str) -> impl Iterator<Item = &str> {
         self.refuted.iter().filter(move |(_, class)| *class == name).map(|(node, _)| node.as_str())
     }
 
-    fn refuted(&self, node: &FleetNode, slices: Option<&SliceFacts>) -> Option<(String, String)> {
+    fn refuted(&self, node: &FleetNode, slices: &BTreeMap<String, SliceFacts>) -> Option<(String, String)> {
         let words = Words::of(&node.labels);
-        let (class, _) = self.kinds.of_kind(&self.catalogue, &words).ok()?;
-        let own = self.kinds.verdict(&self.catalogue, &words, node.multiprocessors());
-        let wrong = own.is_err() || contradicting_slices(&words, slices).is_some();
-        wrong.then(|| (node.name.clone(), class))
+        contradicting_slices(&words, slices.get(&node.name))?;
+        let (class, _) = self.kinds.verdict(&self.catalogue, &words).ok()?;
+        Some((node.name.clone(), class))
     }
 
     fn node(&self, node: &FleetNode, slices: Option<&SliceFacts>, agents: Option<&Agents>) -> NodeHardware {
         let words = Words::of(&node.labels);
         let inventory = node.believed_inventory();
-        let verdict = self.kinds.verdict(&self.catalogue, &words, node.multiprocessors());
+        let verdict = self.kinds.verdict(&self.catalogue, &words);
         let recognition = if contradicting_slices(&words, slices).is_some() {
             Recognition::Disputed
         } else {

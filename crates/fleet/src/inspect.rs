@@ -115,12 +115,6 @@ fn unplanned(case: &Case<'_>, hardware: &NodeHardware) -> Option<Finding> {
             "labels of clouds announce GPUs of several classes; correct nodeLabels of the GPUClasses or label the node \
              gqla.dev/gpu-class",
         ),
-        Err(Unplanned::Disputed) => finding(
-            Kind::Disputed,
-            product(words),
-            "nodes that say the same of themselves have GPUs with different numbers of multiprocessors, so no label tells \
-             what this one is, and it gets no pod; label it gqla.dev/gpu-class",
-        ),
     }
 }
 
@@ -131,7 +125,7 @@ fn stranger(case: &Case<'_>) -> String {
     let namesake =
         by_id.or_else(|| case.words.product.and_then(|product| case.catalogue.by_product(product)));
     let counts =
-        namesake.and_then(|class| Some((class, class.multiprocessors?, case.node.multiprocessors()?)));
+        namesake.and_then(|class| Some((class, class.multiprocessors?, case.words.multiprocessors?)));
     match counts {
         Some((class, known, found)) => format!(
             "it goes by the name of {}, but has {found} multiprocessors and not {known}, so no class has this GPU",
@@ -211,7 +205,7 @@ fn untrue_product(case: &Case<'_>) -> Option<Finding> {
     let words = &case.words;
     let (Agent::Whole(device), Some(told)) = (words.agent, words.discovered) else { return None };
     let labelled = case.catalogue.by_product(told)?;
-    let real = whole(case.catalogue, device, words.product, case.node.multiprocessors());
+    let real = whole(case.catalogue, device, words);
     let agrees = real.is_ok_and(|(class, _)| class.name() == labelled.name());
     (!agrees && words.product != Some(told)).then(|| {
         (Kind::LyingLabel, format!("label {NVIDIA_GPU_PRODUCT}={told}"), overruled(words, case.verdict))

@@ -4,14 +4,15 @@
 //! on ([`survey`])? Which labels must a node carry for a pod of a class ([`Hardware::terms`])? Pods are scheduled by
 //! labels alone, so labels decide what a node counts as, in the order of who knows best: the agent's word of NVML, an
 //! administrator's statement where NVML does not contradict it, GPU feature discovery, a cloud's announcement. Facts that
-//! are in no label (multiprocessors, memory, health) refine that: where they overrule a label, [`Hardware::terms`] names
-//! the nodes' kind explicitly, so that a class's pods land on exactly the nodes that are counted as that class.
+//! are in no label (memory, clocks, health) never decide which of the catalogue's classes a node is. Only ResourceSlices
+//! that contradict labels keep pods off a node by its name.
 //!
 //! Nothing here reads a clock or a cluster. A bad annotation is a [`Problem`], never an error.
 
 mod affinity;
 mod agents;
 mod classes;
+mod counts;
 mod derive;
 mod facts;
 mod hardware;

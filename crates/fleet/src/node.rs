@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gqla_api::{
     inventory::NodeInventory,
-    labels::{GPU_DEVICE, GPU_INVENTORY, GPU_PRODUCT, NVIDIA_GPU},
+    labels::{GPU_DEVICE, GPU_INVENTORY, GPU_MULTIPROCESSORS, GPU_PRODUCT, NVIDIA_GPU},
 };
 use k8s_openapi::{
     api::core::v1::{Node, Toleration},
@@ -73,13 +73,6 @@ impl FleetNode {
         self.inventory.as_ref()?.as_deref().ok()
     }
 
-    /// Multiprocessors of each GPU, when the agent counts as many on all.
-    pub(crate) fn multiprocessors(&self) -> Option<u32> {
-        let mut counts = self.believed_inventory()?.gpus.iter().map(|gpu| gpu.multiprocessors);
-        let first = counts.next()??;
-        counts.all(|count| count == Some(first)).then_some(first)
-    }
-
     /// Whether pods with `tolerations` may run here.
     pub fn accepts(&self, tolerations: &[Toleration]) -> bool {
         let tolerated = |taint: &Taint| tolerations.iter().any(|toleration| tolerates(toleration, taint));
@@ -93,22 +86,28 @@ impl FleetNode {
 }
 
 /// Pods are scheduled by the labels, so an annotation that does not say what they say cannot be planned by. The agent
-/// writes both at once: when they differ, somebody else wrote one of them.
+/// writes both at once: when they differ, somebody else wrote one of them. Only multiprocessors may be in no label: older agents
+/// do not write it.
 fn believed(text: &str, labels: &BTreeMap<String, String>) -> Result<Box<NodeInventory>, String> {
     let inventory = NodeInventory::parse(text).map_err(|error| error.to_string())?;
-    let (device, product) = (inventory.device_label(), inventory.product_label());
-    let differs = |label: &str, written: Option<&str>| {
-        let found = labels.get(label).map(String::as_str);
-        (found != written).then(|| {
+    let written = [
+        (GPU_DEVICE, Some(inventory.device_label())),
+        (GPU_PRODUCT, inventory.product_label()),
+        (GPU_MULTIPROCESSORS, inventory.multiprocessors_label()),
+    ];
+    let differs = |(label, written): (&str, Option<String>)| {
+        let found = labels.get(label);
+        let untold = label == GPU_MULTIPROCESSORS && found.is_none();
+        (found != written.as_ref() && !untold).then(|| {
             format!(
                 "annotation {GPU_INVENTORY} describes {label}={}, the label is {}: the node's agent writes both alike, so \
                  something else changed one; the labels decide until the agent writes again",
-                written.unwrap_or("(none)"),
-                found.unwrap_or("(absent)")
+                written.as_deref().unwrap_or("(none)"),
+                found.map_or("(absent)", String::as_str)
             )
         })
     };
-    match differs(GPU_DEVICE, Some(&device)).or_else(|| differs(GPU_PRODUCT, product.as_deref())) {
+    match written.into_iter().find_map(differs) {
         Some(sentence) => Err(sentence),
         None => Ok(Box::new(inventory)),
     }

@@ -24,7 +24,7 @@ pub enum ProblemKind {
     Unlabelled,
     /// An administrator's label names no class.
     UnknownClass,
-    /// Nodes that say the same of themselves have other multiprocessors, or clouds' labels contradict each other.
+    /// Clouds' labels contradict each other.
     Disputed,
     /// The agent's annotation cannot be believed.
     BadAnnotation,

@@ -1,7 +1,7 @@
 //! From what is said of a node to its class, or to why it has none.
 //!
-//! With `multiprocessors: None` this is a function of labels alone, and [`affinity`](crate::affinity) writes the same
-//! function down as node selector terms. The two change together; a property test holds them to each other.
+//! This is a function of labels alone, and [`affinity`](crate::affinity) writes the same function down as node selector
+//! terms. The two change together; a property test holds them to each other.
 
 use gqla_planner::{ACCELERATOR_LABELS, CPU_CLASS, Catalogue, GpuClass, PRESENCE_LABELS, Part, spellings};
 
@@ -45,24 +45,18 @@ pub(crate) enum Unplanned {
     UnknownStatement(String),
     /// The administrator's label is spelled as no pod requires it.
     Misspelt { stated: String, class: String },
-    /// Nodes that say the same of themselves count multiprocessors differently.
-    Disputed,
 }
 
 pub(crate) type Route<'a> = Result<(&'a GpuClass, By), Unplanned>;
 
 /// What a node counts as.
-pub(crate) fn route<'a>(
-    catalogue: &'a Catalogue,
-    words: &Words<'_>,
-    multiprocessors: Option<u32>,
-) -> Route<'a> {
+pub(crate) fn route<'a>(catalogue: &'a Catalogue, words: &Words<'_>) -> Route<'a> {
     if words.agent == Agent::Mixed {
         return Err(Unplanned::Mixed);
     }
     if let Some(stated) = words.stated {
         let class = spelled(catalogue, stated)?;
-        if is_accepted(catalogue, class, words, multiprocessors) {
+        if is_accepted(catalogue, class, words) {
             return Ok((class, By::Statement));
         }
     }
@@ -71,24 +65,19 @@ pub(crate) fn route<'a>(
         Agent::Sliced if words.stated.is_some() => Err(Unplanned::Part(Part::MigSlice)),
         Agent::Sliced => slice(catalogue, words),
         Agent::Whole(_) if words.shared => Err(Unplanned::Part(Part::Shared)),
-        Agent::Whole(device) => whole(catalogue, device, words.product, multiprocessors),
+        Agent::Whole(device) => whole(catalogue, device, words),
         Agent::Silent | Agent::Mixed => silent(catalogue, words),
     }
 }
 
 /// An administrator's statement holds unless the agent's word contradicts it.
-fn is_accepted(
-    catalogue: &Catalogue,
-    class: &GpuClass,
-    words: &Words<'_>,
-    multiprocessors: Option<u32>,
-) -> bool {
+fn is_accepted(catalogue: &Catalogue, class: &GpuClass, words: &Words<'_>) -> bool {
     match words.agent {
         Agent::Silent => true,
         Agent::Mixed => false,
         Agent::Sliced => has_slices(class),
         Agent::Whole(device) => {
-            may_be(catalogue, class, device, words.product) && !disagrees(class, multiprocessors)
+            may_be(catalogue, class, device, words.product) && !disagrees(class, words.multiprocessors)
         }
     }
 }
@@ -116,8 +105,9 @@ pub(crate) fn has_slices(class: &GpuClass) -> bool {
     class.product_labels.iter().any(|label| Part::of(label) == Some(Part::MigSlice))
 }
 
-fn disagrees(class: &GpuClass, multiprocessors: Option<u32>) -> bool {
-    matches!((class.multiprocessors, multiprocessors), (Some(known), Some(found)) if known != found)
+/// Whether the class is known to have another number of multiprocessors than the label says.
+pub(crate) fn disagrees(class: &GpuClass, multiprocessors: Option<&str>) -> bool {
+    matches!((class.multiprocessors, multiprocessors), (Some(known), Some(found)) if known.to_string() != found)
 }
 
 /// Only spellings that pods can require of a node count: another would be planned for and never scheduled on.
@@ -137,38 +127,35 @@ fn slice<'a>(catalogue: &'a Catalogue, words: &Words<'_>) -> Route<'a> {
         .ok_or(Unplanned::Part(Part::MigSlice))
 }
 
-/// By what the agent tells of whole GPUs.
-pub(crate) fn whole<'a>(
-    catalogue: &'a Catalogue,
-    device: &str,
-    product: Option<&str>,
-    multiprocessors: Option<u32>,
-) -> Route<'a> {
-    let id = device_id(device);
-    let owners = catalogue.iter().filter(|class| id.is_some_and(|id| class.pci_device_ids.contains(&id)));
-    if let Some(class) = choose(owners, multiprocessors) {
+/// By what the agent tells of whole GPUs, of which `device` is the label's value.
+pub(crate) fn whole<'a>(catalogue: &'a Catalogue, device: &str, words: &Words<'_>) -> Route<'a> {
+    let owners = device_id(device).map(|id| owners(catalogue, id)).unwrap_or_default();
+    if let Some(class) = choose(&owners, words.multiprocessors) {
         return Ok((class, By::Device));
     }
-    let namesakes: Vec<_> = catalogue
-        .iter()
-        .filter(|class| product.is_some_and(|product| class.claims_product(product)))
-        .collect();
+    let namesakes = words.product.map(|product| namesakes(catalogue, product)).unwrap_or_default();
     let by = if namesakes.len() > 1 { By::Multiprocessors } else { By::ProductName };
-    match choose(namesakes.into_iter(), multiprocessors) {
+    match choose(&namesakes, words.multiprocessors) {
         Some(class) => Ok((class, by)),
         None => Err(Unplanned::UnknownDevice(device.to_owned())),
     }
 }
 
+/// Classes with the PCI device id.
+pub(crate) fn owners(catalogue: &Catalogue, id: u16) -> Vec<&GpuClass> {
+    catalogue.iter().filter(|class| class.pci_device_ids.contains(&id)).collect()
+}
+
+/// Classes with the product.
+pub(crate) fn namesakes<'a>(catalogue: &'a Catalogue, product: &str) -> Vec<&'a GpuClass> {
+    catalogue.iter().filter(|class| class.claims_product(product)).collect()
+}
+
 /// The first class with just that many multiprocessors, else the first that does not disagree.
-fn choose<'a>(
-    classes: impl Iterator<Item = &'a GpuClass>,
-    multiprocessors: Option<u32>,
-) -> Option<&'a GpuClass> {
-    let open: Vec<_> = classes.filter(|class| !disagrees(class, multiprocessors)).collect();
-    let exact =
-        open.iter().find(|class| multiprocessors.is_some() && class.multiprocessors == multiprocessors);
-    exact.or_else(|| open.first()).copied()
+pub(crate) fn choose<'a>(classes: &[&'a GpuClass], multiprocessors: Option<&str>) -> Option<&'a GpuClass> {
+    let mut open = classes.iter().copied().filter(|class| !disagrees(class, multiprocessors));
+    let exact = open.clone().find(|class| multiprocessors.is_some() && class.multiprocessors.is_some());
+    exact.or_else(|| open.next())
 }
 
 fn silent<'a>(catalogue: &'a Catalogue, words: &Words<'_>) -> Route<'a> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gqla_api::{
     inventory::{DEVICE_MIG, DEVICE_MIXED, DEVICE_NONE},
-    labels::{GPU_CLASS, GPU_DEVICE, GPU_PRODUCT, NVIDIA_GPU_PRODUCT, NVIDIA_SHARING},
+    labels::{GPU_CLASS, GPU_DEVICE, GPU_MULTIPROCESSORS, GPU_PRODUCT, NVIDIA_GPU_PRODUCT, NVIDIA_SHARING},
 };
 
 /// Values of `nvidia.com/gpu.sharing-strategy` under which several pods get one GPU.
@@ -29,6 +29,9 @@ pub(crate) struct Words<'a> {
     pub agent: Agent<'a>,
     /// Product by the agent.
     pub product: Option<&'a str>,
+    /// Multiprocessors by the agent, as the label has them: what is not written as an agent writes it is another number
+    /// than any class has.
+    pub multiprocessors: Option<&'a str>,
     /// Class by an administrator.
     pub stated: Option<&'a str>,
     /// Product by GPU feature discovery.
@@ -50,6 +53,7 @@ impl<'a> Words<'a> {
                 Some(device) => Agent::Whole(device),
             },
             product: get(GPU_PRODUCT),
+            multiprocessors: get(GPU_MULTIPROCESSORS),
             stated: get(GPU_CLASS),
             discovered: get(NVIDIA_GPU_PRODUCT),
             shared: get(NVIDIA_SHARING).is_some_and(|strategy| SHARING.contains(&strategy)),

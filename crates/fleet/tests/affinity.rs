@@ -6,13 +6,17 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use gqla_api::inventory::GpuFacts;
 use gqla_fleet::{FleetNode, Hardware, SliceDevice, SliceFacts};
 use gqla_planner::Catalogue;
 use k8s_openapi::api::core::v1::Node;
 use proptest::prelude::*;
-use serde_json::{Value, from_value, json};
+use serde_json::{from_value, json};
 
-use support::{catalogue, nodes, schedulable};
+use support::{
+    catalogue, nodes, schedulable,
+    told::{gpu, labelled, ready, told},
+};
 
 fn hardware(catalogue: Catalogue, nodes: &[Node], slices: &BTreeMap<String, SliceFacts>) -> Hardware {
     let pruned: Vec<_> = nodes.iter().cloned().map(FleetNode::new).collect();
@@ -83,10 +87,6 @@ proptest! {
     }
 }
 
-fn labelled(labels: Value) -> Node {
-    from_value(json!({ "metadata": { "name": "n", "labels": labels } })).unwrap()
-}
-
 /// Nodes that do not exist yet carry a cloud's labels only, and autoscalers compare those.
 #[test]
 fn an_announced_node_matches_before_anything_runs_on_it() {
@@ -97,6 +97,8 @@ fn an_announced_node_matches_before_anything_runs_on_it() {
         (json!({ "karpenter.k8s.aws/instance-gpu-name": "a100" }), None),
         (json!({ "nvidia.com/gpu.product": "NVIDIA-H20" }), Some("H20")),
         (json!({ "gqla.dev/gpu.device": "2329" }), Some("H20")),
+        (json!({ "gqla.dev/gpu.device": "2329", "gqla.dev/gpu.multiprocessors": "132" }), None),
+        (json!({ "gqla.dev/gpu-class": "h20" }), Some("H20")),
         (json!({ "kubernetes.io/arch": "amd64" }), Some("CPU")),
     ];
     for (labels, expected) in cases {
@@ -108,6 +110,48 @@ fn an_announced_node_matches_before_anything_runs_on_it() {
             .collect();
         assert_eq!(matching, Vec::from_iter(expected), "{labels}");
     }
+}
+
+fn seen(name: &str, product: &str, device: u16, multiprocessors: u32) -> Node {
+    let gpu = GpuFacts { multiprocessors: Some(multiprocessors), ..gpu(product, device) };
+    let mut node = told(&ready(vec![gpu; 8]), json!({}));
+    node.metadata.name = Some(name.to_owned());
+    node
+}
+
+/// Autoscalers add no node for pods with `matchFields`, and a pool whose terms change is rolled.
+#[test]
+fn an_odd_node_changes_nothing_for_its_class() {
+    let (none, any) = (BTreeMap::new(), BTreeMap::new());
+    let (honest, odd) = (seen("a", "NVIDIA H20", 0x2329, 78), seen("b", "NVIDIA H20", 0x2329, 132));
+    let mut old = seen("c", "NVIDIA H20", 0x2329, 78);
+    old.metadata.labels.as_mut().unwrap().remove("gqla.dev/gpu.multiprocessors");
+    let nodes = [honest, odd, old];
+    let before = hardware(Catalogue::builtin(), &nodes[..1], &none);
+    let after = hardware(Catalogue::builtin(), &nodes, &none);
+    let classes: Vec<_> = after.nodes.iter().map(|node| node.recognition.class()).collect();
+    assert_eq!(classes, [Some("H20"), Some("unknown-2329"), Some("H20")]);
+    for class in Catalogue::builtin().iter() {
+        let terms = after.terms(class.name(), &any);
+        assert_eq!(terms, before.terms(class.name(), &any), "{}", class.name());
+        assert!(terms.iter().all(|term| term.match_fields.is_none()), "{}", class.name());
+        assert!(terms.len() <= 16, "{} has {} terms", class.name(), terms.len());
+    }
+    let fits = |class: &str| [0, 1, 2].map(|node| schedulable(&after.terms(class, &any), &nodes[node]));
+    assert_eq!((fits("H20"), fits("unknown-2329")), ([true, false, true], [false, true, false]));
+}
+
+/// An administrator's wrong statement is one kind of node; the others of its device stay as they are.
+#[test]
+fn a_lying_statement_adds_a_term_and_changes_none() {
+    let (none, any) = (BTreeMap::new(), BTreeMap::new());
+    let mut lying = seen("b", "NVIDIA H20", 0x2329, 78);
+    lying.metadata.labels.as_mut().unwrap().insert("gqla.dev/gpu-class".to_owned(), "H200".to_owned());
+    let nodes = [seen("a", "NVIDIA H20", 0x2329, 78), lying];
+    let [before, after] =
+        [1, 2].map(|count| hardware(Catalogue::builtin(), &nodes[..count], &none).terms("H20", &any));
+    assert_eq!((after.len(), &after[1..]), (before.len() + 1, &before[..]));
+    assert!(nodes.iter().all(|node| schedulable(&after, node)));
 }
 
 /// Whether terms change when a class that nothing shares a name with is declared, with `key` announcing it.

@@ -14,7 +14,9 @@ use gqla_fleet::{
 use gqla_planner::Catalogue;
 use k8s_openapi::api::core::v1::Node;
 use proptest::prelude::*;
-use serde_json::{Value, from_value, json};
+use serde_json::{from_value, json};
+
+use support::told::{gpu, labelled, ready, told};
 
 fn source() -> impl Strategy<Value = FactSource> {
     prop::sample::select(vec![
@@ -80,7 +82,7 @@ proptest! {
 
     #[test]
     fn nothing_anybody_writes_on_a_node_panics(
-        labels in prop::collection::btree_map("(gqla.dev/gpu(-class|.device|.product)|nvidia.com/gpu.(product|memory|count))", ".{0,70}", 0..6),
+        labels in prop::collection::btree_map("(gqla.dev/gpu(-class|.device|.product|.multiprocessors)|nvidia.com/gpu.(product|memory|count))", ".{0,70}", 0..6),
         annotation in ".{0,300}",
         inventory in support::inventory(),
         cut in any::<prop::sample::Index>(),
@@ -114,42 +116,6 @@ proptest! {
         let is_another_exact_label = known.iter().any(|(_, other)| *other == product);
         prop_assert!(found.recognition.class() != Some(name) || is_another_exact_label, "{product} was taken for {name}");
     }
-}
-
-fn labelled(labels: Value) -> Node {
-    from_value(json!({
-        "metadata": { "name": "n", "labels": labels }, "status": { "allocatable": { "nvidia.com/gpu": "8" } },
-    }))
-    .unwrap()
-}
-
-fn gpu(product: &str, device: u16) -> GpuFacts {
-    GpuFacts {
-        product: product.to_owned(),
-        pci_device_id: device,
-        multiprocessors: Some(78),
-        memory_mib: 97_871,
-        memory_bus_bits: Some(6144),
-        memory_clock_mhz: Some(2619),
-        clock_mhz: Some(1980),
-        compute_capability: Some("9.0".to_owned()),
-        ..GpuFacts::default()
-    }
-}
-
-/// A node as its agent leaves it, with `labels` of others.
-fn told(inventory: &NodeInventory, labels: Value) -> Node {
-    let mut node = labelled(labels);
-    let own = node.metadata.labels.get_or_insert_default();
-    own.insert("gqla.dev/gpu.device".to_owned(), inventory.device_label());
-    own.extend(inventory.product_label().map(|product| ("gqla.dev/gpu.product".to_owned(), product)));
-    node.metadata.annotations =
-        Some(BTreeMap::from([("gqla.dev/gpu-inventory".to_owned(), inventory.render().unwrap())]));
-    node
-}
-
-fn ready(gpus: Vec<GpuFacts>) -> NodeInventory {
-    NodeInventory { driver: DriverState::Ready, gpus, ..NodeInventory::default() }
 }
 
 fn one(node: Node) -> NodeHardware {
@@ -339,8 +305,51 @@ fn one_odd_node_does_not_stop_its_fleet() {
     let odd = GpuFacts { multiprocessors: Some(60), ..gpu("NVIDIA H20", 0x2329) };
     let nodes = [odd, gpu("NVIDIA H20", 0x2329)].map(|gpu| told(&ready(vec![gpu]), json!({})));
     let described = describe(&nodes, &[], &[], None);
-    assert_eq!((described[0].recognition.class(), described[1].recognition.class()), (None, Some("H20")));
-    assert_eq!(kinds(&described[0]), [ProblemKind::Disputed]);
+    let classes = [&described[0], &described[1]].map(|hardware| hardware.recognition.class());
+    assert_eq!(classes, [Some("unknown-2329"), Some("H20")]);
+    assert_eq!((kinds(&described[0]), kinds(&described[1])), (vec![ProblemKind::UnknownProduct], vec![]));
+}
+
+/// What an agent wrote, and what others made of the label: only exactly a class's number, or none, is that class.
+#[test]
+fn the_label_of_multiprocessors_decides() {
+    let table = [
+        (Some("78"), Some("H20"), vec![]),
+        (None, Some("H20"), vec![]),
+        (Some("132"), None, vec![ProblemKind::BadAnnotation, ProblemKind::UnknownProduct]),
+        (Some("078"), None, vec![ProblemKind::BadAnnotation, ProblemKind::UnknownProduct]),
+        (Some("+78"), None, vec![ProblemKind::BadAnnotation, ProblemKind::UnknownProduct]),
+        (Some(""), None, vec![ProblemKind::BadAnnotation, ProblemKind::UnknownProduct]),
+    ];
+    for (label, class, problems) in table {
+        let mut node = told(&ready(vec![gpu("NVIDIA H20", 0x2329)]), json!({}));
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.remove("gqla.dev/gpu.multiprocessors");
+        labels.extend(label.map(|label| ("gqla.dev/gpu.multiprocessors".to_owned(), label.to_owned())));
+        let hardware = one(node);
+        assert_eq!((hardware.recognition.class(), kinds(&hardware)), (class, problems), "{label:?}");
+        if label == Some("132") {
+            let words = "describes gqla.dev/gpu.multiprocessors=78, the label is 132";
+            assert!(hardware.problems[0].sentence.contains(words), "{hardware:?}");
+        }
+    }
+}
+
+#[test]
+fn a_count_that_no_agent_told_is_not_believed() {
+    let uncounted = GpuFacts { multiprocessors: None, ..gpu("NVIDIA H20", 0x2329) };
+    let mut node = told(&ready(vec![uncounted]), json!({}));
+    assert_eq!(kinds(&one(node.clone())), []);
+    node.metadata.labels.as_mut().unwrap().insert("gqla.dev/gpu.multiprocessors".to_owned(), "78".to_owned());
+    let hardware = one(node);
+    assert_eq!(
+        (hardware.recognition.class(), kinds(&hardware)),
+        (Some("H20"), vec![ProblemKind::BadAnnotation])
+    );
+    assert!(
+        hardware.problems[0].sentence.contains("gpu.multiprocessors=(none), the label is 78"),
+        "{hardware:?}"
+    );
 }
 
 #[test]
@@ -416,7 +425,20 @@ fn mixed_sliced_and_unbelievable_nodes_are_told() {
         (Recognition::MigSlice, vec![ProblemKind::MigSlice])
     );
     let mut forged = told(&ready(vec![h20]), json!({}));
-    forged.metadata.labels.as_mut().unwrap().insert("gqla.dev/gpu.device".to_owned(), "2335".to_owned());
+    let labels = forged.metadata.labels.as_mut().unwrap();
+    labels.insert("gqla.dev/gpu.device".to_owned(), "2335".to_owned());
+    let half = one(forged.clone());
+    assert_eq!(
+        half.recognition.class(),
+        Some("H20"),
+        "an H200 has other multiprocessors, and the name is an H20's"
+    );
+    forged
+        .metadata
+        .labels
+        .as_mut()
+        .unwrap()
+        .insert("gqla.dev/gpu.multiprocessors".to_owned(), "132".to_owned());
     let forged = one(forged);
     assert_eq!(forged.problems[0].kind, ProblemKind::BadAnnotation);
     assert!(forged.problems[0].sentence.contains("describes gqla.dev/gpu.device=2329, the label is 2335"));

@@ -59,6 +59,7 @@ fn ready(gpus: Vec<GpuFacts>) -> NodeInventory {
 fn node(name: &str, inventory: &NodeInventory, product: Option<&str>, allocatable: u32) -> Node {
     let mut labels = BTreeMap::from([("gqla.dev/gpu.device", inventory.device_label())]);
     labels.extend(inventory.product_label().map(|label| ("gqla.dev/gpu.product", label)));
+    labels.extend(inventory.multiprocessors_label().map(|label| ("gqla.dev/gpu.multiprocessors", label)));
     labels.extend(product.map(|product| ("nvidia.com/gpu.product", product.to_owned())));
     from_value(json!({
         "metadata": {

@@ -54,6 +54,7 @@ fn node(index: usize, flip: usize) -> Node {
         .collect();
     labels.insert("gqla.dev/gpu.device".to_owned(), inventory.device_label());
     labels.insert("gqla.dev/gpu.product".to_owned(), inventory.product_label().unwrap());
+    labels.insert("gqla.dev/gpu.multiprocessors".to_owned(), inventory.multiprocessors_label().unwrap());
     labels.insert("example.com/flip".to_owned(), flip.to_string());
     from_value(json!({
         "metadata": {

@@ -237,6 +237,9 @@ mod tests {
         if let Some(product) = inventory.product_label() {
             labels["gqla.dev/gpu.product"] = product.into();
         }
+        if let Some(count) = inventory.multiprocessors_label() {
+            labels["gqla.dev/gpu.multiprocessors"] = count.into();
+        }
         let annotation = inventory.render().unwrap();
         json!({
             "metadata": {"name": name, "labels": labels, "annotations": {"gqla.dev/gpu-inventory": annotation}},

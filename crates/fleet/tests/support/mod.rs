@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod told;
+
 use std::collections::BTreeMap;
 
 use gqla_api::{
@@ -101,23 +103,32 @@ pub fn node() -> impl Strategy<Value = Node> {
         prop::bool::weighted(0.1),
     );
     let tampered = maybe(
-        0.1,
+        0.2,
         &[
             ("gqla.dev/gpu.device", "2335"),
             ("gqla.dev/gpu.device", "xyz"),
             ("gqla.dev/gpu.product", "NVIDIA-H20"),
+            ("gqla.dev/gpu.multiprocessors", "78"),
+            ("gqla.dev/gpu.multiprocessors", "132"),
+            ("gqla.dev/gpu.multiprocessors", "078"),
+            ("gqla.dev/gpu.multiprocessors", ""),
         ],
     );
-    (prop::option::weighted(0.7, inventory()), labels, tampered).prop_map(|(inventory, own, tampered)| {
+    let agent = prop::option::weighted(0.7, (inventory(), prop::bool::weighted(0.2)));
+    (agent, labels, tampered).prop_map(|(agent, own, tampered)| {
         let (stated, discovered, sharing, announced, present) = own;
         let mut labels: BTreeMap<String, String> = BTreeMap::new();
         let mut annotations: BTreeMap<String, String> = BTreeMap::new();
         let mut put = |key: &str, value: Option<&str>| {
             labels.extend(value.map(|value| (key.to_owned(), value.to_owned())));
         };
-        if let Some(inventory) = inventory {
+        if let Some((inventory, is_old)) = agent {
             put("gqla.dev/gpu.device", Some(&inventory.device_label()));
             put("gqla.dev/gpu.product", inventory.product_label().as_deref());
+            put(
+                "gqla.dev/gpu.multiprocessors",
+                inventory.multiprocessors_label().filter(|_| !is_old).as_deref(),
+            );
             annotations.insert("gqla.dev/gpu-inventory".to_owned(), inventory.render().unwrap());
         }
         put("gqla.dev/gpu-class", stated);

@@ -292,7 +292,7 @@ fn may_schedule(fleet: &FleetSnapshot, class: &str) -> Result<(), Failure> {
     Err((
         ConditionReason::NoUsableNodes,
         format!(
-            "the labels of {wrong} nodes say {class} and other facts contradict them; pods can be kept off at most \
+            "the labels of {wrong} nodes say {class} and their ResourceSlices contradict them; pods can be kept off at most \
              {MAX_REFUTED} such nodes by name, so none is scheduled on {class}; see condition HardwareRecognized, and correct \
              the labels"
         ),

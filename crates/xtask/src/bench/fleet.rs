@@ -125,6 +125,7 @@ async fn create(nodes: &Api<Node>, index: usize) -> Result<()> {
         .collect();
     labels.insert("gqla.dev/gpu.device".to_owned(), json!(inventory.device_label()));
     labels.insert("gqla.dev/gpu.product".to_owned(), json!(inventory.product_label()));
+    labels.insert("gqla.dev/gpu.multiprocessors".to_owned(), json!(inventory.multiprocessors_label()));
     labels.insert("example.com/flip".to_owned(), json!("0"));
     let node = serde_json::from_value(json!({
         "metadata": {
