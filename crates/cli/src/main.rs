@@ -1,5 +1,6 @@
 //! `gqla`: plans, conversions and measurements on the command line, one file per subcommand.
 
+mod bench;
 mod convert;
 mod eval;
 mod logits;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure what this machine's kernels reach
+    Bench(bench::Args),
     /// Make a GQLA checkpoint of a plain LLaMA one
     Convert(convert::Args),
     /// Measure how well a model predicts text
@@ -39,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -6,7 +6,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use crate::simd::{Simd, dispatch};
+use crate::simd::{Isa, Simd, dispatch};
 
 /// Outputs interleaved in one panel of packed weights: 64 bytes of f32.
 pub(crate) const PANEL: usize = 16;
@@ -96,6 +96,8 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
 
 /// One task of a product with packed weights: up to [`TASK_OUTPUTS`] outputs of every row.
 pub(crate) struct PanelTask<E> {
+    /// What to run on.
+    pub isa: Isa,
     /// First panel of the task.
     pub panels: *const E,
     pub outputs: usize,
@@ -114,8 +116,9 @@ dispatch! {
     /// Runs a task.
     ///
     /// # Safety
-    /// The pointers must cover what the task's fields say, and no other thread may touch these outputs.
-    pub(crate) unsafe fn run_panel_task<E: Element>(task: &PanelTask<E>) = panel_task; [4, 4] [2, 8] [2, 4]
+    /// The machine must have the task's instruction set, the pointers must cover what the task's fields say, and no
+    /// other thread may touch these outputs.
+    pub(crate) unsafe fn run_panel_task<E: Element>(task: &PanelTask<E>) = panel_task on task.isa; [4, 4] [2, 8] [2, 4]
 }
 
 /// `P` vectors of outputs for tiles of several rows, `P1` for a single row.

@@ -2,7 +2,7 @@
 //!
 //! Everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
-//! paths over a paged cache, [`mod@reference`] their float64 definition.
+//! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
 //!
 //! **A row's result depends on that row alone**: no kernel's order of additions changes with the batch, the chunk or
 //! the number of threads, so a sequence computes the same bits whatever it shares a step with.
@@ -14,12 +14,13 @@ pub mod attention;
 mod gemm;
 mod math;
 mod matrix;
+pub mod measure;
 pub mod ops;
 mod pool;
 pub mod reference;
 mod shared;
 mod simd;
 
-pub use matrix::{Matrix, MatrixError, WeightRows};
+pub use matrix::{Matrix, MatrixError, WeightFormat, WeightRows};
 pub use pool::Pool;
-pub use simd::instruction_set;
+pub use simd::{InstructionSet, instruction_set};

@@ -7,6 +7,7 @@
 use crate::{
     gemm::{Element, PANEL, PanelTask, RowMap, TASK_OUTPUTS, run_panel_task},
     pool::Pool,
+    simd::{InstructionSet, Isa, isa},
 };
 
 /// Rows of a weight matrix as a checkpoint stores them, `[out, in]`.
@@ -78,6 +79,15 @@ struct F32Line([f32; PANEL]);
 #[repr(C, align(32))]
 struct Bf16Line([u16; PANEL]);
 
+/// Numbers weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// Single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+}
+
 enum Panels {
     F32(Vec<F32Line>),
     Bf16(Vec<Bf16Line>),
@@ -114,6 +124,16 @@ impl Matrix {
         Ok(Self { panels, outputs: rows.len(), inputs })
     }
 
+    /// A matrix whose weights are all 1, in f32 or bf16, for timing.
+    pub(crate) fn ones(outputs: usize, inputs: usize, format: WeightFormat) -> Self {
+        let lines = outputs.div_ceil(PANEL) * inputs;
+        let panels = match format {
+            WeightFormat::F32 => Panels::F32(vec![F32Line([1.0; PANEL]); lines]),
+            WeightFormat::Bf16 => Panels::Bf16(vec![Bf16Line([half::bf16::ONE.to_bits(); PANEL]); lines]),
+        };
+        Self { panels, outputs, inputs }
+    }
+
     /// Rows of W.
     pub fn outputs(&self) -> usize {
         self.outputs
@@ -143,15 +163,20 @@ impl Matrix {
 
     /// `y = x Wᵀ` for `x` `[rows, in]` and `y` `[rows, out]`.
     pub fn multiply(&self, pool: &Pool, x: &[f32], y: &mut [f32]) {
-        self.product(pool, x, y, false);
+        self.product(isa(), pool, x, y, false);
+    }
+
+    /// As [`Self::multiply`] on an instruction set of the caller's choice.
+    pub(crate) fn multiply_on(&self, set: InstructionSet, pool: &Pool, x: &[f32], y: &mut [f32]) {
+        self.product(set.isa(), pool, x, y, false);
     }
 
     /// `y += x Wᵀ`, for residual connections.
     pub fn multiply_add(&self, pool: &Pool, x: &[f32], y: &mut [f32]) {
-        self.product(pool, x, y, true);
+        self.product(isa(), pool, x, y, true);
     }
 
-    fn product(&self, pool: &Pool, x: &[f32], y: &mut [f32], accumulate: bool) {
+    fn product(&self, isa: Isa, pool: &Pool, x: &[f32], y: &mut [f32], accumulate: bool) {
         let rows = x.len() / self.inputs;
         assert_eq!((rows * self.inputs, rows * self.outputs), (x.len(), y.len()), "x and y are whole rows");
         let operands = Operands {
@@ -162,8 +187,8 @@ impl Matrix {
             rows,
             accumulate,
         };
-        // SAFETY: the lengths were checked above.
-        unsafe { multiply_each(pool, &[(self, operands)]) }
+        // SAFETY: the lengths were checked above; both callers name an instruction set the machine has.
+        unsafe { multiply_each_on(isa, pool, &[(self, operands)]) }
     }
 
     fn tasks(&self) -> usize {
@@ -171,22 +196,23 @@ impl Matrix {
     }
 
     /// # Safety
-    /// As [`multiply_each`], and no other thread may run the same task.
-    unsafe fn run_task(&self, task: usize, operands: &Operands) {
+    /// As [`multiply_each_on`], and no other thread may run the same task.
+    unsafe fn run_task(&self, isa: Isa, task: usize, operands: &Operands) {
         // SAFETY: the caller's contract.
         unsafe {
             match &self.panels {
-                Panels::F32(lines) => self.run_panels(lines.as_ptr().cast::<f32>(), task, operands),
-                Panels::Bf16(lines) => self.run_panels(lines.as_ptr().cast::<u16>(), task, operands),
+                Panels::F32(lines) => self.run_panels(lines.as_ptr().cast::<f32>(), isa, task, operands),
+                Panels::Bf16(lines) => self.run_panels(lines.as_ptr().cast::<u16>(), isa, task, operands),
             }
         }
     }
 
-    unsafe fn run_panels<E: Element>(&self, panels: *const E, task: usize, operands: &Operands) {
+    unsafe fn run_panels<E: Element>(&self, panels: *const E, isa: Isa, task: usize, operands: &Operands) {
         let first = task * TASK_OUTPUTS;
         // SAFETY: `task` is below `tasks`, so the first panel exists; the rest is the caller's contract.
         unsafe {
             run_panel_task(&PanelTask {
+                isa,
                 panels: panels.add(first * self.inputs),
                 outputs: (self.outputs - first).min(TASK_OUTPUTS),
                 k: self.inputs,
@@ -234,13 +260,20 @@ unsafe impl Sync for Operands {}
 /// For every product, `x` must hold `rows` rows of the matrix' inputs and `y` `rows` rows of its outputs where the
 /// row maps say, and nothing else may touch any `y` or write any `x` meanwhile; the `y` must not overlap.
 pub(crate) unsafe fn multiply_each(pool: &Pool, products: &[(&Matrix, Operands)]) {
+    // SAFETY: the machine has the instruction set in use; the rest is the caller's contract.
+    unsafe { multiply_each_on(isa(), pool, products) }
+}
+
+/// # Safety
+/// As [`multiply_each`], and the machine must have `isa`.
+unsafe fn multiply_each_on(isa: Isa, pool: &Pool, products: &[(&Matrix, Operands)]) {
     let Some((first, _)) = products.first() else { return };
     let tasks = first.tasks();
     debug_assert!(products.iter().all(|(matrix, _)| matrix.tasks() == tasks));
     pool.run(products.len() * tasks, &|task| {
         let (matrix, operands) = &products[task / tasks];
         // SAFETY: every (product, task) runs once; the rest is the caller's contract.
-        unsafe { matrix.run_task(task % tasks, operands) }
+        unsafe { matrix.run_task(isa, task % tasks, operands) }
     });
 }
 
@@ -293,6 +326,21 @@ mod tests {
             let mut y = vec![0.0; outputs];
             matrix.multiply(&pool, x, &mut y);
             assert_eq!(y, expected);
+        }
+    }
+
+    /// What the rates of [`crate::measure`] rest on: whatever is timed computes.
+    #[test]
+    fn every_instruction_set_of_the_machine_multiplies_either_format() {
+        let pool = Pool::new(Some(2)).unwrap();
+        for set in InstructionSet::available() {
+            for format in [WeightFormat::F32, WeightFormat::Bf16] {
+                let matrix = Matrix::ones(70, 33, format);
+                let mut y = vec![0.0; 2 * 70];
+                matrix.multiply_on(set, &pool, &[[0.5; 33], [2.0; 33]].concat(), &mut y);
+                let expected: Vec<f32> = [[16.5; 70], [66.0; 70]].concat();
+                assert_eq!(y, expected, "{} {format:?}", set.name());
+            }
         }
     }
 

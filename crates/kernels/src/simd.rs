@@ -64,6 +64,32 @@ pub fn instruction_set() -> &'static str {
     isa().name()
 }
 
+/// An instruction set this machine has; there is no way to get one that it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstructionSet(Isa);
+
+impl InstructionSet {
+    /// The one the kernels run on.
+    pub fn in_use() -> Self {
+        Self(isa())
+    }
+
+    /// All the machine has, the one in use first, then best first.
+    pub fn available() -> Vec<Self> {
+        let others = detect().into_iter().filter(|other| *other != isa());
+        std::iter::once(isa()).chain(others).map(Self).collect()
+    }
+
+    /// `avx512f`, `avx2+fma` or `portable`.
+    pub fn name(self) -> &'static str {
+        self.0.name()
+    }
+
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+}
+
 /// Lanes of f32 and what can be done with them.
 ///
 /// # Safety
@@ -334,12 +360,15 @@ impl Simd for Portable {
 }
 
 /// Makes an entry point `fn name(args)` that runs `body::<S, …>(args)` compiled for the machine's instruction set.
-/// Constants after the vector type are given per instruction set, in the order AVX-512, AVX2, portable.
+/// Constants after the vector type are given per instruction set, in the order AVX-512, AVX2, portable. After `on` stands
+/// the instruction set to run, which must be one the machine has; without, it is the one in use.
 macro_rules! dispatch {
+    (@isa) => { $crate::simd::isa() };
+    (@isa $isa:expr) => { $isa };
     (
         $(#[$meta:meta])*
         $vis:vis unsafe fn $name:ident $(<$t:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
-        = $body:ident; [$($c512:literal),*] [$($c2:literal),*] [$($c0:literal),*]
+        = $body:ident $(on $isa:expr)?; [$($c512:literal),*] [$($c2:literal),*] [$($c0:literal),*]
     ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
@@ -358,9 +387,9 @@ macro_rules! dispatch {
                 // SAFETY: the caller's contract; the features are enabled here.
                 unsafe { $body::<$crate::simd::Avx2, $($t,)? $($c2),*>($($arg),*) }
             }
-            // SAFETY: `isa` answers only what this machine has; the rest is the caller's contract.
+            // SAFETY: `isa` answers only what this machine has, and so does the caller; the rest is the caller's contract.
             unsafe {
-                match $crate::simd::isa() {
+                match $crate::simd::dispatch!(@isa $($isa)?) {
                     #[cfg(target_arch = "x86_64")]
                     $crate::simd::Isa::Avx512 => avx512($($arg),*),
                     #[cfg(target_arch = "x86_64")]
@@ -375,7 +404,7 @@ pub(crate) use dispatch;
 
 #[cfg(test)]
 mod tests {
-    use super::{Isa, choose, instruction_set};
+    use super::{InstructionSet, Isa, choose, instruction_set};
 
     #[test]
     #[cfg(target_arch = "x86_64")]
@@ -385,6 +414,14 @@ mod tests {
         assert_eq!(choose(&old, Some("portable")), Isa::Portable);
         assert_eq!(choose(&old, Some("avx512f")), Isa::Avx2);
         assert_eq!(choose(&old, Some("mmx")), Isa::Avx2);
+    }
+
+    #[test]
+    fn the_one_in_use_comes_first_and_once() {
+        let available = InstructionSet::available();
+        assert_eq!(available[0], InstructionSet::in_use());
+        assert_eq!(available.iter().filter(|set| set.name() == instruction_set()).count(), 1);
+        assert!(available.iter().any(|set| set.name() == "portable"));
     }
 
     #[test]

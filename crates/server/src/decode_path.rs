@@ -1,10 +1,10 @@
 //! Which path to decode on: an order from the command line, or the planner's advice for this machine.
 
 use gqla_model::{DecodePath, ModelShape};
-use gqla_planner::{CPU_CLASS, Catalogue, Constraints, Goal, PlanError, plan};
+use gqla_planner::{CPU_CLASS, Catalogue, Constraints, Goal, GpuSpec, HostRates, PlanError, plan};
 
 /// A path and where it comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PathChoice {
     /// `None` for a plain model, which has one path only.
     pub path: Option<DecodePath>,
@@ -12,6 +12,33 @@ pub struct PathChoice {
     pub reason: Reason,
     /// The planner's sentence, when it was asked.
     pub explanation: Option<String>,
+    /// What the planner was told of this machine, when it was asked.
+    pub machine: Option<Machine>,
+}
+
+/// This machine, as the planner is asked about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// The class `CPU`, with the rates measured here or else the catalogue's.
+    pub spec: GpuSpec,
+    /// Why the catalogue's rates stand; `None` where they were measured.
+    pub unmeasured: Option<String>,
+}
+
+impl Machine {
+    /// `class` with what was measured, unless that failed or cannot be true.
+    fn of(class: &GpuSpec, measured: Result<HostRates, String>) -> Self {
+        let applied = measured.and_then(|rates| rates.apply(class).map_err(|absurd| absurd.to_string()));
+        match applied {
+            Ok(spec) => Self { spec, unmeasured: None },
+            Err(why) => Self { spec: class.clone(), unmeasured: Some(why) },
+        }
+    }
+
+    /// `measured` or `catalogue`.
+    pub const fn source(&self) -> &'static str {
+        if self.unmeasured.is_none() { "measured" } else { "catalogue" }
+    }
 }
 
 /// Who chose the path.
@@ -54,26 +81,37 @@ pub enum PathError {
     NoClass,
 }
 
-/// Decides. `shape` is `None` for a plain model.
+/// Decides. `shape` is `None` for a plain model; `measure` is called only where the planner is asked, and what it
+/// answers with an error or with absurd rates leaves the catalogue's in place.
 pub fn choose(
     requested: Option<DecodePath>,
     shape: Option<&ModelShape>,
     context_length: usize,
     concurrency: usize,
+    measure: impl FnOnce() -> Result<HostRates, String>,
 ) -> Result<PathChoice, PathError> {
     match (requested, shape) {
         (Some(path), None) => Err(PathError::PlainModel(path)),
-        (None, None) => Ok(PathChoice { path: None, reason: Reason::OnlyPath, explanation: None }),
-        (Some(path), Some(_)) => {
-            Ok(PathChoice { path: Some(path), reason: Reason::Requested, explanation: None })
+        (None, None) => Ok(unplanned(None, Reason::OnlyPath)),
+        (Some(path), Some(_)) => Ok(unplanned(Some(path), Reason::Requested)),
+        (None, Some(shape)) => {
+            let catalogue = Catalogue::builtin();
+            let class = catalogue.get(CPU_CLASS).ok_or(PathError::NoClass)?;
+            planned(shape, context_length, concurrency, Machine::of(&class.spec, measure()))
         }
-        (None, Some(shape)) => planned(shape, context_length, concurrency),
     }
 }
 
-fn planned(shape: &ModelShape, context_length: usize, concurrency: usize) -> Result<PathChoice, PathError> {
-    let catalogue = Catalogue::builtin();
-    let class = catalogue.get(CPU_CLASS).ok_or(PathError::NoClass)?;
+const fn unplanned(path: Option<DecodePath>, reason: Reason) -> PathChoice {
+    PathChoice { path, reason, explanation: None, machine: None }
+}
+
+fn planned(
+    shape: &ModelShape,
+    context_length: usize,
+    concurrency: usize,
+    machine: Machine,
+) -> Result<PathChoice, PathError> {
     let goal = Goal {
         context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
         concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
@@ -81,11 +119,12 @@ fn planned(shape: &ModelShape, context_length: usize, concurrency: usize) -> Res
     };
     let constraints =
         Constraints { tensor_parallel: Some(1), multi_token_prediction: Some(0), ..Constraints::default() };
-    let decision = plan(shape, &class.spec, &goal, &constraints)?;
+    let decision = plan(shape, &machine.spec, &goal, &constraints)?;
     Ok(PathChoice {
         path: Some(decision.chosen.path),
         reason: Reason::Planned,
         explanation: Some(decision.reason),
+        machine: Some(machine),
     })
 }
 
@@ -95,24 +134,63 @@ mod tests {
 
     use super::*;
 
+    fn rates(flops_per_second: f64, bytes_per_second: f64) -> HostRates {
+        HostRates { flops_per_second, bytes_per_second }
+    }
+
+    fn never() -> Result<HostRates, String> {
+        panic!("nothing is measured for a path that is not planned")
+    }
+
     #[test]
-    fn an_order_is_obeyed_and_auto_asks_the_planner() {
+    fn an_order_is_obeyed_and_measures_nothing() {
         let shape = shape(ModelName::DeepseekAttention);
         for path in DecodePath::ALL {
-            let choice = choose(Some(path), Some(&shape), 4096, 8).unwrap();
+            let choice = choose(Some(path), Some(&shape), 4096, 8, never).unwrap();
             assert_eq!((choice.path, choice.reason), (Some(path), Reason::Requested));
         }
-        let auto = choose(None, Some(&shape), 4096, 8).unwrap();
-        assert_eq!(auto.reason, Reason::Planned);
-        // A CPU's ridge is so low that 128 absorbing heads are bound by arithmetic.
-        assert_eq!(auto.path, Some(DecodePath::Gqa));
-        assert!(auto.explanation.is_some());
+    }
+
+    #[test]
+    fn auto_asks_the_planner_with_what_was_measured() {
+        let shape = shape(ModelName::DeepseekAttention);
+        // 128 absorbing heads are bound by arithmetic, unless there is far more of it than bandwidth.
+        for (measured, path) in [
+            (rates(2e11, 3e10), DecodePath::Gqa),
+            (rates(1e15, 1e12), DecodePath::MqaAbsorb),
+            (rates(2e11, 1e12), DecodePath::Gqa),
+        ] {
+            let auto = choose(None, Some(&shape), 4096, 8, || Ok(measured)).unwrap();
+            assert_eq!((auto.path, auto.reason), (Some(path), Reason::Planned), "{measured:?}");
+            let machine = auto.machine.unwrap();
+            assert_eq!((machine.spec.ridge(), machine.source()), (measured.ridge(), "measured"));
+            assert!(auto.explanation.is_some());
+        }
+    }
+
+    #[test]
+    fn without_a_believable_measurement_the_catalogue_decides() {
+        let shape = shape(ModelName::DeepseekAttention);
+        let catalogue = Catalogue::builtin();
+        let class = &catalogue.get(CPU_CLASS).unwrap().spec;
+        for (measured, why) in [
+            (Ok(rates(1e15, 0.0)), "memory bandwidth was measured as 0e0"),
+            (Ok(rates(f64::NAN, 3e10)), "arithmetic was measured as NaN"),
+            (Ok(rates(1e15, 2e14)), "memory bandwidth was measured as 2e14"),
+            (Err("no thread".to_owned()), "no thread"),
+        ] {
+            let auto = choose(None, Some(&shape), 4096, 8, || measured).unwrap();
+            let machine = auto.machine.unwrap();
+            assert_eq!((&machine.spec, machine.source()), (class, "catalogue"));
+            assert!(machine.unmeasured.as_ref().unwrap().starts_with(why), "{machine:?}");
+            assert_eq!(auto.path, Some(DecodePath::Gqa));
+        }
     }
 
     #[test]
     fn a_plain_model_has_nothing_to_choose() {
-        assert_eq!(choose(None, None, 64, 1).unwrap().reason, Reason::OnlyPath);
-        let error = choose(Some(DecodePath::Gqa), None, 64, 1).unwrap_err();
+        assert_eq!(choose(None, None, 64, 1, never).unwrap().reason, Reason::OnlyPath);
+        let error = choose(Some(DecodePath::Gqa), None, 64, 1, never).unwrap_err();
         assert!(error.to_string().contains("gqla convert"), "{error}");
     }
 }

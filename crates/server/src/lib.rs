@@ -16,6 +16,7 @@ mod health;
 pub mod inspect;
 mod load;
 pub mod metrics;
+mod ridge;
 pub mod routes;
 mod serve;
 pub mod state;

@@ -12,7 +12,8 @@ use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
 
 use crate::{
     args::Config,
-    decode_path::{PathChoice, choose},
+    decode_path::{Machine, PathChoice, choose},
+    ridge,
     state::{App, Model, Phase},
 };
 
@@ -39,13 +40,9 @@ fn try_load(app: &App, config: &Config, began: Instant) -> anyhow::Result<Model>
     progress("opening the checkpoint");
     let checkpoint = Checkpoint::open(&config.model)
         .with_context(|| format!("cannot serve `{}`", config.model.display()))?;
+    progress("choosing the decode path");
     let choice = decode_path(&checkpoint, config)?;
-    tracing::info!(
-        path = choice.path.map_or("plain", |path| path.flag()),
-        reason = choice.reason.label(),
-        explanation = choice.explanation,
-        "decode path chosen"
-    );
+    log(&choice);
     progress("reading the tokenizer");
     let tokenizer = tokenizer(&checkpoint)?;
     let template = template(&checkpoint)?;
@@ -62,7 +59,25 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
         AttentionConfig::Latent { .. } => Some(checkpoint.model_shape()?),
     };
     let context = config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings);
-    Ok(choose(config.decode_path, shape.as_ref(), context, config.limits.running)?)
+    let measure = || ridge::measure(config.kv_cache_bytes);
+    Ok(choose(config.decode_path, shape.as_ref(), context, config.limits.running, measure)?)
+}
+
+fn log(choice: &PathChoice) {
+    let machine = choice.machine.as_ref();
+    if let Some(why) = machine.and_then(|machine| machine.unmeasured.as_deref()) {
+        tracing::warn!(why, "the catalogue's figures of a CPU are used");
+    }
+    tracing::info!(
+        path = choice.path.map_or("plain", |path| path.flag()),
+        reason = choice.reason.label(),
+        explanation = choice.explanation,
+        rates = machine.map(Machine::source),
+        bytes_per_second = machine.map(|machine| machine.spec.bytes_per_second),
+        flops_per_second = machine.map(|machine| machine.spec.flops_per_second),
+        ridge = machine.map(|machine| machine.spec.ridge()),
+        "decode path chosen"
+    );
 }
 
 /// A directory may lack `tokenizer.json`, as checkpoints made for tests do; one that is there must be sound.
@@ -98,4 +113,84 @@ fn start_engine(
         },
     )?;
     Ok(Arc::new(engine))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+        time::Duration,
+    };
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::{
+        args::{Args, Command},
+        metrics::Metrics,
+    };
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<u8>>);
+
+    impl io::Write for &Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What loading a converted fixture with `flags` logs, one JSON object per line.
+    fn logged(flags: &str) -> Vec<serde_json::Value> {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/llama_a");
+        let line = format!("gqla-server --kv-cache-bytes 16777216 {flags} --model {fixtures}/llama_gqla_a");
+        let Command::Serve(config) =
+            Args::try_parse_from(line.split_whitespace()).unwrap().command().unwrap()
+        else {
+            panic!("expected to serve")
+        };
+        let app = App::new("m".to_owned(), 0, config.limits, Metrics::new("m").unwrap());
+        let lines = Arc::new(Lines::default());
+        let subscriber =
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(Arc::clone(&lines)).finish();
+        tracing::subscriber::with_default(subscriber, || load(&app, &config)).unwrap();
+        app.model().unwrap().engine.shutdown(Duration::ZERO);
+        let text = lines.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let text = String::from_utf8(text).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn choice(flags: &str) -> serde_json::Value {
+        let lines = logged(flags);
+        lines.into_iter().find(|line| line["message"] == "decode path chosen").unwrap()
+    }
+
+    #[test]
+    fn auto_measures_this_machine_and_says_what_it_found() {
+        let choice = choice("--decode-path auto");
+        assert_eq!(
+            (choice["rates"].as_str(), choice["reason"].as_str()),
+            (Some("measured"), Some("planned"))
+        );
+        let figure = |name: &str| choice[name].as_f64().unwrap();
+        let (bytes, flops) = (figure("bytes_per_second"), figure("flops_per_second"));
+        assert!((1e6..1e14).contains(&bytes) && (1e6..1e17).contains(&flops), "{choice}");
+        assert!((figure("ridge") - flops / bytes).abs() < 1e-6 * figure("ridge"), "{choice}");
+        assert!(choice["explanation"].as_str().is_some_and(|why| !why.is_empty()), "{choice}");
+    }
+
+    #[test]
+    fn a_pinned_path_is_not_measured_for() {
+        let choice = choice("--decode-path mqa-absorb");
+        assert_eq!(
+            (choice["path"].as_str(), choice["reason"].as_str()),
+            (Some("mqa-absorb"), Some("requested"))
+        );
+        assert!(choice["rates"].is_null() && choice["ridge"].is_null(), "{choice}");
+    }
 }

@@ -1,7 +1,11 @@
+use std::{io::Write as _, time::Duration};
+
 use clap::Parser as _;
+use gqla_engine::cpu::{Pool, measure::AttentionCase};
 use serde_json::Value;
 
 use super::*;
+use crate::bench::{AttentionBench, HostReport};
 
 #[derive(clap::Parser)]
 struct Line {
@@ -104,4 +108,49 @@ fn what_is_no_choice_is_refused_with_the_choices() {
     assert!(refusal("--s-q 17").contains("expected auto or a number from 1 to 16"));
     assert!(refusal("--path both").contains("expected `mqa-absorb` or `gqa`, or auto"));
     assert!(refusal("--batch 0").contains("--batch"));
+}
+
+/// `gqla plan LINE` with a calibration in a file.
+fn calibrated(line: &str, calibration: &str) -> Value {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(calibration.as_bytes()).unwrap();
+    json(&format!("{line} --calibration {}", file.path().display()))
+}
+
+#[test]
+fn a_calibration_made_by_hand_flips_a_plan() {
+    let line = "--model deepseek-attention --gpu cpu --tp 1 --s-q 1";
+    let built_in = json(line);
+    assert_eq!(built_in["chosen"]["path"], "gqa");
+    let by_hand = r#"{"devices": [{
+        "gpu": "CPU", "flops_per_second": 1e15, "bytes_per_second": 1e12,
+        "provenance": {"tool": "a pencil", "device": "a machine", "build": "0", "measured_at": "2026-01-02T03:04:05Z", "samples": 1}
+    }]}"#;
+    let flipped = calibrated(line, by_hand);
+    assert_eq!(
+        (&flipped["chosen"]["path"], &flipped["chosen"]["ridge"]),
+        (&"mqa-absorb".into(), &1000.0_f64.into())
+    );
+}
+
+#[test]
+fn what_benchmarks_print_is_planned_with() {
+    let line = "--model smollm2-135m-gqla --gpu cpu --s-q 1";
+    let pool = Pool::new(Some(2)).unwrap();
+    let time = Duration::from_millis(50);
+    let host = HostReport::measure(&pool, 16 << 20, time).calibration().unwrap();
+    let shape = model::resolve("smollm2-135m-gqla").unwrap().attention;
+    let case = AttentionCase { batch: 1, context: 64, query_tokens: 1 };
+    let bench = AttentionBench::measure(&pool, "smollm2-135m-gqla", &shape, &[case], 16 << 20, time).unwrap();
+    let attention = bench.calibration().unwrap();
+    for calibration in [&host, &attention] {
+        let plan = calibrated(line, &serde_json::to_string(calibration).unwrap());
+        let first = &calibration.devices[0];
+        let measured = first.flops_per_second / first.bytes_per_second;
+        let ridge = plan["chosen"]["ridge"].as_f64().unwrap();
+        assert!((ridge / measured - 1.0).abs() < 1e-9, "{ridge} {measured}");
+    }
+    let plan = calibrated(line, &serde_json::to_string(&attention).unwrap());
+    let basis = plan["basis"].as_str().unwrap();
+    assert!(basis.starts_with("measured by gqla bench attn on smollm2-135m-gqla with "), "{basis}");
 }

@@ -11,4 +11,6 @@ mod model;
 
 pub use engine::{CpuEngine, CpuEngineConfig};
 pub use error::LoadError;
+/// Timing of the kernels this backend runs, for benchmarks and for the choice of a path.
+pub use gqla_kernels::{InstructionSet, Pool, WeightFormat, measure};
 pub use model::{LogitsError, Model};

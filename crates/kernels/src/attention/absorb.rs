@@ -157,13 +157,30 @@ impl Attention for Absorb {
     ) {
         let d = &self.dims;
         let rows = projected.len() / d.projected_width();
-        let latent = d.rank + d.rope;
         cache.check(segments, self.kv_elements(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
-        let absorbed = sized(&mut scratch.first, rows * d.heads * latent);
-        let means = sized(&mut scratch.second, rows * d.heads * d.rank);
+        let absorbed = sized(&mut scratch.first, rows * d.heads * (d.rank + d.rope));
         self.absorb_queries(pool, projected, rows, absorbed);
         self.store(cache, segments, projected);
+        self.attend(pool, cache, segments, projected, scratch, out);
+        self.leave_latent(pool, &scratch.second, rows, out);
+    }
+
+    fn attend(
+        &self,
+        pool: &Pool,
+        cache: &LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        scratch: &mut Scratch,
+        _: &mut [f32],
+    ) {
+        let d = &self.dims;
+        let rows = projected.len() / d.projected_width();
+        let latent = d.rank + d.rope;
+        cache.check(segments, self.kv_elements(), rows);
+        let absorbed = sized(&mut scratch.first, rows * d.heads * latent);
+        let means = sized(&mut scratch.second, rows * d.heads * d.rank);
         let heads = HeadSet {
             keys: Keys::Rows { dim: latent, stride: latent },
             values: Values { block: 0, stride: latent, dim: d.rank },
@@ -175,6 +192,5 @@ impl Attention for Absorb {
         };
         // SAFETY: the buffers were sized for every row above and segments write different rows.
         unsafe { attend(pool, cache, segments, &[heads], 4, d.scale) }
-        self.leave_latent(pool, means, rows, out);
     }
 }

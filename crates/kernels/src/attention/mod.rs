@@ -49,6 +49,18 @@ pub trait Attention: Send + Sync {
         scratch: &mut Scratch,
         out: &mut [f32],
     );
+
+    /// The part of [`Self::forward`] that reads the cache, alone, so that it can be timed: nothing is projected or
+    /// stored, and queries that `forward` would have made are whatever `scratch` holds.
+    fn attend(
+        &self,
+        pool: &Pool,
+        cache: &LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    );
 }
 
 /// Buffers that layers reuse; their contents never outlive a call.

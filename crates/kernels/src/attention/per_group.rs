@@ -86,6 +86,22 @@ impl Attention for PerGroup {
         // SAFETY: every row of `projected` holds a latent, `kv` a row for each.
         unsafe { multiply_each(pool, &[(&self.up, expand)]) }
         self.store(cache, segments, projected, kv);
+        self.attend(pool, cache, segments, projected, scratch, out);
+    }
+
+    fn attend(
+        &self,
+        pool: &Pool,
+        cache: &LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
+        _: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let d = &self.dims;
+        let rows = projected.len() / d.projected_width();
+        cache.check(segments, self.kv_elements(), rows);
+        assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
         let q = QueryRows { rows: projected, width: d.projected_width(), channels: d.query() };
         let out = out.as_mut_ptr();
         let sets: Vec<_> =

@@ -54,13 +54,26 @@ impl Attention for Plain {
         cache: &mut LayerCache,
         segments: &[Segment<'_>],
         projected: &[f32],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        cache.check(segments, self.kv_elements(), projected.len() / self.projected_width());
+        self.store(cache, segments, projected);
+        self.attend(pool, cache, segments, projected, scratch, out);
+    }
+
+    fn attend(
+        &self,
+        pool: &Pool,
+        cache: &LayerCache,
+        segments: &[Segment<'_>],
+        projected: &[f32],
         _: &mut Scratch,
         out: &mut [f32],
     ) {
         let rows = projected.len() / self.projected_width();
         cache.check(segments, self.kv_elements(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
-        self.store(cache, segments, projected);
         let q = QueryRows { rows: projected, width: self.projected_width(), channels: self.head_dim };
         let (groups, out) = (self.layout.groups, out.as_mut_ptr());
         let heads = self.heads / groups;

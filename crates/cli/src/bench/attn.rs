@@ -1,0 +1,253 @@
+//! `gqla bench attn`: one layer's decode attention along both paths, as the engine runs it.
+
+mod grid;
+mod view;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use gqla_engine::cpu::{
+    InstructionSet, Pool,
+    measure::{AttentionCase, AttentionTimer, PassTimes},
+};
+use gqla_model::{AttentionShape, DecodePath};
+use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
+
+use super::host::Report;
+use crate::{model, table::TableFormat};
+
+/// Time decode attention along both paths over batches, contexts and query tokens.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A built-in shape such as deepseek-v3-gqla, a checkpoint, or its config.json
+    #[arg(long, value_name = "SHAPE|PATH", default_value = "llama-3-8b-gqla")]
+    model: String,
+    /// Sequences per step, with commas between
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4")]
+    batch: Vec<usize>,
+    /// Cached tokens per sequence, with commas between
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "1024,4096")]
+    context: Vec<usize>,
+    /// Query tokens per sequence, with commas between
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4")]
+    s_q: Vec<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
+    /// Time to measure for; a pass under way when it is up still ends
+    #[arg(long, value_name = "N", default_value = "20", value_parser = super::seconds)]
+    seconds: Duration,
+    /// Memory that caches and activations may take
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(16..))]
+    memory_mib: u32,
+    /// Write the calibration here too
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Output format: json is a calibration [default: table on a terminal, else json]
+    #[arg(short, long, value_enum)]
+    output: Option<TableFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// This machine's processor
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+/// Measures and prints.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.device == Device::Cuda {
+        bail!("--device cuda: this version has no CUDA kernels to time; use --device cpu");
+    }
+    let shape = model::resolve(&args.model)?.attention;
+    let cases = grid::cases(&args.batch, &args.context, &args.s_q)?;
+    let memory = u64::from(args.memory_mib) << 20;
+    grid::check_memory(&shape, &cases, memory)?;
+    let pool = Pool::new(None).context("cannot start the threads that compute")?;
+    let bench = Bench::measure(&pool, &args.model, &shape, &cases, memory, args.seconds)?;
+    let calibration = bench.calibration()?;
+    if let Some(file) = &args.calibration {
+        std::fs::write(file, serde_json::to_vec_pretty(&calibration)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    TableFormat::or_default(args.output).print(&calibration, |_| view::table(&bench))?;
+    Ok(())
+}
+
+/// What was measured.
+pub(crate) struct Bench {
+    host: Report,
+    paths: Vec<PathBench>,
+    /// Passes that time did not suffice for.
+    left_out: usize,
+}
+
+/// One path's part of it.
+struct PathBench {
+    path: DecodePath,
+    kv_elements: usize,
+    flops_per_token: f64,
+    cache_bytes: usize,
+    passes: Vec<(AttentionCase, PassTimes)>,
+    fit: KernelFit,
+}
+
+/// A pass with next to nothing to read.
+const FLOOR: AttentionCase = AttentionCase { batch: 1, context: 1, query_tokens: 1 };
+/// Share of the time that measuring the machine takes, and that the floors take.
+const HOST_SHARE: u32 = 8;
+const FLOOR_SHARE: u32 = 50;
+
+impl Bench {
+    /// Measures the machine, then both paths over `cases`, in at most `memory` bytes and for about `time`.
+    pub(crate) fn measure(
+        pool: &Pool,
+        model: &str,
+        shape: &AttentionShape,
+        cases: &[AttentionCase],
+        memory: u64,
+        time: Duration,
+    ) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + time;
+        let host_bytes = usize::try_from(memory).unwrap_or(usize::MAX);
+        let host = Report::measure_in_use(pool, host_bytes, time / HOST_SHARE);
+        let catalogue = Catalogue::builtin();
+        let class = catalogue.get(CPU_CLASS).context("the catalogue has no class for CPUs")?;
+        let gpu = host.in_use()?.apply(&class.spec)?;
+        let (mut paths, mut left_out) = (Vec::new(), 0);
+        for (index, path) in DecodePath::ALL.into_iter().enumerate() {
+            let shares = u32::try_from(DecodePath::ALL.len() - index).unwrap_or(1);
+            let run = PathRun { pool, model, shape, path, host: &host, gpu: &gpu, memory };
+            let ends = deadline.saturating_duration_since(Instant::now()) / shares;
+            let bench = run.measure(cases, Instant::now() + ends, time / FLOOR_SHARE)?;
+            left_out += cases.len() - bench.passes.len();
+            paths.push(bench);
+        }
+        Ok(Self { host, paths, left_out })
+    }
+
+    /// The machine's rates and an entry per path whose shares are of these rates.
+    pub(crate) fn calibration(&self) -> anyhow::Result<Calibration> {
+        let kernels = self.paths.iter().map(|path| path.fit.kernel.clone()).collect();
+        Ok(Calibration { kernels, ..self.host.calibration()? })
+    }
+}
+
+struct PathRun<'a> {
+    pool: &'a Pool,
+    model: &'a str,
+    shape: &'a AttentionShape,
+    path: DecodePath,
+    host: &'a Report,
+    gpu: &'a GpuSpec,
+    memory: u64,
+}
+
+impl PathRun<'_> {
+    fn measure(
+        &self,
+        cases: &[AttentionCase],
+        ends: Instant,
+        floor_time: Duration,
+    ) -> anyhow::Result<PathBench> {
+        let Self { pool, shape, path, .. } = *self;
+        let cache = self.host.machine.last_level_cache.unwrap_or(0);
+        let blocks = grid::blocks(shape, path, cases, self.memory, cache);
+        let mut timer = AttentionTimer::new(shape, path, blocks)?;
+        let floor = timer.time(pool, &FLOOR, floor_time)?.core;
+        let mut passes = Vec::new();
+        for (index, case) in cases.iter().enumerate() {
+            let left = ends.saturating_duration_since(Instant::now());
+            // Without any pass there is nothing to report.
+            if left.is_zero() && !passes.is_empty() {
+                break;
+            }
+            let share = left / u32::try_from(cases.len() - index).unwrap_or(u32::MAX);
+            passes.push((*case, timer.time(pool, case, share)?));
+        }
+        Ok(PathBench {
+            path,
+            kv_elements: timer.kv_elements(),
+            flops_per_token: f64::from(shape.num_attention_heads) * shape.flops_per_head(path) as f64,
+            cache_bytes: timer.cache_bytes(),
+            fit: self.fit(floor.median, &passes)?,
+            passes,
+        })
+    }
+
+    fn fit(&self, floor: f64, passes: &[(AttentionCase, PassTimes)]) -> anyhow::Result<KernelFit> {
+        let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        let timed = |(case, times): &(AttentionCase, PassTimes)| TimedPass {
+            query_tokens: count(case.query_tokens),
+            batch: count(case.batch),
+            context: count(case.context),
+            ns: times.core.median * 1e9,
+        };
+        let samples = passes.iter().fold(0, |sum: u32, (_, times)| sum.saturating_add(times.core.samples));
+        let tool = format!("gqla bench attn on {}", self.model);
+        let provenance = self.host.machine.provenance(tool, InstructionSet::in_use(), "", samples);
+        let what = Timed {
+            shape: self.shape,
+            path: self.path,
+            gpu: self.gpu,
+            runtime: Runtime::Native,
+            floor_us: floor * 1e6,
+            tile_rows: 1,
+        };
+        Ok(what.fit(&passes.iter().map(timed).collect::<Vec<_>>(), &provenance)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use gqla_planner::{ModelName, shape};
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn cuda_is_refused_in_a_sentence() {
+        let args = Line::try_parse_from(["attn", "--device", "cuda"]).unwrap().args;
+        let sentence = run(&args).unwrap_err().to_string();
+        assert_eq!(sentence, "--device cuda: this version has no CUDA kernels to time; use --device cpu");
+    }
+
+    #[test]
+    fn too_much_is_refused_before_anything_is_allocated() {
+        let line = ["attn", "--batch", "64", "--context", "131072"];
+        let sentence = run(&Line::try_parse_from(line).unwrap().args).unwrap_err().to_string();
+        assert!(sentence.contains("--memory-mib 1024"), "{sentence}");
+    }
+
+    #[test]
+    fn both_paths_are_timed_fitted_and_shown() {
+        let pool = Pool::new(Some(2)).unwrap();
+        let shape = shape(ModelName::Smollm2135mGqla).attention;
+        let cases = grid::cases(&[1, 2], &[64], &[1]).unwrap();
+        let time = Duration::from_millis(50);
+        let bench = Bench::measure(&pool, "smollm2-135m-gqla", &shape, &cases, 16 << 20, time).unwrap();
+        let calibration = bench.calibration().unwrap();
+        calibration.validate().unwrap();
+        let paths: Vec<_> = calibration.kernels.iter().map(|kernel| kernel.path).collect();
+        assert_eq!(paths, DecodePath::ALL);
+        for kernel in &calibration.kernels {
+            assert_eq!((kernel.gpu.as_str(), kernel.runtime), (CPU_CLASS, Runtime::Native));
+            assert!(kernel.provenance.build.ends_with(InstructionSet::in_use().name()), "{kernel:?}");
+        }
+        let table = view::table(&bench);
+        assert!(table.contains("mqa-absorb") && table.contains("GB/s"), "{table}");
+    }
+}

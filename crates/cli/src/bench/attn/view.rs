@@ -1,0 +1,79 @@
+//! What people see of a benchmark of attention.
+
+use std::fmt::Write as _;
+
+use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_planner::HostRates;
+
+use super::{Bench, PathBench};
+use crate::{bench::host::percent, table::columns};
+
+pub(super) fn table(bench: &Bench) -> String {
+    let header = [
+        "path",
+        "batch",
+        "context",
+        "s_q",
+        "ns/token·layer",
+        "spread",
+        "GB/s",
+        "of host",
+        "GFLOP/s",
+        "of host",
+        "call µs",
+    ];
+    let rates =
+        bench.host.in_use().unwrap_or(HostRates { flops_per_second: f64::NAN, bytes_per_second: f64::NAN });
+    let rows: Vec<_> = bench
+        .paths
+        .iter()
+        .flat_map(|path| path.passes.iter().map(|(case, times)| row(path, case, times, &rates)))
+        .collect();
+    let mut text = format!("{}\n{}\n", bench.host.table(), columns(header, &rows));
+    for path in &bench.paths {
+        let _ = writeln!(text, "{}", calibrated(path));
+        if let Some(caution) = bench.host.machine.caution(path.cache_bytes) {
+            let _ = writeln!(text, "{caution}");
+        }
+    }
+    if bench.left_out > 0 {
+        let _ = writeln!(text, "caution: time was up before {} passes; raise --seconds", bench.left_out);
+    }
+    text + "(medians of reading one layer's f32 cache, per query token and cached token; `call` adds storing the new \
+            tokens and the path's own projections. Plans count caches in bf16, so a bandwidth share of 0.5 is all an \
+            f32 cache can have.)\n"
+}
+
+fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRates) -> [String; 11] {
+    let AttentionCase { batch, context, query_tokens } = *case;
+    let tokens = batch as f64 * context as f64;
+    let seconds = times.core.median;
+    let bytes = case.cache_bytes(path.kv_elements) / seconds;
+    let flops = path.flops_per_token * query_tokens as f64 * tokens / seconds;
+    [
+        path.path.flag().to_owned(),
+        batch.to_string(),
+        context.to_string(),
+        query_tokens.to_string(),
+        format!("{:.2}", seconds * 1e9 / tokens / query_tokens as f64),
+        percent(times.core.spread()),
+        format!("{:.2}", bytes / 1e9),
+        percent(bytes / rates.bytes_per_second),
+        format!("{:.1}", flops / 1e9),
+        percent(flops / rates.flops_per_second),
+        format!("{:.0}", times.call.median * 1e6),
+    ]
+}
+
+/// What the calibration says of a path.
+fn calibrated(path: &PathBench) -> String {
+    let kernel = &path.fit.kernel;
+    format!(
+        "calibration of {}: floor {:.1} µs, bandwidth {:.3}, arithmetic {:.3} of the host's; off by {} on average",
+        path.path.flag(),
+        kernel.floor_us,
+        kernel.bandwidth,
+        kernel.arithmetic,
+        percent(path.fit.error)
+    )
+}
