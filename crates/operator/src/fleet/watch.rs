@@ -11,8 +11,8 @@ use gqla_api::{
     GPUClass,
     labels::{COMPONENT, COMPONENT_AGENT},
 };
-use gqla_fleet::{Classes, FleetNode, Hardware, Index, NodeHardware, NodeSlice, classes, slice_facts};
-use gqla_planner::Catalogue;
+use gqla_decide::FleetSnapshot;
+use gqla_fleet::{Classes, FleetNode, Index, NodeSlice, classes, slice_facts};
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
     resource::v1::ResourceSlice,
@@ -29,24 +29,6 @@ use super::{AgentPods, apply};
 
 /// How often the age of what absent agents told is looked at.
 const AGE_PERIOD: Duration = Duration::from_secs(15);
-
-/// The fleet at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct FleetSnapshot {
-    /// Nodes, pruned, and shared with other snapshots while they do not change.
-    pub nodes: Vec<Arc<FleetNode>>,
-    /// What they have, in the same order.
-    pub hardware: Hardware,
-    /// Cost per GPU and hour of the classes that have one.
-    pub costs: BTreeMap<String, f64>,
-}
-
-impl FleetSnapshot {
-    /// Every node and what it has.
-    pub fn described(&self) -> impl Iterator<Item = (&FleetNode, &NodeHardware)> {
-        self.nodes.iter().map(AsRef::as_ref).zip(&self.hardware.nodes)
-    }
-}
 
 /// What is watched besides Nodes and GPUClasses.
 #[derive(Clone, Debug)]
@@ -232,11 +214,8 @@ impl State {
     fn judged(&self, now: i64) -> FleetSnapshot {
         let slices: Vec<_> = self.slices.values().collect();
         let slices = slice_facts(slices.into_iter());
-        let nodes: Vec<_> = self.nodes.values().cloned().collect();
-        let catalogue: Catalogue = self.classes.catalogue.clone();
-        let agents = self.agents.at(now);
-        let hardware = Hardware::new(catalogue, nodes.iter().map(AsRef::as_ref), &slices, agents.as_ref());
-        FleetSnapshot { nodes, hardware, costs: self.classes.costs.clone() }
+        let nodes = self.nodes.values().cloned().collect();
+        FleetSnapshot::new(nodes, &self.classes, &slices, self.agents.at(now).as_ref())
     }
 }
 

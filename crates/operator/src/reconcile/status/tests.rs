@@ -1,12 +1,12 @@
+use gqla_decide::{
+    Shape,
+    fixtures::{deployment, mixed, validated},
+    identity, plan,
+};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, from_value, json};
 
 use super::*;
-use crate::reconcile::{
-    fixtures::{deployment, mixed, validated},
-    plan::plan,
-    validate::{Shape, identity},
-};
-use k8s_openapi::jiff::Timestamp;
 
 fn verdict(spec: Value) -> Verdict {
     let valid = validated(spec);
@@ -135,12 +135,5 @@ fn nothing_a_node_says_makes_the_status_too_long() {
             status.conditions.iter().map(|condition| &condition.message).chain(pools).chain(&status.message);
         assert!(told.clone().all(|text| text.len() <= 4096));
         assert!(told.filter(|text| text.ends_with('…')).count() >= 2);
-    }
-}
-
-#[test]
-fn figures_are_rounded_to_what_they_are_worth() {
-    for (value, rounded) in [(0.0, 0.0), (1234.56, 1235.0), (0.012_345_6, 0.01235), (f64::NAN, 0.0)] {
-        assert_eq!(round(value), rounded);
     }
 }

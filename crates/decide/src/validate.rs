@@ -4,14 +4,14 @@
 //! rules they were admitted under, and because a shape read from a model's files passed no rule at all.
 
 use gqla_api::{
-    Device, GQLADeployment, GQLADeploymentSpec, ModelStatus,
+    ConditionReason, Device, GQLADeployment, GQLADeploymentSpec, ModelStatus,
     labels::{DEPLOYMENT, OWNER_UID},
 };
 use gqla_model::{ModelShape, ShapeError};
 use k8s_openapi::{api::core::v1::Toleration, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::Resource as _;
 
-use super::names::{hash, label_value};
+use crate::names::{hash, label_value};
 
 /// Who the objects belong to.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +103,18 @@ pub enum ValidationError {
         /// Name of the pool.
         pool: String,
     },
+}
+
+impl ValidationError {
+    /// One word for programs.
+    pub const fn reason(&self) -> ConditionReason {
+        match self {
+            Self::Shape(_) => ConditionReason::InvalidShape,
+            Self::InspectedShape(_) => ConditionReason::ModelUnreadable,
+            Self::ShapeMismatch { .. } => ConditionReason::ShapeMismatch,
+            Self::NoMetadata(_) | Self::PoolTarget { .. } => ConditionReason::InvalidSpec,
+        }
+    }
 }
 
 /// Checks `object` and completes it with defaults.

@@ -16,11 +16,11 @@ use gqla_model::ModelShape;
 use gqla_planner::{CPU_CLASS, Constraints, Decision, Goal, PlanError};
 use k8s_openapi::api::core::v1::NodeSelectorTerm;
 
-use super::{
+use crate::{
+    fleet::FleetSnapshot,
     placement::{Slot, share},
     validate::{ValidatedDeployment, device_on},
 };
-use crate::fleet::FleetSnapshot;
 
 /// What one pool is to run.
 #[derive(Clone, Debug, PartialEq)]

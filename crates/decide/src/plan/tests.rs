@@ -1,10 +1,9 @@
 use gqla_model::DecodePath;
-use kube::runtime::watcher::Event;
 use serde_json::{Value, from_value, json};
 
 use super::*;
-use crate::reconcile::{
-    fixtures::{deepseek_shape, fleet, glm_shape, mixed, node, validated},
+use crate::{
+    fixtures::{deepseek_shape, fleet, fleet_with_slices, glm_shape, mixed, node, validated},
     validate::Shape,
 };
 
@@ -83,7 +82,7 @@ fn unusable_nodes_are_not_planned_for() {
     let mut cordoned = node("h100", Some("NVIDIA-H100-80GB-HBM3"), 8);
     cordoned.spec.get_or_insert_default().unschedulable = Some(true);
     let fleet = fleet(vec![cordoned, node("h20", Some("NVIDIA-H20"), 8)]);
-    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &fleet.snapshot());
+    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &fleet);
     assert_eq!(decisions(&plan).iter().map(|decision| decision.0).collect::<Vec<_>>(), ["h20"]);
 }
 
@@ -130,22 +129,23 @@ fn failures_are_sentences_and_stay_alone() {
 #[test]
 fn a_class_with_too_many_wrong_labels_is_not_planned() {
     let names: Vec<_> = (0..=MAX_REFUTED).map(|index| format!("n{index}")).collect();
-    let fleet = fleet(names.iter().map(|name| node(name, Some("NVIDIA-H20"), 8)).collect());
-    fleet.node_event(Event::Apply(node("good", Some("NVIDIA-H20"), 8)));
-    let spec = json!({ "runtime": { "device": "CUDA" } });
-    for (index, name) in names.iter().enumerate() {
-        if index == MAX_REFUTED {
-            assert_eq!(planned(spec.clone(), &fleet.snapshot()).pools.len(), 1);
-        }
-        let slice = json!({ "metadata": { "name": name }, "spec": {
+    let nodes: Vec<_> = names.iter().map(String::as_str).chain(["good"]).collect();
+    let slice = |name: &String| {
+        from_value(json!({ "metadata": { "name": name }, "spec": {
             "driver": "gpu.nvidia.com", "nodeName": name,
             "pool": { "name": name, "generation": 1, "resourceSliceCount": 1 },
             "devices": [{ "name": "gpu-0", "attributes": {
                 "type": { "string": "gpu" }, "productName": { "string": "NVIDIA H200" } } }],
-        }});
-        fleet.slice_event(Event::Apply(from_value(slice).unwrap()));
-    }
-    let plan = planned(spec, &fleet.snapshot());
+        }}))
+        .unwrap()
+    };
+    let wrong = |count: usize| {
+        let nodes = nodes.iter().map(|name| node(name, Some("NVIDIA-H20"), 8)).collect();
+        fleet_with_slices(nodes, &names.iter().take(count).map(slice).collect::<Vec<_>>())
+    };
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    assert_eq!(planned(spec.clone(), &wrong(MAX_REFUTED)).pools.len(), 1);
+    let plan = planned(spec, &wrong(MAX_REFUTED + 1));
     let [failure] = plan.failures.as_slice() else { panic!("{plan:?}") };
     assert_eq!((plan.pools.len(), failure.reason), (0, ConditionReason::NoUsableNodes));
     assert!(failure.sentence.contains("the labels of 257 nodes say H20"), "{}", failure.sentence);
