@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use gqla_fleet::{Agents, Classes, FleetNode, Hardware, NodeHardware, SliceFacts};
+use gqla_planner::Calibration;
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +14,8 @@ pub struct FleetSnapshot {
     pub hardware: Hardware,
     /// Cost per GPU and hour of the classes that have one.
     pub costs: BTreeMap<String, f64>,
+    /// Measurements that replace built-in figures.
+    pub calibration: Arc<Calibration>,
 }
 
 impl FleetSnapshot {
@@ -25,7 +28,13 @@ impl FleetSnapshot {
     ) -> Self {
         let hardware =
             Hardware::new(classes.catalogue.clone(), nodes.iter().map(AsRef::as_ref), slices, agents);
-        Self { nodes, hardware, costs: classes.costs.clone() }
+        Self { nodes, hardware, costs: classes.costs.clone(), calibration: Arc::default() }
+    }
+
+    /// The same fleet, planned with measurements.
+    #[must_use]
+    pub fn calibrated(self, calibration: Arc<Calibration>) -> Self {
+        Self { calibration, ..self }
     }
 
     /// Every node and what it has.

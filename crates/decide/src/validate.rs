@@ -13,6 +13,9 @@ use kube::Resource as _;
 
 use crate::names::{hash, label_value};
 
+/// Build of the server in the default image: the operator and gqla-server are released together, under one version.
+pub const SERVER_BUILD: &str = env!("CARGO_PKG_VERSION");
+
 /// Who the objects belong to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
@@ -63,6 +66,8 @@ pub struct ValidatedDeployment {
     pub spec: GQLADeploymentSpec,
     /// Image of the server.
     pub image: String,
+    /// Build of the server in it, where that is known: entries of a calibration may be for one build alone.
+    pub build: Option<&'static str>,
     /// Name under which clients ask for the model.
     pub served_name: String,
     /// Hash of where the model's files are.
@@ -140,6 +145,7 @@ pub fn validate(
         .filter(|model| model.source_hash == source_hash);
     let shape = shape(spec.model.shape.as_ref(), inspected)?;
     Ok(ValidatedDeployment {
+        build: spec.runtime.image.is_none().then_some(SERVER_BUILD),
         image: spec.runtime.image.clone().unwrap_or_else(|| default_image.to_owned()),
         served_name: spec.model.served_name.clone().unwrap_or_else(|| identity.name.clone()),
         source_hash,

@@ -1,10 +1,13 @@
+use std::sync::Arc;
+
 use gqla_model::DecodePath;
 use serde_json::{Value, from_value, json};
 
 use super::*;
 use crate::{
     fixtures::{deepseek_shape, fleet, fleet_with_slices, glm_shape, mixed, node, validated},
-    validate::Shape,
+    parse_calibration, record,
+    validate::{SERVER_BUILD, Shape},
 };
 
 fn planned(spec: Value, fleet: &FleetSnapshot) -> Plan {
@@ -183,4 +186,39 @@ fn replicas_beyond_what_pools_may_have_are_told() {
     let [failure] = plan.failures.as_slice() else { panic!("{:?}", plan.failures) };
     assert_eq!(failure.reason, ConditionReason::ReplicasUnplaced);
     assert!(failure.sentence.starts_with("2 of 5 replicas have no place"), "{}", failure.sentence);
+}
+
+/// Figures far below those of the built-in GQA kernel make the other path win, for the build they were measured on alone.
+#[test]
+fn a_calibration_flips_a_pool_of_its_build_and_no_other() {
+    let calibrated = |build: &str, spec: Value| {
+        let slow = json!({ "kernels": [{
+            "gpu": "h20", "runtime": "native", "build": build, "path": "GQA",
+            "floor_us": 50.0, "bandwidth": 0.1, "arithmetic": 0.1, "tile_rows": 64,
+            "provenance": { "tool": "timer", "device": "NVIDIA H20", "build": "sm_90a",
+                            "measured_at": "2026-01-02T03:04:05Z", "samples": 30 },
+        }]});
+        let calibration = parse_calibration(&slow.to_string()).unwrap();
+        planned(spec, &mixed().calibrated(Arc::new(calibration)))
+    };
+    let spec = |image: Option<&str>| json!({ "runtime": { "device": "CUDA", "image": image } });
+    let built_in = planned(spec(None), &mixed());
+    let source = "calibrated: measured by timer with sm_90a on NVIDIA H20, 2026-01-02T03:04:05Z, 30 samples";
+    let cases = [
+        (SERVER_BUILD, None, true),
+        ("*", None, true),
+        ("*", Some("mirror/gqla-server:9"), true),
+        ("0.0.1-other", None, false),
+        // What is in an image of somebody's choice is not known.
+        (SERVER_BUILD, Some("mirror/gqla-server:9"), false),
+    ];
+    for (build, image, counts) in cases {
+        let plan = calibrated(build, spec(image));
+        let [h100, h20] = plan.pools.as_slice() else { panic!("{plan:?}") };
+        let expected = if counts { DecodePath::MqaAbsorb } else { DecodePath::Gqa };
+        assert_eq!(h20.decision.chosen.path, expected, "{build} {image:?}");
+        assert_eq!(h20.note.as_ref().is_some_and(|note| note.contains(source)), counts, "{build} {image:?}");
+        assert_eq!(record(h20).note, h20.note, "the status says so");
+        assert_eq!(*h100, built_in.pools[0], "a calibration of the H20 says nothing of the H100");
+    }
 }

@@ -73,6 +73,18 @@ fn ready_pools_make_it_available() {
     assert_eq!(ready.selector.as_deref(), Some("gqla.dev/deployment=d"));
 }
 
+/// What is explained without a cluster is this record.
+#[test]
+fn a_pool_tells_the_record_of_its_plan() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (object, verdict) = (deployment(spec.clone()), verdict(spec));
+    let told = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 1)], 1).pools;
+    let Verdict::Planned(plan) = &verdict else { panic!("{verdict:?}") };
+    let before =
+        told.into_iter().map(|told| PoolStatus { ready: 0, measured_tokens_per_second: None, ..told });
+    assert_eq!(before.collect::<Vec<_>>(), plan.pools.iter().map(record).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_spec_that_is_not_observed_yet_takes_no_pod_from_service() {
     let spec = json!({ "runtime": { "device": "CUDA" } });
