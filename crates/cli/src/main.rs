@@ -1,8 +1,13 @@
 //! `gqla`: plans, conversions and measurements on the command line, one file per subcommand.
 
+mod calibration;
+mod command;
 mod convert;
+mod decision;
 mod eval;
+mod explain;
 mod logits;
+mod manifest;
 mod model;
 mod nodes;
 mod plan;
@@ -11,42 +16,18 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// Group-Query Latent Attention on the command line.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Make a GQLA checkpoint of a plain LLaMA one
-    Convert(convert::Args),
-    /// Measure how well a model predicts text
-    Eval(eval::Args),
-    /// Write the logits of a token sequence to a file
-    Logits(logits::Args),
-    /// Show what GPUs every node really has
-    Nodes(nodes::Args),
-    /// Choose path, tensor parallelism and drafts for a model on a GPU class
-    Plan(plan::Args),
-    /// Print the roofline figures behind the choice of a path
-    Roofline(roofline::Args),
+    command: command::Command,
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Convert(args) => convert::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Logits(args) => logits::run(&args),
-        Command::Nodes(args) => nodes::run(&args),
-        Command::Plan(args) => plan::run(&args),
-        Command::Roofline(args) => roofline::run(&args),
-    };
-    if let Err(error) = result {
+    if let Err(error) = Cli::parse().command.run() {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }

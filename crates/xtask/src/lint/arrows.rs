@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gqla-cli",
         &[
             "gqla-api",
+            "gqla-decide",
             "gqla-fleet",
             "gqla-planner",
             "gqla-protocol",
