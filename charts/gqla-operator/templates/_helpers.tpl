@@ -46,6 +46,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serverImage | default (printf "gqla-server:%s" .Chart.AppVersion) -}}
 {{- end }}
 
+{{- define "gqla.calibrationName" -}}
+{{- printf "%s-calibration" (include "gqla.fullname" . | trunc 51 | trimSuffix "-") -}}
+{{- end }}
+
+{{- /* JSON, or nothing. */ -}}
+{{- define "gqla.calibration" -}}
+{{- with .Values.calibration -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "gqla.agentName" -}}
 {{- printf "%s-agent" (include "gqla.fullname" . | trunc 57 | trimSuffix "-") -}}
 {{- end }}

@@ -1,9 +1,17 @@
 //! `gqla`: plans, conversions and measurements on the command line, one file per subcommand.
 
+<<<<<<< HEAD
 mod bench;
+=======
+mod calibration;
+mod command;
+>>>>>>> explain
 mod convert;
+mod decision;
 mod eval;
+mod explain;
 mod logits;
+mod manifest;
 mod model;
 mod nodes;
 mod plan;
@@ -12,13 +20,14 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// Group-Query Latent Attention on the command line.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
     #[command(subcommand)]
+<<<<<<< HEAD
     command: Command,
 }
 
@@ -51,6 +60,13 @@ fn main() -> ExitCode {
         Command::Roofline(args) => roofline::run(&args),
     };
     if let Err(error) = result {
+=======
+    command: command::Command,
+}
+
+fn main() -> ExitCode {
+    if let Err(error) = Cli::parse().command.run() {
+>>>>>>> explain
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }

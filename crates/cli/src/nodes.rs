@@ -17,12 +17,13 @@ use k8s_openapi::{
 };
 
 use self::view::{Output, View};
+pub use self::{agents::agents, file::sort};
 
 /// Show what GPUs every node has, which class it counts as, who says so, and what is wrong
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Read `kubectl get nodes -o json` from a file (- for standard input) instead of asking a cluster; a List may also
-    /// hold GPUClasses, Pods and ResourceSlices
+    /// Read `kubectl get nodes -o json` (or yaml) from a file (- for standard input) instead of asking a cluster; it may
+    /// also hold GPUClasses, Pods and ResourceSlices
     #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
     file: Option<PathBuf>,
     /// Kubeconfig of the cluster to ask [default: $KUBECONFIG, else ~/.kube/config, else the pod's own account]
@@ -44,12 +45,12 @@ pub struct Args {
 
 /// What a fleet is judged by.
 #[derive(Debug, Default)]
-struct Sources {
-    nodes: Vec<Node>,
-    classes: Vec<GPUClass>,
-    slices: Vec<ResourceSlice>,
+pub struct Sources {
+    pub nodes: Vec<Node>,
+    pub classes: Vec<GPUClass>,
+    pub slices: Vec<ResourceSlice>,
     /// Pods that hold GPUs, and agents; `None` where pods are not known.
-    pods: Option<Vec<Pod>>,
+    pub pods: Option<Vec<Pod>>,
     /// Names of the nodes to show; `None` for all.
     shown: Option<BTreeSet<String>>,
 }

@@ -2,8 +2,9 @@
 
 mod view;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ValueEnum;
+use gqla_decide::SERVER_BUILD;
 use gqla_model::{DecodePath, ModelShape};
 use gqla_planner::{
     Calibration, Catalogue, Constraints, Efficiency, Goal, Objective, PlanError, RopeLayout, Runtime, Scope,
@@ -11,7 +12,7 @@ use gqla_planner::{
 };
 use view::{PlanView, table};
 
-use crate::{model, table::TableFormat};
+use crate::{calibration, model, table::TableFormat};
 
 /// Choose decode path, tensor parallelism, drafts and batch for a model on a GPU class.
 #[derive(Debug, clap::Args)]
@@ -82,6 +83,9 @@ pub struct Args {
     /// Measurements that replace the built-in figures, as JSON
     #[arg(long, value_name = "FILE")]
     calibration: Option<std::path::PathBuf>,
+    /// Build of the engine whose entries of the calibration count [default: this version of gqla-server; none for vllm]
+    #[arg(long, value_name = "VERSION", requires = "calibration")]
+    build: Option<String>,
     /// Output format [default: table on a terminal, else json]
     #[arg(short, long, value_enum)]
     output: Option<TableFormat>,
@@ -220,11 +224,14 @@ impl Args {
         }
     }
 
+    /// What counts for the build asked for; that of gqla-server is this program's own, other engines' are not known.
     fn calibration(&self) -> anyhow::Result<Calibration> {
-        let Some(file) = &self.calibration else { return Ok(Calibration::default()) };
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no calibration", file.display()))
+        let calibration = calibration::read(self.calibration.as_deref())?;
+        let own = match self.runtime {
+            RuntimeArg::Native => Some(SERVER_BUILD),
+            RuntimeArg::Vllm => None,
+        };
+        Ok(calibration.for_build(self.build.as_deref().or(own)))
     }
 
     /// What the times and rates do and do not contain.

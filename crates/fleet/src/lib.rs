@@ -32,7 +32,7 @@ pub use classes::{Classes, classes};
 pub use facts::{Fact, FactSource, HardwareFacts};
 pub use hardware::{GpuCounts, Hardware, NodeHardware, Recognition, describe};
 pub use index::Index;
-pub use node::{FleetNode, Taint};
+pub use node::{FleetNode, Obstacle, Taint};
 pub use problem::{Problem, ProblemGroup, ProblemKind, grouped};
 pub use route::By;
 pub use slices::{GPU_DRIVER, NodeSlice, SliceDevice, SliceFacts, slice_facts};

@@ -1,6 +1,6 @@
 //! The fields of a Node that a plan depends on.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use gqla_api::{
     inventory::NodeInventory,
@@ -23,6 +23,22 @@ pub struct Taint {
     pub value: String,
     /// `NoSchedule` or `NoExecute`.
     pub effect: String,
+}
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let equals = if self.value.is_empty() { "" } else { "=" };
+        write!(f, "{}{equals}{}:{}", self.key, self.value, self.effect)
+    }
+}
+
+/// What keeps pods off a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle<'a> {
+    /// The node is cordoned.
+    Unschedulable,
+    /// A taint that is not tolerated.
+    Taint(&'a Taint),
 }
 
 /// The fields of a Node that a plan depends on.
@@ -75,8 +91,16 @@ impl FleetNode {
 
     /// Whether pods with `tolerations` may run here.
     pub fn accepts(&self, tolerations: &[Toleration]) -> bool {
-        let tolerated = |taint: &Taint| tolerations.iter().any(|toleration| tolerates(toleration, taint));
-        self.schedulable && self.taints.iter().all(tolerated)
+        self.obstacle(tolerations).is_none()
+    }
+
+    /// What keeps pods with `tolerations` off.
+    pub fn obstacle(&self, tolerations: &[Toleration]) -> Option<Obstacle<'_>> {
+        if !self.schedulable {
+            return Some(Obstacle::Unschedulable);
+        }
+        let tolerated = |taint: &&Taint| tolerations.iter().any(|toleration| tolerates(toleration, taint));
+        self.taints.iter().find(|taint| !tolerated(taint)).map(Obstacle::Taint)
     }
 
     /// Whether the node carries every label of `selector`.
@@ -169,6 +193,8 @@ mod tests {
             (json!({ "key": "other", "operator": "Exists" }), false),
         ];
         assert!(!tainted.accepts(&[]));
+        let Some(Obstacle::Taint(taint)) = tainted.obstacle(&[]) else { panic!("it is tainted") };
+        assert_eq!(taint.to_string(), "team=a:NoSchedule");
         for (toleration, accepted) in cases {
             assert_eq!(tainted.accepts(&[from_value(toleration.clone()).unwrap()]), accepted, "{toleration}");
         }

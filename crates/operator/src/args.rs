@@ -1,6 +1,6 @@
 //! What the operator is told on its command line or, where a pod's own fields are meant, in its environment.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use gqla_telemetry::{LogFormat, parse_seconds};
 
@@ -34,6 +34,9 @@ pub struct Settings {
     /// Also read ResourceSlices of the DRA driver gpu.nvidia.com, which the ServiceAccount must be allowed to list.
     #[arg(long)]
     pub resource_slices: bool,
+    /// Measurements that replace built-in figures in plans, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
     /// GQLADeployments reconciled at once.
     #[arg(long, default_value_t = 8)]
     pub concurrency: u16,

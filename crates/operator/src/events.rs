@@ -1,13 +1,12 @@
 //! Events on GQLADeployments: what was decided and what failed, where `kubectl describe` shows it.
 
 use gqla_api::{GQLADeploymentStatus, labels::MANAGER};
+use gqla_decide::{PoolPlan, text::cut};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-
-use crate::{reconcile::plan::PoolPlan, text::cut};
 
 /// Longest note the API server takes, in bytes.
 const LONGEST_NOTE: usize = 1024;

@@ -28,4 +28,3 @@ pub mod metrics;
 pub mod reconcile;
 pub mod run;
 pub mod scrape;
-pub mod text;

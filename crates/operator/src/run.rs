@@ -1,6 +1,9 @@
 //! Wires everything together, and ends it in order.
 
 use std::{
+    fs::File,
+    io::Read as _,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -15,6 +18,8 @@ use gqla_api::{
     GQLADeployment,
     labels::{MANAGED_BY, MANAGER},
 };
+use gqla_decide::{LARGEST_CALIBRATION, parse_calibration};
+use gqla_planner::Calibration;
 use gqla_telemetry::{AdminServer, CancellationToken, Health, Probe, prometheus::Registry, shutdown_signal};
 use k8s_controller::LeaderElection;
 use k8s_openapi::{
@@ -44,8 +49,9 @@ const LAST_PASSES: Duration = Duration::from_secs(10);
 /// Runs the operator until SIGTERM, SIGINT or the loss of the Lease.
 ///
 /// # Errors
-/// When the cluster cannot be reached at start or the admin port is taken.
+/// When the calibration cannot be read, the cluster cannot be reached at start or the admin port is taken.
 pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+    let calibration = settings.calibration.as_deref().map(calibration).transpose()?.unwrap_or_default();
     let stop = shutdown_signal().context("signals cannot be handled")?;
     let client =
         Client::try_default().await.context("no cluster: neither a kubeconfig nor a service account")?;
@@ -55,7 +61,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let _admin = AdminServer::start(settings.admin_listen, state.clone(), registry)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), identity = settings.identity, "operator started");
 
-    let fleet = Fleet::default();
+    let fleet = Fleet::default().calibrated(calibration);
     let sources =
         Sources { agents: settings.lease_namespace.clone(), resource_slices: settings.resource_slices };
     let following = tokio::spawn({
@@ -65,6 +71,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let outcome = lead(&settings, &client, &fleet, &metrics, &state, &stop).await;
     following.abort();
     Ok(outcome)
+}
+
+fn calibration(file: &Path) -> anyhow::Result<Calibration> {
+    let mut text = String::new();
+    File::open(file)
+        .and_then(|opened| opened.take(LARGEST_CALIBRATION + 1).read_to_string(&mut text))
+        .with_context(|| format!("--calibration: cannot read {}", file.display()))?;
+    let calibration = parse_calibration(&text)
+        .with_context(|| format!("--calibration: {} cannot be used", file.display()))?;
+    let (kernels, devices) = (calibration.kernels.len(), calibration.devices.len());
+    tracing::info!(kernels, devices, "plans use the calibration");
+    Ok(calibration)
 }
 
 /// Waits for the fleet and the Lease, then acts until told to stop.
@@ -219,5 +237,19 @@ impl Health for State {
 
     fn started(&self) -> Probe {
         Probe::Ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_calibration_is_told_by_file_and_reason() {
+        let missing = format!("{:#}", calibration(Path::new("/nowhere/calibration.json")).unwrap_err());
+        assert!(missing.starts_with("--calibration: cannot read /nowhere/calibration.json: "), "{missing}");
+        let other = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let sentence = format!("{:#}", calibration(Path::new(other)).unwrap_err());
+        assert!(sentence.contains("Cargo.toml cannot be used: expected a JSON object"), "{sentence}");
     }
 }

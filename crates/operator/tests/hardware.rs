@@ -14,10 +14,11 @@ use gqla_api::{
     GQLADeployment,
     inventory::{DriverState, GpuFacts, GpuHealth, NodeInventory},
 };
+use gqla_decide::names::pool_object_name;
 use gqla_operator::{
     fleet::Fleet,
     metrics::Metrics,
-    reconcile::{Context, names::pool_object_name, reconcile},
+    reconcile::{Context, reconcile},
     scrape::Throughput,
 };
 use gqla_telemetry::prometheus::{Registry, TextEncoder};

@@ -5,10 +5,11 @@
 use std::{sync::Arc, time::Duration};
 
 use gqla_api::GQLADeployment;
+use gqla_decide::names::pool_object_name;
 use gqla_operator::{
     fleet::Fleet,
     metrics::Metrics,
-    reconcile::{Context, ReconcileError, error_policy, names::pool_object_name, reconcile},
+    reconcile::{Context, ReconcileError, error_policy, reconcile},
     scrape::Throughput,
 };
 use gqla_telemetry::prometheus::Registry;

@@ -5,7 +5,7 @@
 //! ```json
 //! {
 //!   "kernels": [{
-//!     "gpu": "H20", "runtime": "native", "path": "GQA",
+//!     "gpu": "H20", "runtime": "native", "build": "0.1.0", "path": "GQA",
 //!     "floor_us": 9.5, "bandwidth": 0.81, "arithmetic": 0.7, "tile_rows": 16,
 //!     "provenance": {
 //!       "tool": "attention timer", "device": "NVIDIA H20", "build": "0.1.0 sm_90a",
@@ -14,13 +14,20 @@
 //!   }]
 //! }
 //! ```
+//!
+//! An entry counts for the `gpu` class, `runtime`, `path` and `build` it names. `build` is the engine's version: that of
+//! gqla-server is what `gqla-server --version` prints after its name, such as `0.1.0`. An entry without one, or with `*`,
+//! counts for any build. What kernels exactly were measured is told by `provenance.build`, for people.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use gqla_model::DecodePath;
 use serde::{Deserialize, Serialize};
 
-use crate::{gpu::GpuSpec, kernel::Kernel, kernels::Runtime};
+use crate::{attention::Efficiency, gpu::GpuSpec, kernel::Kernel, kernels::Runtime, plan::Constraints};
+
+/// The build that stands for any.
+const ANY_BUILD: &str = "*";
 
 /// Measured kernels and devices.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,6 +57,13 @@ pub struct Provenance {
     pub samples: u32,
 }
 
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tool, device, build, measured_at, samples } = self;
+        write!(f, "measured by {tool} with {build} on {device}, {measured_at}, {samples} samples")
+    }
+}
+
 /// One runtime's kernel for one path on one class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +72,9 @@ pub struct MeasuredKernel {
     pub gpu: String,
     /// The engine.
     pub runtime: Runtime,
+    /// The engine's version; `*` and none are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
     /// The path, spelled as the API does.
     pub path: DecodePath,
     /// Microseconds of a call with next to nothing to read.
@@ -120,9 +137,37 @@ impl Calibration {
         Ok(())
     }
 
+    /// What counts for engines of version `build`; where that is not known, what counts for any.
+    #[must_use]
+    pub fn for_build(&self, build: Option<&str>) -> Self {
+        let counts = |kernel: &&MeasuredKernel| match kernel.build.as_deref() {
+            None | Some(ANY_BUILD) => true,
+            wanted => wanted == build,
+        };
+        Self { kernels: self.kernels.iter().filter(counts).cloned().collect(), devices: self.devices.clone() }
+    }
+
+    /// Where the figures come from that a plan for `gpu` under `constraints` takes from here, each once.
+    pub(crate) fn applied(&self, constraints: &Constraints, gpu: &str) -> Vec<String> {
+        let paths =
+            DecodePath::ALL.into_iter().filter(|path| constraints.path.is_none_or(|fixed| fixed == *path));
+        let kernels = paths
+            .filter(|_| constraints.efficiency == Efficiency::Calibrated)
+            .filter_map(|path| self.measured(constraints.runtime, path, gpu))
+            .map(|kernel| &kernel.provenance);
+        let device = self.device(gpu).map(|device| &device.provenance);
+        let mut sources = Vec::new();
+        for source in kernels.chain(device).map(ToString::to_string) {
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources
+    }
+
     /// `gpu` with measured rates, where there are some for its class.
     pub fn apply(&self, gpu: &GpuSpec) -> GpuSpec {
-        match self.devices.iter().find(|device| device.gpu.eq_ignore_ascii_case(&gpu.name)) {
+        match self.device(&gpu.name) {
             Some(measured) => GpuSpec {
                 flops_per_second: measured.flops_per_second,
                 bytes_per_second: measured.bytes_per_second,
@@ -133,10 +178,18 @@ impl Calibration {
     }
 
     pub(crate) fn kernel(&self, runtime: Runtime, path: DecodePath, gpu: &str) -> Option<Kernel> {
+        self.measured(runtime, path, gpu).map(MeasuredKernel::kernel)
+    }
+
+    fn measured(&self, runtime: Runtime, path: DecodePath, gpu: &str) -> Option<&MeasuredKernel> {
         let is_it = |kernel: &&MeasuredKernel| {
             kernel.runtime == runtime && kernel.path == path && kernel.gpu.eq_ignore_ascii_case(gpu)
         };
-        self.kernels.iter().find(is_it).map(MeasuredKernel::kernel)
+        self.kernels.iter().find(is_it)
+    }
+
+    fn device(&self, gpu: &str) -> Option<&MeasuredDevice> {
+        self.devices.iter().find(|device| device.gpu.eq_ignore_ascii_case(gpu))
     }
 }
 
@@ -152,9 +205,8 @@ fn check(
 
 impl MeasuredKernel {
     fn kernel(&self) -> Kernel {
-        let Provenance { tool, device, build, measured_at, samples } = &self.provenance;
         Kernel {
-            name: Cow::Owned(build.clone()),
+            name: Cow::Owned(self.provenance.build.clone()),
             floor_us: self.floor_us,
             stream_us: 0.0,
             bandwidth: self.bandwidth,
@@ -165,9 +217,7 @@ impl MeasuredKernel {
             overlap: 4.0,
             splits_context: true,
             min_heads: 0,
-            source: Cow::Owned(format!(
-                "measured by {tool} with {build} on {device}, {measured_at}, {samples} samples"
-            )),
+            source: Cow::Owned(self.provenance.to_string()),
         }
     }
 }
@@ -191,6 +241,7 @@ mod tests {
         MeasuredKernel {
             gpu: "h20".into(),
             runtime: Runtime::Native,
+            build: None,
             path: DecodePath::Gqa,
             floor_us: 7.5,
             bandwidth: 0.5,
@@ -208,6 +259,45 @@ mod tests {
         assert!(!found(Runtime::Vllm, DecodePath::Gqa, "H20"));
         assert!(!found(Runtime::Native, DecodePath::MqaAbsorb, "H20"));
         assert!(!found(Runtime::Native, DecodePath::Gqa, "H200"));
+    }
+
+    #[test]
+    fn a_build_is_one_version_or_any() {
+        let entry = |build: Option<&str>| MeasuredKernel { build: build.map(str::to_owned), ..measured() };
+        let counts = |entry: MeasuredKernel, build| {
+            let calibration = Calibration { kernels: vec![entry], ..Calibration::default() };
+            !calibration.for_build(build).kernels.is_empty()
+        };
+        for (named, own, expected) in [
+            (None, Some("0.1.0"), true),
+            (None, None, true),
+            (Some("*"), Some("0.1.0"), true),
+            (Some("*"), None, true),
+            (Some("0.1.0"), Some("0.1.0"), true),
+            (Some("0.1.0"), Some("0.1.01"), false),
+            (Some("0.1.0"), None, false),
+        ] {
+            assert_eq!(counts(entry(named), own), expected, "{named:?} for {own:?}");
+        }
+    }
+
+    #[test]
+    fn every_source_that_took_part_is_told_once() {
+        let entries = |second: MeasuredKernel| Calibration {
+            kernels: vec![measured(), second],
+            ..Calibration::default()
+        };
+        let other = MeasuredKernel { path: DecodePath::MqaAbsorb, ..measured() };
+        let constraints = Constraints::default();
+        let source =
+            "measured by attention timer with 0.1.0 sm_90a on NVIDIA H20, 2026-01-02T03:04:05Z, 30 samples";
+        assert_eq!(entries(other.clone()).applied(&constraints, "H20"), [source]);
+        assert_eq!(entries(other.clone()).applied(&constraints, "H100"), [""; 0]);
+        let peak = Constraints { efficiency: Efficiency::Peak, ..constraints };
+        assert_eq!(entries(other).applied(&peak, "H20"), [""; 0]);
+        let vllm = MeasuredKernel { runtime: Runtime::Vllm, ..measured() };
+        let fixed = Constraints { path: Some(DecodePath::MqaAbsorb), ..constraints };
+        assert_eq!(entries(vllm).applied(&fixed, "H20"), [""; 0]);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Timed<'a> {
     pub gpu: &'a GpuSpec,
     /// The engine.
     pub runtime: Runtime,
+    /// Its version.
+    pub build: &'a str,
     /// Microseconds of a pass with next to nothing to read.
     pub floor_us: f64,
     /// Rows a tile has.
@@ -109,6 +111,7 @@ impl Timed<'_> {
         MeasuredKernel {
             gpu: self.gpu.name.to_string(),
             runtime: self.runtime,
+            build: Some(self.build.to_owned()),
             path: self.path,
             floor_us: self.floor_us,
             bandwidth,
@@ -149,7 +152,7 @@ mod tests {
     }
 
     fn timed<'a>(shape: &'a AttentionShape, path: DecodePath, gpu: &'a GpuSpec) -> Timed<'a> {
-        Timed { shape, path, gpu, runtime: Runtime::Native, floor_us: 3.0, tile_rows: 1 }
+        Timed { shape, path, gpu, runtime: Runtime::Native, build: "1", floor_us: 3.0, tile_rows: 1 }
     }
 
     /// The times a kernel of known shares takes, over a grid of passes that outgrow every cache.

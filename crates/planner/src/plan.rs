@@ -207,6 +207,8 @@ pub struct Decision {
     pub reason: String,
     /// Where the attention kernels' figures come from: measured, fitted, modelled or peak.
     pub basis: String,
+    /// Where the measurements come from that a calibration put in place of built-in figures, on either path.
+    pub calibrated: Vec<String>,
     /// Everything considered, best first, then what cannot run.
     pub candidates: Vec<Candidate>,
 }
@@ -289,7 +291,8 @@ pub fn plan_calibrated(
     }
     let gpu = calibration.apply(gpu);
     let search = search::Search::new(shape, &gpu, goal, constraints, calibration);
-    decide(&search, search.rank()?)
+    let calibrated = calibration.applied(constraints, &gpu.name);
+    Ok(Decision { calibrated, ..decide(&search, search.rank()?)? })
 }
 
 fn decide(search: &search::Search<'_>, ranked: Vec<Scored>) -> Result<Decision, PlanError> {
@@ -312,6 +315,7 @@ fn decide(search: &search::Search<'_>, ranked: Vec<Scored>) -> Result<Decision, 
         margin,
         reason,
         basis,
+        calibrated: Vec::new(),
         candidates: ranked.into_iter().map(|scored| scored.candidate).collect(),
     })
 }

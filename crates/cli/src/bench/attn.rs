@@ -17,7 +17,7 @@ use gqla_engine::cpu::{
 use gqla_model::{AttentionShape, DecodePath};
 use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
 
-use super::host::Report;
+use super::{host::Report, machine::VERSION};
 use crate::{model, table::TableFormat};
 
 /// Time decode attention along both paths over batches, contexts and query tokens.
@@ -198,6 +198,7 @@ impl PathRun<'_> {
             path: self.path,
             gpu: self.gpu,
             runtime: Runtime::Native,
+            build: VERSION,
             floor_us: floor * 1e6,
             tile_rows: 1,
         };

@@ -5,8 +5,8 @@ use std::fs;
 use gqla_engine::cpu::{InstructionSet, Pool};
 use gqla_planner::Provenance;
 
-/// Version of the kernels, which are released with this tool.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version of the engine and its kernels, which are released with this tool.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The processor as the system describes it.
 #[derive(Clone, Debug)]

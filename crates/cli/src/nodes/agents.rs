@@ -7,7 +7,7 @@ use gqla_fleet::{AgentState, Agents};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
 /// Agents among `pods`, which are all there are. A node without a ready one has none.
-pub(super) fn agents(pods: &[Pod], now: Timestamp) -> Agents {
+pub fn agents(pods: &[Pod], now: Timestamp) -> Agents {
     let mut by_node: BTreeMap<String, AgentState> = BTreeMap::new();
     for (node, state) in pods.iter().filter(|pod| is_agent(pod)).filter_map(state) {
         // While a pod replaces another, one that is ready counts.

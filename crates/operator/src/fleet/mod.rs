@@ -11,4 +11,4 @@ mod watch;
 
 pub use agents::AgentPods;
 pub use events::apply;
-pub use watch::{Fleet, FleetSnapshot, Sources};
+pub use watch::{Fleet, Sources};

@@ -11,8 +11,9 @@ use gqla_api::{
     GPUClass,
     labels::{COMPONENT, COMPONENT_AGENT},
 };
-use gqla_fleet::{Classes, FleetNode, Hardware, Index, NodeHardware, NodeSlice, classes, slice_facts};
-use gqla_planner::Catalogue;
+use gqla_decide::FleetSnapshot;
+use gqla_fleet::{Classes, FleetNode, Index, NodeSlice, classes, slice_facts};
+use gqla_planner::Calibration;
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
     resource::v1::ResourceSlice,
@@ -30,24 +31,6 @@ use super::{AgentPods, apply};
 /// How often the age of what absent agents told is looked at.
 const AGE_PERIOD: Duration = Duration::from_secs(15);
 
-/// The fleet at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct FleetSnapshot {
-    /// Nodes, pruned, and shared with other snapshots while they do not change.
-    pub nodes: Vec<Arc<FleetNode>>,
-    /// What they have, in the same order.
-    pub hardware: Hardware,
-    /// Cost per GPU and hour of the classes that have one.
-    pub costs: BTreeMap<String, f64>,
-}
-
-impl FleetSnapshot {
-    /// Every node and what it has.
-    pub fn described(&self) -> impl Iterator<Item = (&FleetNode, &NodeHardware)> {
-        self.nodes.iter().map(AsRef::as_ref).zip(&self.hardware.nodes)
-    }
-}
-
 /// What is watched besides Nodes and GPUClasses.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -64,6 +47,7 @@ struct State {
     classes: Classes,
     slices: Index<NodeSlice>,
     agents: AgentPods,
+    calibration: Arc<Calibration>,
     /// Judged since the last change.
     snapshot: Option<Arc<FleetSnapshot>>,
     /// How old facts of absent agents were last told to be, by node.
@@ -92,6 +76,13 @@ impl Fleet {
     /// An empty fleet whose time `clock` tells, in Unix seconds.
     pub fn with_clock(clock: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
         Self { state: Arc::default(), changes: watch::Sender::new(0), clock: Arc::new(clock) }
+    }
+
+    /// The same fleet, planned with measurements.
+    #[must_use]
+    pub fn calibrated(self, calibration: Calibration) -> Self {
+        self.state.write().calibration = Arc::new(calibration);
+        self
     }
 
     /// The fleet now. Empty until [`Self::is_ready`].
@@ -232,11 +223,9 @@ impl State {
     fn judged(&self, now: i64) -> FleetSnapshot {
         let slices: Vec<_> = self.slices.values().collect();
         let slices = slice_facts(slices.into_iter());
-        let nodes: Vec<_> = self.nodes.values().cloned().collect();
-        let catalogue: Catalogue = self.classes.catalogue.clone();
-        let agents = self.agents.at(now);
-        let hardware = Hardware::new(catalogue, nodes.iter().map(AsRef::as_ref), &slices, agents.as_ref());
-        FleetSnapshot { nodes, hardware, costs: self.classes.costs.clone() }
+        let nodes = self.nodes.values().cloned().collect();
+        FleetSnapshot::new(nodes, &self.classes, &slices, self.agents.at(now).as_ref())
+            .calibrated(self.calibration.clone())
     }
 }
 
@@ -260,7 +249,26 @@ fn newly_refused<'a>(before: &'a [String], now: &'a [String]) -> impl Iterator<I
 
 #[cfg(test)]
 mod tests {
-    use super::newly_refused;
+    use gqla_decide::parse_calibration;
+    use k8s_openapi::api::core::v1::Node;
+    use kube::runtime::watcher::Event;
+
+    use super::{Fleet, newly_refused};
+
+    #[test]
+    fn every_picture_of_the_fleet_carries_the_calibration() {
+        let device = r#"{"devices": [{"gpu": "CPU", "flops_per_second": 1e12, "bytes_per_second": 1e11, "provenance": {
+            "tool": "t", "device": "d", "build": "b", "measured_at": "2026-01-02T03:04:05Z", "samples": 1}}]}"#;
+        let calibration = parse_calibration(device).unwrap();
+        let fleet = Fleet::default().calibrated(calibration.clone());
+        fleet.class_event(Event::Init);
+        fleet.class_event(Event::InitDone);
+        fleet.node_event(Event::Init);
+        fleet.node_event(Event::InitDone);
+        assert_eq!(*fleet.snapshot().calibration, calibration);
+        fleet.node_event(Event::Apply(Node::default()));
+        assert_eq!((fleet.snapshot().nodes.len(), &*fleet.snapshot().calibration), (1, &calibration));
+    }
 
     #[test]
     fn a_refused_class_is_told_once_per_change() {

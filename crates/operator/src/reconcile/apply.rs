@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use gqla_api::labels::{MANAGER, OWNER_UID, POOL};
+use gqla_decide::Identity;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{apps::v1::Deployment, batch::v1::Job},
@@ -14,7 +15,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::{build::Desired, error::ReconcileError, fetch::Observed, validate::Identity};
+use super::{build::Desired, error::ReconcileError, fetch::Observed};
 
 /// What the API server returned for what was applied.
 #[derive(Clone, Debug, Default)]

@@ -2,9 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use gqla_decide::names::hash;
 use parking_lot::Mutex;
-
-use super::names::hash;
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);

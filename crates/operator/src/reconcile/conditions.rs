@@ -1,9 +1,8 @@
 //! Conditions, and when their times change. Pure.
 
 use gqla_api::{ConditionReason, ConditionType};
+use gqla_decide::text::{LONGEST_SENTENCE, cut};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-
-use crate::text::{LONGEST_SENTENCE, cut};
 
 /// What a condition says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

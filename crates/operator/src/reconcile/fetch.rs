@@ -1,5 +1,6 @@
 //! Reads what a pass needs from the API server.
 
+use gqla_decide::Identity;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
@@ -7,7 +8,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::ListParams};
 
-use super::{error::ReconcileError, validate::Identity};
+use super::error::ReconcileError;
 
 /// The objects made for a GQLADeployment in earlier passes.
 #[derive(Clone, Debug, Default)]

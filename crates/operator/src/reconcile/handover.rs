@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 
 use gqla_api::labels::POOL;
+use gqla_decide::Plan;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
-
-use super::plan::Plan;
 
 /// Replicas that the Deployment of a pool asks for, and those that serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,14 +48,14 @@ fn running(deployment: &Deployment) -> Option<(String, Running)> {
 
 #[cfg(test)]
 mod tests {
+    use gqla_decide::{
+        Shape,
+        fixtures::{mixed, validated},
+        plan,
+    };
     use serde_json::{Value, from_value, json};
 
     use super::*;
-    use crate::reconcile::{
-        fixtures::{mixed, validated},
-        plan::plan,
-        validate::Shape,
-    };
 
     fn planned(spec: Value) -> Plan {
         let valid = validated(spec);

@@ -1,7 +1,7 @@
 //! One pass over one GQLADeployment.
 //!
 //! 1. **fetch**: list the objects made earlier (client).
-//! 2. **validate**: raw object → [`validate::ValidatedDeployment`] (pure).
+//! 2. **validate**: raw object → [`ValidatedDeployment`](gqla_decide::ValidatedDeployment) (pure).
 //! 3. **plan**: path, tensor parallelism, drafts and replicas per pool (pure). A model of unknown shape is inspected
 //!    by a Job first, whose answer is kept in the status.
 //! 4. **build**: the objects that carry out the plan (pure).
@@ -17,17 +17,11 @@ pub mod conditions;
 mod context;
 mod error;
 pub mod fetch;
-#[cfg(test)]
-mod fixtures;
 pub mod handover;
 pub mod inspection;
 pub mod measured;
-pub mod names;
 mod pass;
-pub mod placement;
-pub mod plan;
 pub mod status;
-pub mod validate;
 
 pub use context::Context;
 pub use error::ReconcileError;

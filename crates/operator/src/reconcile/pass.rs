@@ -10,6 +10,9 @@ use gqla_api::{
     ConditionReason, GQLADeployment, GQLADeploymentStatus, ModelStatus,
     labels::{POOL, STATUS_MANAGER},
 };
+use gqla_decide::{
+    Identity, PoolPlan, Shape, ValidatedDeployment, ValidationError, identity, plan, source_hash, validate,
+};
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{
     Api, Resource as _, ResourceExt as _,
@@ -27,9 +30,7 @@ use super::{
     handover::hand_over,
     inspection::{Inspection, inspection},
     measured,
-    plan::{PoolPlan, plan},
     status::{Facts, Verdict, status},
-    validate::{Identity, Shape, ValidatedDeployment, ValidationError, identity, source_hash, validate},
 };
 
 /// Reconciles one object. Counted, timed, bounded in time.
@@ -145,13 +146,7 @@ fn current_model(object: &GQLADeployment) -> Option<ModelStatus> {
 }
 
 fn refused(observed: &Observed, model: Option<ModelStatus>, error: &ValidationError) -> Outcome {
-    let reason = match error {
-        ValidationError::Shape(_) => ConditionReason::InvalidShape,
-        ValidationError::InspectedShape(_) => ConditionReason::ModelUnreadable,
-        ValidationError::ShapeMismatch { .. } => ConditionReason::ShapeMismatch,
-        ValidationError::NoMetadata(_) | ValidationError::PoolTarget { .. } => ConditionReason::InvalidSpec,
-    };
-    stopped(observed, model, Verdict::Refused { reason, sentence: error.to_string() })
+    stopped(observed, model, Verdict::Refused { reason: error.reason(), sentence: error.to_string() })
 }
 
 /// The end of a pass that changed no Deployment.

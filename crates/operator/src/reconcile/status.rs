@@ -4,22 +4,20 @@ use std::collections::BTreeMap;
 
 use gqla_api::{
     ConditionReason as Reason, ConditionType as Kind, GQLADeployment, GQLADeploymentStatus, ModelStatus,
-    PoolStatus, RunnerUp, labels::POOL,
+    PoolStatus, labels::POOL,
+};
+use gqla_decide::{
+    Identity, Plan, PoolPlan, record, round,
+    text::{LONGEST_SENTENCE, cut},
 };
 use gqla_fleet::{ProblemKind, grouped};
-use gqla_planner::Candidate;
 use k8s_openapi::{
     api::apps::v1::{Deployment, DeploymentStatus},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::ResourceExt as _;
 
-use super::{
-    conditions::{Judgement, Truth, conditions},
-    plan::{Plan, PoolPlan},
-    validate::Identity,
-};
-use crate::text::{LONGEST_SENTENCE, cut};
+use super::conditions::{Judgement, Truth, conditions};
 
 /// Kinds of doubt about nodes that one condition tells.
 const MAX_GROUPS: usize = 8;
@@ -271,7 +269,7 @@ fn pools(
         Verdict::Planned(plan) => &plan.pools,
         _ => &[],
     };
-    let mut pools: Vec<_> = plans.iter().map(pool_status).collect();
+    let mut pools: Vec<_> = plans.iter().map(record).collect();
     let kept = previous.pools.iter().filter(|old| pods.contains_key(&old.name));
     for old in kept {
         if pools.iter().all(|pool| pool.name != old.name) {
@@ -288,38 +286,6 @@ fn pools(
     pools
 }
 
-fn pool_status(plan: &PoolPlan) -> PoolStatus {
-    let (decision, chosen) = (&plan.decision, &plan.decision.chosen);
-    PoolStatus {
-        name: plan.name.clone(),
-        gpu_class: plan.class.clone(),
-        device: plan.device,
-        path: chosen.path,
-        tensor_parallel: chosen.tensor_parallel,
-        multi_token_prediction: chosen.multi_token_prediction,
-        replicas: i32::try_from(plan.replicas).unwrap_or(i32::MAX),
-        ready: 0,
-        predicted_tokens_per_second: Some(round(chosen.tokens_per_second)),
-        measured_tokens_per_second: None,
-        bytes_per_token: Some(chosen.bytes_per_token_layer),
-        arithmetic_intensity: Some(round(chosen.intensity)),
-        ridge: Some(round(chosen.ridge)),
-        margin: decision.runner_up.as_ref().map(|_| round(decision.margin * 100.0)),
-        reason: cut(decision.reason.clone(), LONGEST_SENTENCE),
-        runner_up: decision.runner_up.as_ref().map(runner_up),
-        note: plan.note.clone().map(|note| cut(note, LONGEST_SENTENCE)),
-    }
-}
-
-fn runner_up(candidate: &Candidate) -> RunnerUp {
-    RunnerUp {
-        path: candidate.path,
-        tensor_parallel: candidate.tensor_parallel,
-        multi_token_prediction: candidate.multi_token_prediction,
-        predicted_tokens_per_second: round(candidate.tokens_per_second),
-    }
-}
-
 /// `h20=GQA(mtp1)`: tensor parallelism and drafts where they are not 1 and 0.
 fn path_word(pool: &PoolStatus) -> String {
     let degree = (pool.tensor_parallel > 1).then(|| format!("tp{}", pool.tensor_parallel));
@@ -327,14 +293,6 @@ fn path_word(pool: &PoolStatus) -> String {
     let extras: Vec<_> = degree.into_iter().chain(drafts).collect();
     let extras = if extras.is_empty() { String::new() } else { format!("({})", extras.join(",")) };
     format!("{}={}{extras}", pool.name, pool.path.api_name())
-}
-
-/// Four significant digits: more would be false precision, and would not survive the way through JSON unchanged.
-pub fn round(value: f64) -> f64 {
-    if value == 0.0 || !value.is_finite() {
-        return 0.0;
-    }
-    format!("{value:.3e}").parse().unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-engine", &["gqla-kernels", "gqla-weights"]),
     ("gqla-convert", &["gqla-weights"]),
     ("gqla-fleet", &["gqla-api", "gqla-planner"]),
-    ("gqla-operator", &["gqla-api", "gqla-fleet", "gqla-planner", "gqla-telemetry"]),
+    ("gqla-decide", &["gqla-api", "gqla-fleet", "gqla-planner"]),
+    ("gqla-operator", &["gqla-api", "gqla-decide", "gqla-fleet", "gqla-planner", "gqla-telemetry"]),
     ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
     ("gqla-fakenvml", &[]),
     ("gqla-deviceplugin", &["gqla-telemetry"]),
@@ -29,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "gqla-cli",
         &[
             "gqla-api",
+            "gqla-decide",
             "gqla-fleet",
             "gqla-planner",
             "gqla-protocol",

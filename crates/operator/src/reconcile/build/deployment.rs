@@ -12,6 +12,10 @@ use gqla_api::{
         MULTI_TOKEN_PREDICTION, OWNER_UID, PATH, POOL, TENSOR_PARALLEL,
     },
 };
+use gqla_decide::{
+    PoolPlan, ValidatedDeployment,
+    names::{hash, label_value, pool_object_name},
+};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
@@ -24,11 +28,6 @@ use k8s_openapi::{
 };
 
 use super::{metadata, pod};
-use crate::reconcile::{
-    names::{hash, label_value, pool_object_name},
-    plan::PoolPlan,
-    validate::ValidatedDeployment,
-};
 
 /// Volumes on the node's disk that may be lost when an autoscaler removes the node.
 const EVICTABLE: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";

@@ -1,6 +1,10 @@
 //! The Job that reads a model's shape from its files and answers in its pod's termination message.
 
 use gqla_api::labels::{COMPONENT, COMPONENT_INSPECT, MANAGED_BY, MANAGER, OWNER_UID, SOURCE_HASH};
+use gqla_decide::{
+    ValidatedDeployment,
+    names::{hash, object_name},
+};
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
@@ -10,10 +14,6 @@ use k8s_openapi::{
 };
 
 use super::{metadata, pod};
-use crate::reconcile::{
-    names::{hash, object_name},
-    validate::ValidatedDeployment,
-};
 
 /// A failed Job is removed after this, which makes the next pass try again.
 const SECONDS_AFTER_FINISH: i32 = 300;

@@ -8,14 +8,10 @@ mod service;
 use std::collections::BTreeMap;
 
 use gqla_api::labels::{COMPONENT, DEPLOYMENT, MANAGED_BY, MANAGER, OWNER_UID};
+use gqla_decide::{Identity, Plan, ValidatedDeployment};
 use k8s_openapi::{
     api::{apps::v1::Deployment, batch::v1::Job, core::v1::Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-
-use super::{
-    plan::Plan,
-    validate::{Identity, ValidatedDeployment},
 };
 
 /// The objects a GQLADeployment should have.

@@ -1,6 +1,7 @@
 //! Pods: what runs, where it may run, and with how little privilege.
 
 use gqla_api::{Device, labels::NVIDIA_GPU};
+use gqla_decide::{PoolPlan, ValidatedDeployment};
 use k8s_openapi::{
     api::core::v1::{
         Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
@@ -9,8 +10,6 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
-
-use crate::reconcile::{plan::PoolPlan, validate::ValidatedDeployment};
 
 /// Name of the scratch volume.
 pub(super) const SCRATCH: &str = "tmp";

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 
 use gqla_api::labels::{COMPONENT_SERVER, DEPLOYMENT, POOL};
+use gqla_decide::{
+    PoolPlan, ValidatedDeployment,
+    names::{object_name, pool_object_name},
+};
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use super::metadata;
-use crate::reconcile::{
-    names::{object_name, pool_object_name},
-    plan::PoolPlan,
-    validate::ValidatedDeployment,
-};
 
 /// The Service named like the GQLADeployment.
 pub(super) fn of_all(validated: &ValidatedDeployment) -> Service {

@@ -1,14 +1,14 @@
 use gqla_api::labels::{KV_LAYOUT, PATH, POOL};
+use gqla_decide::{
+    Shape,
+    fixtures::{mixed, validated},
+    names::pool_object_name,
+    plan,
+};
 use kube::ResourceExt as _;
 use serde_json::{Value, json, to_value};
 
 use super::*;
-use crate::reconcile::{
-    fixtures::{mixed, validated},
-    names::pool_object_name,
-    plan::plan,
-    validate::Shape,
-};
 
 fn built(spec: Value) -> Desired {
     let valid = validated(spec);

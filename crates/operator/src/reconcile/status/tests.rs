@@ -1,12 +1,12 @@
+use gqla_decide::{
+    Shape,
+    fixtures::{deployment, mixed, validated},
+    identity, plan,
+};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, from_value, json};
 
 use super::*;
-use crate::reconcile::{
-    fixtures::{deployment, mixed, validated},
-    plan::plan,
-    validate::{Shape, identity},
-};
-use k8s_openapi::jiff::Timestamp;
 
 fn verdict(spec: Value) -> Verdict {
     let valid = validated(spec);
@@ -73,6 +73,18 @@ fn ready_pools_make_it_available() {
     assert_eq!(ready.selector.as_deref(), Some("gqla.dev/deployment=d"));
 }
 
+/// What is explained without a cluster is this record.
+#[test]
+fn a_pool_tells_the_record_of_its_plan() {
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    let (object, verdict) = (deployment(spec.clone()), verdict(spec));
+    let told = computed(&object, &verdict, &[pool("h100", 1), pool("h20", 1)], 1).pools;
+    let Verdict::Planned(plan) = &verdict else { panic!("{verdict:?}") };
+    let before =
+        told.into_iter().map(|told| PoolStatus { ready: 0, measured_tokens_per_second: None, ..told });
+    assert_eq!(before.collect::<Vec<_>>(), plan.pools.iter().map(record).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_spec_that_is_not_observed_yet_takes_no_pod_from_service() {
     let spec = json!({ "runtime": { "device": "CUDA" } });
@@ -135,12 +147,5 @@ fn nothing_a_node_says_makes_the_status_too_long() {
             status.conditions.iter().map(|condition| &condition.message).chain(pools).chain(&status.message);
         assert!(told.clone().all(|text| text.len() <= 4096));
         assert!(told.filter(|text| text.ends_with('…')).count() >= 2);
-    }
-}
-
-#[test]
-fn figures_are_rounded_to_what_they_are_worth() {
-    for (value, rounded) in [(0.0, 0.0), (1234.56, 1235.0), (0.012_345_6, 0.01235), (f64::NAN, 0.0)] {
-        assert_eq!(round(value), rounded);
     }
 }

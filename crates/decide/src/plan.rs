@@ -3,24 +3,25 @@
 //! A pool that cannot be planned never stops the others, and never takes down what already runs: its objects are
 //! kept as they are until it can be planned again or leaves the spec.
 
+mod question;
+
 use std::collections::BTreeMap;
 
-use gqla_api::{
-    ConditionReason, DecodeSpec, Device, MultiTokenPrediction, Objective, PlacementStrategy, PoolSpec,
-    ShortDuration, TensorParallel,
-};
+use gqla_api::{ConditionReason, DecodeSpec, Device, PlacementStrategy, PoolSpec};
 use gqla_fleet::{
     ClassNodes, FleetNode, MAX_REFUTED, NodeHardware, Problem, ProblemGroup, Survey, grouped, survey,
 };
 use gqla_model::ModelShape;
-use gqla_planner::{CPU_CLASS, Constraints, Decision, Goal, PlanError};
+use gqla_planner::{CPU_CLASS, Calibration, Decision, plan_calibrated};
 use k8s_openapi::api::core::v1::NodeSelectorTerm;
 
-use super::{
+pub use self::question::goal;
+use self::question::{cpu_constraints, cuda_constraints, reason_of};
+use crate::{
+    fleet::FleetSnapshot,
     placement::{Slot, share},
     validate::{ValidatedDeployment, device_on},
 };
-use crate::fleet::FleetSnapshot;
 
 /// What one pool is to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +42,10 @@ pub struct PoolPlan {
     pub note: Option<String>,
     /// What is wrong with the pool's nodes at present.
     pub troubles: Vec<ProblemGroup>,
+    /// Nodes that can hold a replica when they are otherwise empty.
+    pub nodes: usize,
+    /// Their usable GPUs.
+    pub gpus: u32,
 }
 
 /// Kinds of trouble that a pool's note tells.
@@ -57,6 +62,15 @@ pub struct PoolFailure {
     pub sentence: String,
 }
 
+/// A class with usable nodes that gets no automatic pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Name of the class.
+    pub class: String,
+    /// Why not.
+    pub sentence: String,
+}
+
 /// The plan of a GQLADeployment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
@@ -64,6 +78,8 @@ pub struct Plan {
     pub pools: Vec<PoolPlan>,
     /// Pools that cannot be planned.
     pub failures: Vec<PoolFailure>,
+    /// Classes that could have had a pool, were pools automatic.
+    pub passed_over: Vec<PassedOver>,
     /// Whether the spec names no pools, so that pools come and go with the fleet.
     pub automatic: bool,
     /// What is wrong with nodes in reach.
@@ -101,28 +117,36 @@ pub fn plan(deployment: &ValidatedDeployment, shape: &ModelShape, fleet: &FleetS
         fleet.described().filter(|(node, _)| node.accepts(&deployment.tolerations)).collect();
     let surveys = surveys(deployment, fleet, &usable);
     let problems = surveys.first().map(|whole| whole.problems.clone()).unwrap_or_default();
-    let (targets, mut failures) = if deployment.spec.pools.is_empty() {
-        automatic_targets(deployment, &surveys[0])
+    let automatic = deployment.spec.pools.is_empty();
+    let mut passed_over = Vec::new();
+    let (targets, mut failures) = if automatic {
+        automatic_targets(deployment, &surveys[0], &mut passed_over)
     } else {
         pool_targets(deployment, fleet, &surveys)
     };
+    let calibration = fleet.calibration.for_build(deployment.build);
     let mut planned = Vec::new();
     for target in targets {
-        match decide(deployment, shape, fleet, &target) {
+        match decide(deployment, shape, fleet, &calibration, &target) {
             Ok((device, decision)) => planned.push(Planned { target, device, decision }),
-            Err((reason, sentence)) => failures.push(PoolFailure { pool: target.name, reason, sentence }),
+            Err((reason, sentence)) => {
+                if automatic {
+                    let class = target.nodes.class.name().to_owned();
+                    passed_over.push(PassedOver { class, sentence: sentence.clone() });
+                }
+                failures.push(PoolFailure { pool: target.name, reason, sentence });
+            }
         }
     }
     // An automatic class that cannot hold the model is no failure as long as another can.
-    if deployment.spec.pools.is_empty() && !planned.is_empty() {
+    if automatic && !planned.is_empty() {
         failures.clear();
     }
-    let automatic = deployment.spec.pools.is_empty();
-    let pools = place(deployment, fleet, planned);
+    let pools = place(deployment, fleet, planned, &mut passed_over);
     if failures.is_empty() {
         failures.extend(unplaced(deployment, &pools));
     }
-    Plan { pools, failures, automatic, problems }
+    Plan { pools, failures, passed_over, automatic, problems }
 }
 
 /// Says how many replicas exceed what all pools together may have.
@@ -157,16 +181,17 @@ fn surveys(
 fn automatic_targets<'a>(
     deployment: &ValidatedDeployment,
     survey: &'a Survey,
+    passed_over: &mut Vec<PassedOver>,
 ) -> (Vec<Target<'a>>, Vec<PoolFailure>) {
-    let allowed = &deployment.spec.placement.allowed_classes;
-    let may_use = |name: &str| {
-        (allowed.is_empty() || allowed.iter().any(|class| class.eq_ignore_ascii_case(name)))
-            && (name != CPU_CLASS || deployment.spec.runtime.device == Device::Cpu)
+    let refused = |name: &String| {
+        let sentence = not_allowed(deployment, name)?.to_owned();
+        Some(PassedOver { class: name.clone(), sentence })
     };
+    passed_over.extend(survey.classes.keys().filter_map(refused));
     let targets: Vec<_> = survey
         .classes
         .iter()
-        .filter(|(name, _)| may_use(name))
+        .filter(|(name, _)| not_allowed(deployment, name).is_none())
         .map(|(name, nodes)| Target {
             name: name.to_ascii_lowercase().replace('.', "-"),
             nodes,
@@ -178,6 +203,16 @@ fn automatic_targets<'a>(
         .collect();
     let failures = if targets.is_empty() { vec![no_class(deployment, survey)] } else { Vec::new() };
     (targets, failures)
+}
+
+/// Why no automatic pool may be of `class`.
+fn not_allowed(deployment: &ValidatedDeployment, class: &str) -> Option<&'static str> {
+    let allowed = &deployment.spec.placement.allowed_classes;
+    if !allowed.is_empty() && !allowed.iter().any(|name| name.eq_ignore_ascii_case(class)) {
+        return Some("its class is not in placement.allowedClasses");
+    }
+    (class == CPU_CLASS && deployment.spec.runtime.device != Device::Cpu)
+        .then_some("it has no GPU, and only runtime.device: CPU uses such nodes")
 }
 
 fn no_class(deployment: &ValidatedDeployment, survey: &Survey) -> PoolFailure {
@@ -267,6 +302,7 @@ fn decide(
     deployment: &ValidatedDeployment,
     shape: &ModelShape,
     fleet: &FleetSnapshot,
+    calibration: &Calibration,
     target: &Target<'_>,
 ) -> Result<(Device, Decision), Failure> {
     let class = &target.nodes.class;
@@ -278,7 +314,8 @@ fn decide(
         _ => cuda_constraints(target),
     }
     .map_err(|(reason, sentence)| (reason, format!("pool {}: {sentence}", target.name)))?;
-    let decision = gqla_planner::plan(shape, &class.spec, &goal(deployment, shape), &constraints)
+    let goal = goal(deployment, shape);
+    let decision = plan_calibrated(shape, &class.spec, &goal, &constraints, calibration)
         .map_err(|error| (reason_of(&error), format!("pool {}: {error}", target.name)))?;
     Ok((device, decision))
 }
@@ -299,100 +336,11 @@ fn may_schedule(fleet: &FleetSnapshot, class: &str) -> Result<(), Failure> {
     ))
 }
 
-/// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
-fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
-    let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
-    if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
-        return refuse(format!(
-            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
-        ));
-    }
-    if let MultiTokenPrediction::Drafts(drafts) = target.decode.multi_token_prediction {
-        return refuse(format!(
-            "decode.multiTokenPrediction={drafts} with runtime.device CPU: the CPU backend of this version does not \
-             draft; use Off or Auto"
-        ));
-    }
-    Ok(Constraints {
-        path: target.decode.path.fixed(),
-        tensor_parallel: Some(1),
-        multi_token_prediction: Some(0),
-        ..Constraints::default()
-    })
-}
-
-fn cuda_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
-    let most = target.nodes.most_gpus();
-    let degree = match target.decode.tensor_parallel {
-        TensorParallel::Auto => None,
-        TensorParallel::Degree(degree) => Some(degree),
-    };
-    let wanted = degree.unwrap_or(1);
-    if target.nodes.class.name() == CPU_CLASS {
-        return Err((
-            ConditionReason::InvalidSpec,
-            "runtime.device CUDA needs a GPU, and class CPU has none; use device CPU or Auto".to_owned(),
-        ));
-    }
-    if most < wanted {
-        return Err((
-            ConditionReason::NoUsableNodes,
-            format!(
-                "a replica needs {wanted} nvidia.com/gpu on one node, the largest usable {} node offers {most}",
-                target.nodes.class.name()
-            ),
-        ));
-    }
-    Ok(Constraints {
-        path: target.decode.path.fixed(),
-        tensor_parallel: degree,
-        max_tensor_parallel: most,
-        multi_token_prediction: match target.decode.multi_token_prediction {
-            MultiTokenPrediction::Auto => None,
-            MultiTokenPrediction::Off => Some(0),
-            MultiTokenPrediction::Drafts(drafts) => Some(drafts),
-        },
-        ..Constraints::default()
-    })
-}
-
-fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
-    let (asked, default) = (deployment.spec.goal, Goal::default());
-    let prompt_tokens = asked.prompt_tokens.unwrap_or(default.prompt_tokens);
-    let output_tokens = asked.output_tokens.unwrap_or(default.output_tokens);
-    let needed = default.context_length.max(prompt_tokens.saturating_add(output_tokens));
-    Goal {
-        objective: match asked.objective {
-            Objective::Throughput => gqla_planner::Objective::Throughput,
-            Objective::Latency => gqla_planner::Objective::Latency,
-            Objective::Cost => gqla_planner::Objective::Cost,
-        },
-        context_length: asked.context_length.unwrap_or_else(|| needed.min(shape.max_position_embeddings)),
-        concurrency: asked.concurrency.unwrap_or(default.concurrency),
-        prompt_tokens,
-        output_tokens,
-        max_time_per_output_token_ms: asked.max_time_per_output_token.map(ShortDuration::milliseconds),
-        max_time_to_first_token_ms: asked.max_time_to_first_token.map(ShortDuration::milliseconds),
-        ..default
-    }
-}
-
-fn reason_of(error: &PlanError) -> ConditionReason {
-    match error {
-        PlanError::Shape(_) => ConditionReason::InvalidShape,
-        PlanError::NothingFeasible { .. } => ConditionReason::NoFeasiblePlan,
-        PlanError::Gpu(_)
-        | PlanError::Goal { .. }
-        | PlanError::Split(_)
-        | PlanError::Calibration(_)
-        | PlanError::NoDegrees => ConditionReason::InvalidSpec,
-    }
-}
-
 fn place(
     deployment: &ValidatedDeployment,
     fleet: &FleetSnapshot,
     mut planned: Vec<Planned<'_>>,
+    passed_over: &mut Vec<PassedOver>,
 ) -> Vec<PoolPlan> {
     let strategy = deployment.spec.placement.strategy;
     let total = u32::try_from(deployment.spec.replicas).unwrap_or(0);
@@ -403,16 +351,31 @@ fn place(
     let slots: Vec<_> = planned.iter().map(slot).collect();
     let shares = share(total, strategy, &slots);
     let automatic = deployment.spec.pools.is_empty();
-    // Without pools in the spec a class gets one only if it gets replicas; the best one outlives a scale to zero.
-    let mut pools: Vec<_> = planned
-        .into_iter()
-        .zip(shares)
-        .enumerate()
-        .filter(|(index, (_, replicas))| !automatic || *replicas > 0 || (total == 0 && *index == 0))
-        .map(|(_, (planned, replicas))| pool_plan(planned, replicas, fleet))
-        .collect();
+    let mut pools = Vec::new();
+    for (index, (planned, replicas)) in planned.into_iter().zip(shares).enumerate() {
+        // Without pools in the spec a class gets one only if it gets replicas; the best one outlives a scale to zero.
+        if !automatic || replicas > 0 || (total == 0 && index == 0) {
+            pools.push(pool_plan(planned, replicas, fleet));
+        } else {
+            passed_over.push(outranked(&planned, total, strategy));
+        }
+    }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     pools
+}
+
+fn outranked(planned: &Planned<'_>, total: u32, strategy: PlacementStrategy) -> PassedOver {
+    let chosen = &planned.decision.chosen;
+    PassedOver {
+        class: planned.target.nodes.class.name().to_owned(),
+        sentence: format!(
+            "{} at TP {} would yield {:.0} tokens/s a replica here, but by placement.strategy {strategy:?} other classes get \
+             all of the {total} replicas",
+            chosen.path.api_name(),
+            chosen.tensor_parallel,
+            chosen.tokens_per_second,
+        ),
+    }
 }
 
 fn rank(planned: &Planned<'_>, strategy: PlacementStrategy, costs: &BTreeMap<String, f64>) -> f64 {
@@ -436,6 +399,8 @@ fn slot(planned: &Planned<'_>) -> Slot {
 fn pool_plan(planned: Planned<'_>, replicas: u32, fleet: &FleetSnapshot) -> PoolPlan {
     let Planned { target, device, mut decision } = planned;
     let class = target.nodes.class.name();
+    let needed = gpus_needed(device, decision.chosen.tensor_parallel);
+    let holding = || target.nodes.gpus_per_node.iter().copied().filter(|gpus| *gpus >= needed);
     let derived = fleet.hardware.is_derived(class).then(|| derived(class));
     if let Some(derived) = &derived {
         decision.reason = format!("{}; {derived}", decision.reason);
@@ -445,7 +410,10 @@ fn pool_plan(planned: Planned<'_>, replicas: u32, fleet: &FleetSnapshot) -> Pool
     let mut troubles = grouped(present);
     troubles.truncate(MAX_TROUBLES);
     let sentences = troubles.iter().map(|trouble| trouble.sentence.clone());
-    let notes: Vec<_> = note(class, device).into_iter().chain(derived).chain(sentences).collect();
+    let calibrated =
+        (!decision.calibrated.is_empty()).then(|| format!("calibrated: {}", decision.calibrated.join("; ")));
+    let notes: Vec<_> =
+        note(class, device).into_iter().chain(derived).chain(calibrated).chain(sentences).collect();
     PoolPlan {
         class: class.to_owned(),
         node_terms: fleet.hardware.terms(class, &target.selector),
@@ -455,7 +423,14 @@ fn pool_plan(planned: Planned<'_>, replicas: u32, fleet: &FleetSnapshot) -> Pool
         note: (!notes.is_empty()).then(|| notes.join("; ")),
         troubles,
         decision,
+        nodes: holding().count(),
+        gpus: holding().sum(),
     }
+}
+
+/// GPUs that one replica takes from its node.
+pub(crate) fn gpus_needed(device: Device, tensor_parallel: u32) -> u32 {
+    if device == Device::Cpu { 0 } else { tensor_parallel }
 }
 
 fn derived(class: &str) -> String {

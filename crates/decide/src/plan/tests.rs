@@ -1,11 +1,13 @@
+use std::sync::Arc;
+
 use gqla_model::DecodePath;
-use kube::runtime::watcher::Event;
 use serde_json::{Value, from_value, json};
 
 use super::*;
-use crate::reconcile::{
-    fixtures::{deepseek_shape, fleet, glm_shape, mixed, node, validated},
-    validate::Shape,
+use crate::{
+    fixtures::{deepseek_shape, fleet, fleet_with_slices, glm_shape, mixed, node, validated},
+    parse_calibration, record,
+    validate::{SERVER_BUILD, Shape},
 };
 
 fn planned(spec: Value, fleet: &FleetSnapshot) -> Plan {
@@ -83,7 +85,7 @@ fn unusable_nodes_are_not_planned_for() {
     let mut cordoned = node("h100", Some("NVIDIA-H100-80GB-HBM3"), 8);
     cordoned.spec.get_or_insert_default().unschedulable = Some(true);
     let fleet = fleet(vec![cordoned, node("h20", Some("NVIDIA-H20"), 8)]);
-    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &fleet.snapshot());
+    let plan = planned(json!({ "runtime": { "device": "CUDA" } }), &fleet);
     assert_eq!(decisions(&plan).iter().map(|decision| decision.0).collect::<Vec<_>>(), ["h20"]);
 }
 
@@ -130,22 +132,23 @@ fn failures_are_sentences_and_stay_alone() {
 #[test]
 fn a_class_with_too_many_wrong_labels_is_not_planned() {
     let names: Vec<_> = (0..=MAX_REFUTED).map(|index| format!("n{index}")).collect();
-    let fleet = fleet(names.iter().map(|name| node(name, Some("NVIDIA-H20"), 8)).collect());
-    fleet.node_event(Event::Apply(node("good", Some("NVIDIA-H20"), 8)));
-    let spec = json!({ "runtime": { "device": "CUDA" } });
-    for (index, name) in names.iter().enumerate() {
-        if index == MAX_REFUTED {
-            assert_eq!(planned(spec.clone(), &fleet.snapshot()).pools.len(), 1);
-        }
-        let slice = json!({ "metadata": { "name": name }, "spec": {
+    let nodes: Vec<_> = names.iter().map(String::as_str).chain(["good"]).collect();
+    let slice = |name: &String| {
+        from_value(json!({ "metadata": { "name": name }, "spec": {
             "driver": "gpu.nvidia.com", "nodeName": name,
             "pool": { "name": name, "generation": 1, "resourceSliceCount": 1 },
             "devices": [{ "name": "gpu-0", "attributes": {
                 "type": { "string": "gpu" }, "productName": { "string": "NVIDIA H200" } } }],
-        }});
-        fleet.slice_event(Event::Apply(from_value(slice).unwrap()));
-    }
-    let plan = planned(spec, &fleet.snapshot());
+        }}))
+        .unwrap()
+    };
+    let wrong = |count: usize| {
+        let nodes = nodes.iter().map(|name| node(name, Some("NVIDIA-H20"), 8)).collect();
+        fleet_with_slices(nodes, &names.iter().take(count).map(slice).collect::<Vec<_>>())
+    };
+    let spec = json!({ "runtime": { "device": "CUDA" } });
+    assert_eq!(planned(spec.clone(), &wrong(MAX_REFUTED)).pools.len(), 1);
+    let plan = planned(spec, &wrong(MAX_REFUTED + 1));
     let [failure] = plan.failures.as_slice() else { panic!("{plan:?}") };
     assert_eq!((plan.pools.len(), failure.reason), (0, ConditionReason::NoUsableNodes));
     assert!(failure.sentence.contains("the labels of 257 nodes say H20"), "{}", failure.sentence);
@@ -183,4 +186,39 @@ fn replicas_beyond_what_pools_may_have_are_told() {
     let [failure] = plan.failures.as_slice() else { panic!("{:?}", plan.failures) };
     assert_eq!(failure.reason, ConditionReason::ReplicasUnplaced);
     assert!(failure.sentence.starts_with("2 of 5 replicas have no place"), "{}", failure.sentence);
+}
+
+/// Figures far below those of the built-in GQA kernel make the other path win, for the build they were measured on alone.
+#[test]
+fn a_calibration_flips_a_pool_of_its_build_and_no_other() {
+    let calibrated = |build: &str, spec: Value| {
+        let slow = json!({ "kernels": [{
+            "gpu": "h20", "runtime": "native", "build": build, "path": "GQA",
+            "floor_us": 50.0, "bandwidth": 0.1, "arithmetic": 0.1, "tile_rows": 64,
+            "provenance": { "tool": "timer", "device": "NVIDIA H20", "build": "sm_90a",
+                            "measured_at": "2026-01-02T03:04:05Z", "samples": 30 },
+        }]});
+        let calibration = parse_calibration(&slow.to_string()).unwrap();
+        planned(spec, &mixed().calibrated(Arc::new(calibration)))
+    };
+    let spec = |image: Option<&str>| json!({ "runtime": { "device": "CUDA", "image": image } });
+    let built_in = planned(spec(None), &mixed());
+    let source = "calibrated: measured by timer with sm_90a on NVIDIA H20, 2026-01-02T03:04:05Z, 30 samples";
+    let cases = [
+        (SERVER_BUILD, None, true),
+        ("*", None, true),
+        ("*", Some("mirror/gqla-server:9"), true),
+        ("0.0.1-other", None, false),
+        // What is in an image of somebody's choice is not known.
+        (SERVER_BUILD, Some("mirror/gqla-server:9"), false),
+    ];
+    for (build, image, counts) in cases {
+        let plan = calibrated(build, spec(image));
+        let [h100, h20] = plan.pools.as_slice() else { panic!("{plan:?}") };
+        let expected = if counts { DecodePath::MqaAbsorb } else { DecodePath::Gqa };
+        assert_eq!(h20.decision.chosen.path, expected, "{build} {image:?}");
+        assert_eq!(h20.note.as_ref().is_some_and(|note| note.contains(source)), counts, "{build} {image:?}");
+        assert_eq!(record(h20).note, h20.note, "the status says so");
+        assert_eq!(*h100, built_in.pools[0], "a calibration of the H20 says nothing of the H100");
+    }
 }

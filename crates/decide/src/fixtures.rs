@@ -1,12 +1,18 @@
-//! Objects the tests of this module start from.
+//! Objects that tests start from.
+
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made fails the test")]
+
+use std::sync::Arc;
 
 use gqla_api::GQLADeployment;
-use k8s_openapi::api::core::v1::Node;
-use kube::runtime::watcher::Event;
+use gqla_fleet::{FleetNode, NodeSlice, classes, slice_facts};
+use k8s_openapi::api::{core::v1::Node, resource::v1::ResourceSlice};
 use serde_json::{Value, from_value, json};
 
-use super::validate::{ValidatedDeployment, validate};
-use crate::fleet::{Fleet, FleetSnapshot};
+use crate::{
+    fleet::FleetSnapshot,
+    validate::{ValidatedDeployment, validate},
+};
 
 /// DeepSeek's attention on a model of a size that fits.
 pub fn deepseek_shape() -> Value {
@@ -60,26 +66,22 @@ pub fn node(name: &str, product: Option<&str>, gpus: u32) -> Node {
 }
 
 /// A fleet of these nodes.
-pub fn fleet(nodes: Vec<Node>) -> Fleet {
-    let fleet = Fleet::default();
-    fleet.class_event(Event::Init);
-    fleet.class_event(Event::InitDone);
-    fleet.node_event(Event::Init);
-    nodes.into_iter().for_each(|node| fleet.node_event(Event::InitApply(node)));
-    fleet.node_event(Event::InitDone);
-    fleet
+pub fn fleet(nodes: Vec<Node>) -> FleetSnapshot {
+    fleet_with_slices(nodes, &[])
+}
+
+/// A fleet of these nodes, of which the DRA driver tells as well.
+pub fn fleet_with_slices(nodes: Vec<Node>, slices: &[ResourceSlice]) -> FleetSnapshot {
+    let nodes = nodes.into_iter().map(|node| Arc::new(FleetNode::new(node))).collect();
+    let slices: Vec<_> = slices.iter().filter_map(NodeSlice::of).collect();
+    FleetSnapshot::new(nodes, &classes([]), &slice_facts(slices.iter()), None)
 }
 
 /// One H100, one H20 and one CPU node.
-pub fn mixed_fleet() -> Fleet {
+pub fn mixed() -> FleetSnapshot {
     fleet(vec![
         node("h100", Some("NVIDIA-H100-80GB-HBM3"), 8),
         node("h20", Some("NVIDIA-H20"), 8),
         node("cpu", None, 0),
     ])
-}
-
-/// As a snapshot.
-pub fn mixed() -> FleetSnapshot {
-    (*mixed_fleet().snapshot()).clone()
 }

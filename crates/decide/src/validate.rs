@@ -4,14 +4,17 @@
 //! rules they were admitted under, and because a shape read from a model's files passed no rule at all.
 
 use gqla_api::{
-    Device, GQLADeployment, GQLADeploymentSpec, ModelStatus,
+    ConditionReason, Device, GQLADeployment, GQLADeploymentSpec, ModelStatus,
     labels::{DEPLOYMENT, OWNER_UID},
 };
 use gqla_model::{ModelShape, ShapeError};
 use k8s_openapi::{api::core::v1::Toleration, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::Resource as _;
 
-use super::names::{hash, label_value};
+use crate::names::{hash, label_value};
+
+/// Build of the server in the default image: the operator and gqla-server are released together, under one version.
+pub const SERVER_BUILD: &str = env!("CARGO_PKG_VERSION");
 
 /// Who the objects belong to.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +66,8 @@ pub struct ValidatedDeployment {
     pub spec: GQLADeploymentSpec,
     /// Image of the server.
     pub image: String,
+    /// Build of the server in it, where that is known: entries of a calibration may be for one build alone.
+    pub build: Option<&'static str>,
     /// Name under which clients ask for the model.
     pub served_name: String,
     /// Hash of where the model's files are.
@@ -105,6 +110,18 @@ pub enum ValidationError {
     },
 }
 
+impl ValidationError {
+    /// One word for programs.
+    pub const fn reason(&self) -> ConditionReason {
+        match self {
+            Self::Shape(_) => ConditionReason::InvalidShape,
+            Self::InspectedShape(_) => ConditionReason::ModelUnreadable,
+            Self::ShapeMismatch { .. } => ConditionReason::ShapeMismatch,
+            Self::NoMetadata(_) | Self::PoolTarget { .. } => ConditionReason::InvalidSpec,
+        }
+    }
+}
+
 /// Checks `object` and completes it with defaults.
 ///
 /// # Errors
@@ -128,6 +145,7 @@ pub fn validate(
         .filter(|model| model.source_hash == source_hash);
     let shape = shape(spec.model.shape.as_ref(), inspected)?;
     Ok(ValidatedDeployment {
+        build: spec.runtime.image.is_none().then_some(SERVER_BUILD),
         image: spec.runtime.image.clone().unwrap_or_else(|| default_image.to_owned()),
         served_name: spec.model.served_name.clone().unwrap_or_else(|| identity.name.clone()),
         source_hash,

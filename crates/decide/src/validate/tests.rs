@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::reconcile::fixtures::{deepseek_shape, deployment, glm_shape};
+use crate::fixtures::{deepseek_shape, deployment, glm_shape};
 
 #[test]
 fn defaults_are_filled_in() {

@@ -1,0 +1,101 @@
+//! What the planner is asked for a pool.
+
+use gqla_api::{ConditionReason, MultiTokenPrediction, Objective, ShortDuration, TensorParallel};
+use gqla_model::ModelShape;
+use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
+
+use super::{Failure, Target};
+use crate::validate::ValidatedDeployment;
+
+/// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
+pub(super) fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
+    let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
+    if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
+        return refuse(format!(
+            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
+        ));
+    }
+    if let MultiTokenPrediction::Drafts(drafts) = target.decode.multi_token_prediction {
+        return refuse(format!(
+            "decode.multiTokenPrediction={drafts} with runtime.device CPU: the CPU backend of this version does not \
+             draft; use Off or Auto"
+        ));
+    }
+    Ok(Constraints {
+        path: target.decode.path.fixed(),
+        tensor_parallel: Some(1),
+        multi_token_prediction: Some(0),
+        ..Constraints::default()
+    })
+}
+
+/// Any degree that one node's GPUs allow, unless one is asked for.
+pub(super) fn cuda_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
+    let most = target.nodes.most_gpus();
+    let degree = match target.decode.tensor_parallel {
+        TensorParallel::Auto => None,
+        TensorParallel::Degree(degree) => Some(degree),
+    };
+    let wanted = degree.unwrap_or(1);
+    if target.nodes.class.name() == CPU_CLASS {
+        return Err((
+            ConditionReason::InvalidSpec,
+            "runtime.device CUDA needs a GPU, and class CPU has none; use device CPU or Auto".to_owned(),
+        ));
+    }
+    if most < wanted {
+        return Err((
+            ConditionReason::NoUsableNodes,
+            format!(
+                "a replica needs {wanted} nvidia.com/gpu on one node, the largest usable {} node offers {most}",
+                target.nodes.class.name()
+            ),
+        ));
+    }
+    Ok(Constraints {
+        path: target.decode.path.fixed(),
+        tensor_parallel: degree,
+        max_tensor_parallel: most,
+        multi_token_prediction: match target.decode.multi_token_prediction {
+            MultiTokenPrediction::Auto => None,
+            MultiTokenPrediction::Off => Some(0),
+            MultiTokenPrediction::Drafts(drafts) => Some(drafts),
+        },
+        ..Constraints::default()
+    })
+}
+
+/// What every pool of `deployment` is planned for.
+pub fn goal(deployment: &ValidatedDeployment, shape: &ModelShape) -> Goal {
+    let (asked, default) = (deployment.spec.goal, Goal::default());
+    let prompt_tokens = asked.prompt_tokens.unwrap_or(default.prompt_tokens);
+    let output_tokens = asked.output_tokens.unwrap_or(default.output_tokens);
+    let needed = default.context_length.max(prompt_tokens.saturating_add(output_tokens));
+    Goal {
+        objective: match asked.objective {
+            Objective::Throughput => gqla_planner::Objective::Throughput,
+            Objective::Latency => gqla_planner::Objective::Latency,
+            Objective::Cost => gqla_planner::Objective::Cost,
+        },
+        context_length: asked.context_length.unwrap_or_else(|| needed.min(shape.max_position_embeddings)),
+        concurrency: asked.concurrency.unwrap_or(default.concurrency),
+        prompt_tokens,
+        output_tokens,
+        max_time_per_output_token_ms: asked.max_time_per_output_token.map(ShortDuration::milliseconds),
+        max_time_to_first_token_ms: asked.max_time_to_first_token.map(ShortDuration::milliseconds),
+        ..default
+    }
+}
+
+/// One word for why the planner refused.
+pub(super) fn reason_of(error: &PlanError) -> ConditionReason {
+    match error {
+        PlanError::Shape(_) => ConditionReason::InvalidShape,
+        PlanError::NothingFeasible { .. } => ConditionReason::NoFeasiblePlan,
+        PlanError::Gpu(_)
+        | PlanError::Goal { .. }
+        | PlanError::Split(_)
+        | PlanError::Calibration(_)
+        | PlanError::NoDegrees => ConditionReason::InvalidSpec,
+    }
+}
