@@ -98,7 +98,7 @@ impl<'a> AttentionModel<'a> {
         }
     }
 
-    fn work(
+    pub(crate) fn work(
         &self,
         shape: &AttentionShape,
         split: TensorParallelSplit,
