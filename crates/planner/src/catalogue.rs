@@ -86,6 +86,7 @@ impl Entry {
                 flops_per_second: self.teraflops * 1e12,
                 bytes_per_second: self.terabytes_per_second * 1e12,
                 memory_bytes: self.mebibytes << 20,
+                compute_capability: None,
             },
             multiprocessors: self.multiprocessors,
             pci_device_ids: Cow::Borrowed(self.pci),

@@ -3,6 +3,7 @@
 use gqla_model::DecodePath;
 
 use crate::{
+    kernels::ANY_CARD,
     plan::{Candidate, Decision, Scope},
     search::{Scored, Search},
 };
@@ -48,6 +49,9 @@ pub(crate) fn decision(
         significant(best.tokens_per_second),
         best.reason,
     );
+    if best.kernel.as_deref() == Some(ANY_CARD) {
+        sentence.push_str(&undescribed(&search.gpu.name));
+    }
     if let Some(other) = runner_up {
         sentence.push_str(&lost(search, chosen, other));
     }
@@ -55,6 +59,13 @@ pub(crate) fn decision(
         sentence.push_str(&other_path(search, ranked, best.path));
     }
     sentence
+}
+
+fn undescribed(class: &str) -> String {
+    format!(
+        "; no kernels are known for {class}'s architecture, so it is planned at 0.5 of its bandwidth on absorb, 0.7 on GQA and \
+         0.3 of its arithmetic: state computeCapability in a GPUClass"
+    )
 }
 
 fn lost(search: &Search<'_>, chosen: &Scored, other: &Scored) -> String {

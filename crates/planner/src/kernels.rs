@@ -60,7 +60,10 @@ pub(crate) fn kernels(runtime: Runtime, path: DecodePath, gpu: &GpuSpec, hardwar
         (Architecture::Cpu, _) => vec![cpu(path)],
         (Architecture::Unknown, _) => vec![unknown(path)],
         (_, Runtime::Native) => vec![native(path, gpu, hardware)],
-        (architecture, Runtime::Vllm) => public(path, &gpu.name, architecture),
+        (_, Runtime::Vllm) => match path {
+            DecodePath::MqaAbsorb => public_absorb(gpu, hardware),
+            DecodePath::Gqa => vec![public_gqa(gpu, hardware)],
+        },
     }
 }
 
@@ -86,10 +89,12 @@ fn fitted(class: &str) -> Cow<'static, str> {
     Cow::Owned(format!("its architecture's fit to public kernels, not measured on {class}"))
 }
 
-/// Whether `class` is a Hopper chip with throttled tensor cores.
-fn throttled(class: &str) -> bool {
-    matches!(class, "H20" | "H20-3e")
+/// Whether a Hopper chip's tensor cores are throttled: an H20's do a quarter of what as many multiprocessors could, and
+/// every other card's more than four fifths.
+fn throttled(gpu: &GpuSpec, hardware: &Hardware) -> bool {
+    gpu.flops_per_second < 0.5 * HOPPER_MULTIPROCESSOR * f64::from(hardware.multiprocessors)
 }
+
 /// One sequence of 131 072 tokens takes an H100 84 to 99 µs on absorb and 50 µs for one group on GQA.
 const LONE_LOSS: [f64; 2] = [0.4, 0.25];
 
@@ -120,28 +125,22 @@ impl Fit {
     }
 }
 
-fn public(path: DecodePath, class: &str, architecture: Architecture) -> Vec<Kernel> {
-    match path {
-        DecodePath::MqaAbsorb => public_absorb(class, architecture),
-        DecodePath::Gqa => vec![public_gqa(class, architecture)],
-    }
-}
-
-fn public_absorb(class: &str, architecture: Architecture) -> Vec<Kernel> {
+fn public_absorb(gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
+    let class = &*gpu.name;
     let fit = |name, bandwidth, arithmetic, tile_rows, overlap| {
         Fit { name, bandwidth, narrow_loss: 0.0, arithmetic, tile_rows, overlap }.absorb(fitted(class))
     };
-    match (architecture, class) {
-        (Architecture::Hopper, class) if throttled(class) => throttled_absorb(),
+    match hardware.architecture {
+        Architecture::Hopper if throttled(gpu, hardware) => throttled_absorb(),
         // One row for every unthrottled chip, which differ in memory alone; 0.54 to 0.58 of the arithmetic are published.
-        (Architecture::Hopper, _) => vec![fit("FlashMLA", 0.88, 0.58, 64, 3.5)],
+        Architecture::Hopper => vec![fit("FlashMLA", 0.88, 0.58, 64, 3.5)],
         // Tiles of 64 exist for more than 32 heads only, though 32 heads would gain by them.
-        (Architecture::Blackwell, _) => vec![
+        Architecture::Blackwell => vec![
             fit("TRT-LLM MLA, up to 32 heads", 0.74, 0.14, 8, 2.3),
             Kernel { min_heads: 33, ..fit("TRT-LLM MLA", 0.66, 0.80, 64, 6.0) },
         ],
-        (Architecture::BlackwellRtx, _) => vec![fit("FlashInfer MLA", 0.77, 0.21, 16, 1.8)],
-        (Architecture::Ada, _) => vec![fit("FlashInfer MLA", 0.90, 0.236, 16, 3.6)],
+        Architecture::BlackwellRtx => vec![fit("FlashInfer MLA", 0.77, 0.21, 16, 1.8)],
+        Architecture::Ada => vec![fit("FlashInfer MLA", 0.90, 0.236, 16, 3.6)],
         // Triton reads the latent again for every 16 heads; the other one leaves most of the card idle below about
         // fifty sequences, and exists for 128 heads only.
         _ => vec![
@@ -177,10 +176,12 @@ fn throttled_absorb() -> Vec<Kernel> {
     ]
 }
 
-fn public_gqa(class: &str, architecture: Architecture) -> Kernel {
+fn public_gqa(gpu: &GpuSpec, hardware: &Hardware) -> Kernel {
+    let (class, architecture) = (&*gpu.name, hardware.architecture);
+    let throttled = architecture == Architecture::Hopper && throttled(gpu, hardware);
     let (bandwidth, narrow_loss, arithmetic) = match (architecture, class) {
         // FlashAttention-3 reaches 100 to 129 of an H20's 148 TFLOP/s.
-        (Architecture::Hopper, class) if throttled(class) => (0.93, 0.10, 0.75),
+        (Architecture::Hopper, _) if throttled => (0.93, 0.10, 0.75),
         (Architecture::Hopper, "H200") => (0.93, 0.216, 0.5),
         (Architecture::Hopper, _) => (0.93, 0.14, 0.5),
         (Architecture::Blackwell, _) => (0.97, 0.09, 0.3),
@@ -188,7 +189,7 @@ fn public_gqa(class: &str, architecture: Architecture) -> Kernel {
         (Architecture::Ada, _) => (0.97, 0.042, 0.5),
         _ => (0.894, 0.155, 0.5),
     };
-    let source = if throttled(class) {
+    let source = if throttled {
         Cow::Borrowed("the published FlashAttention-3 rate on an H20")
     } else {
         fitted(class)
@@ -253,10 +254,13 @@ fn cpu(path: DecodePath) -> Kernel {
     }
 }
 
+/// What runs on a card whose architecture nobody stated.
+pub(crate) const ANY_CARD: &str = "any";
+
 /// Kernels that any card can be expected to run, at fractions none should miss.
 fn unknown(path: DecodePath) -> Kernel {
     Kernel {
-        name: Cow::Borrowed("any"),
+        name: Cow::Borrowed(ANY_CARD),
         floor_us: 12.0,
         stream_us: 6.0,
         bandwidth: if path == DecodePath::Gqa { 0.7 } else { 0.5 },

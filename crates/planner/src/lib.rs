@@ -40,7 +40,9 @@ mod step;
 pub use attention::Efficiency;
 pub use calibration::{Calibration, CalibrationError, MeasuredDevice, MeasuredKernel, Provenance};
 pub use catalogue::{CPU_CLASS, Catalogue};
-pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError, NodeLabel};
+pub use gpu::{
+    ComputeCapability, Confidence, GpuClass, GpuSpec, GpuSpecError, NoComputeCapability, NodeLabel,
+};
 pub use hardware::{Architecture, Hardware};
 pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};
 pub use kernels::Runtime;
