@@ -89,11 +89,31 @@ fn fitted(class: &str) -> Cow<'static, str> {
     Cow::Owned(format!("its architecture's fit to public kernels, not measured on {class}"))
 }
 
-/// Whether a Hopper chip's tensor cores are throttled: an H20's do a quarter of what as many multiprocessors could, and
-/// every other card's more than four fifths.
-fn throttled(gpu: &GpuSpec, hardware: &Hardware) -> bool {
-    gpu.flops_per_second < 0.5 * HOPPER_MULTIPROCESSOR * f64::from(hardware.multiprocessors)
+/// Share of a Hopper card's peak that a kernel reaches: on full chips `full`, and at most `filled` of tensor cores that
+/// are throttled, as an H20's are to a quarter. So no kernel computes faster where tensor cores are slower.
+struct Reached {
+    full: f64,
+    filled: f64,
 }
+
+impl Reached {
+    fn share(&self, gpu: &GpuSpec, hardware: &Hardware) -> f64 {
+        let unthrottled = HOPPER_MULTIPROCESSOR * f64::from(hardware.multiprocessors);
+        self.filled.min(self.full * unthrottled / gpu.flops_per_second)
+    }
+
+    fn fills(&self, gpu: &GpuSpec, hardware: &Hardware) -> bool {
+        self.share(gpu, hardware) >= self.filled
+    }
+}
+
+/// 0.54 to 0.58 are published on full chips, and 126 to 130 of an H20's 148 TFLOP/s.
+const FLASH_MLA: Reached = Reached { full: 0.58, filled: 0.87 };
+/// 315 of an H100's 989 TFLOP/s are published. `mma.sync` issues at 0.6 of a full chip's peak, more than a throttled one
+/// has; the share is assumed not to exceed that.
+const FLASHINFER_MLA: Reached = Reached { full: 0.32, filled: 0.6 };
+/// FlashAttention-3 reaches 100 to 129 of an H20's 148 TFLOP/s.
+const FLASH_ATTENTION: Reached = Reached { full: 0.5, filled: 0.75 };
 
 /// One sequence of 131 072 tokens takes an H100 84 to 99 µs on absorb and 50 µs for one group on GQA.
 const LONE_LOSS: [f64; 2] = [0.4, 0.25];
@@ -131,9 +151,7 @@ fn public_absorb(gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
         Fit { name, bandwidth, narrow_loss: 0.0, arithmetic, tile_rows, overlap }.absorb(fitted(class))
     };
     match hardware.architecture {
-        Architecture::Hopper if throttled(gpu, hardware) => throttled_absorb(),
-        // One row for every unthrottled chip, which differ in memory alone; 0.54 to 0.58 of the arithmetic are published.
-        Architecture::Hopper => vec![fit("FlashMLA", 0.88, 0.58, 64, 3.5)],
+        Architecture::Hopper => hopper_absorb(gpu, hardware),
         // Tiles of 64 exist for more than 32 heads only, though 32 heads would gain by them.
         Architecture::Blackwell => vec![
             fit("TRT-LLM MLA, up to 32 heads", 0.74, 0.14, 8, 2.3),
@@ -154,42 +172,37 @@ fn public_absorb(gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
     }
 }
 
-/// The tile of 64 rows fills a throttled card's tensor cores; the tile of 16 wastes less of them on 20 heads.
-fn throttled_absorb() -> Vec<Kernel> {
-    let fit = |name, bandwidth, arithmetic, tile_rows, overlap, source| {
-        let fit = Fit { name, bandwidth, narrow_loss: 0.0, arithmetic, tile_rows, overlap };
-        fit.absorb(Cow::Borrowed(source))
+/// A tile of 64 rows fills tensor cores best; one of 16 wastes less of them on 20 heads, which only throttled ones notice.
+fn hopper_absorb(gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
+    let fit = |name, bandwidth, reached: &Reached, tile_rows, overlap, source| {
+        let arithmetic = reached.share(gpu, hardware);
+        Fit { name, bandwidth, narrow_loss: 0.0, arithmetic, tile_rows, overlap }.absorb(source)
+    };
+    let (by_64, by_16) = if FLASH_MLA.fills(gpu, hardware) {
+        let assumed = "its rate on an H100 and what mma.sync issues, not measured on an H20";
+        (Cow::Borrowed("the published FlashMLA rate on an H20"), assumed)
+    } else {
+        (fitted(&gpu.name), "its published rate on an H100")
     };
     vec![
-        // 126 to 130 of 148 TFLOP/s are published.
-        fit("FlashMLA", 0.88, 0.87, 64, 4.0, "the published FlashMLA rate on an H20"),
-        // Its fit to the RTX-PRO-6000 reaches 0.74 of the bandwidth. `mma.sync` issues at 0.6 of a full Hopper
-        // chip's peak, more than a throttled one has; the share is assumed not to exceed that.
-        fit(
-            "FlashInfer MLA",
-            0.74,
-            0.6,
-            16,
-            2.7,
-            "assumed from other architectures' fits, not measured on an H20",
-        ),
+        fit("FlashMLA", 0.88, &FLASH_MLA, 64, 3.5, by_64),
+        // 2821 of an H100's 3350 GB/s are published.
+        fit("FlashInfer MLA", 0.84, &FLASHINFER_MLA, 16, 2.7, Cow::Borrowed(by_16)),
     ]
 }
 
 fn public_gqa(gpu: &GpuSpec, hardware: &Hardware) -> Kernel {
     let (class, architecture) = (&*gpu.name, hardware.architecture);
-    let throttled = architecture == Architecture::Hopper && throttled(gpu, hardware);
+    let hopper = FLASH_ATTENTION.share(gpu, hardware);
     let (bandwidth, narrow_loss, arithmetic) = match (architecture, class) {
-        // FlashAttention-3 reaches 100 to 129 of an H20's 148 TFLOP/s.
-        (Architecture::Hopper, _) if throttled => (0.93, 0.10, 0.75),
-        (Architecture::Hopper, "H200") => (0.93, 0.216, 0.5),
-        (Architecture::Hopper, _) => (0.93, 0.14, 0.5),
+        (Architecture::Hopper, "H200") => (0.93, 0.216, hopper),
+        (Architecture::Hopper, _) => (0.93, 0.14, hopper),
         (Architecture::Blackwell, _) => (0.97, 0.09, 0.3),
         (Architecture::BlackwellRtx, _) => (0.95, 0.10, 0.5),
         (Architecture::Ada, _) => (0.97, 0.042, 0.5),
         _ => (0.894, 0.155, 0.5),
     };
-    let source = if throttled {
+    let source = if architecture == Architecture::Hopper && FLASH_ATTENTION.fills(gpu, hardware) {
         Cow::Borrowed("the published FlashAttention-3 rate on an H20")
     } else {
         fitted(class)
