@@ -10,7 +10,7 @@ use crate::{
     hardware::Hardware,
     kernel::{Kernel, Work},
     kernels::{Runtime, kernels},
-    roofline::{AttentionCore, Bound, RopeLayout},
+    roofline::{AttentionCore, Bound, RopeLayout, flops_per_head},
 };
 
 /// How much of a device's peak rates work is taken to reach.
@@ -117,7 +117,7 @@ impl<'a> AttentionModel<'a> {
             groups: groups.into(),
             heads: split.heads_per_rank,
             rows: heads.saturating_mul(query_tokens.max(1).into()),
-            flops_per_row: shape.flops_per_head(self.path) as f64,
+            flops_per_row: flops_per_head(shape, self.path, self.layout) as f64,
             batch: batch.max(1).into(),
             context: context.max(1).into(),
         }

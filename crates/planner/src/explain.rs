@@ -9,12 +9,12 @@ use crate::{
 };
 
 /// The arithmetic behind a feasible candidate's time.
-pub(crate) fn candidate(candidate: &Candidate, context: u32) -> String {
+pub(crate) fn candidate(candidate: &Candidate) -> String {
     let (part, us) = candidate.step.longest();
     let kernel = candidate.kernel.as_ref().map_or(String::new(), |kernel| format!(" with {kernel}"));
     let mut sentence = format!(
         "{} B and {} FLOP per cached token and layer, {:.1} FLOP/B against a ridge of {:.1}, {}-bound at {} ns per query \
-         token{kernel}; {} ms a step of {} sequences of {context} tokens, {part} {} ms of it",
+         token{kernel}; {} ms a step of {} sequences of {} tokens, {part} {} ms of it",
         candidate.bytes_per_token_layer,
         candidate.flops_per_token_layer,
         candidate.intensity,
@@ -23,6 +23,7 @@ pub(crate) fn candidate(candidate: &Candidate, context: u32) -> String {
         significant(candidate.attention_ns_per_query_token),
         significant(candidate.step.total_us() / 1e3),
         candidate.batch,
+        candidate.decode_context,
         significant(us / 1e3),
     );
     if candidate.padded_heads > 0 {

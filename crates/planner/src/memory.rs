@@ -11,7 +11,9 @@ use crate::{
 };
 
 /// Memory of one rank, in bytes. Projections into the query's and the keys' latents, into prediction layers and the
-/// routers are on every rank; everything else divides. Every drafted token has a prediction layer of its own. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves free.
+/// routers are on every rank, up-projections come in whole groups; everything else divides. Every drafted token has a
+/// prediction layer of its own. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves
+/// free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
     weights: f64,
@@ -33,7 +35,9 @@ impl Memory {
         let drafting = f64::from(drafts) * model.parts.nextn_layer(routed) as f64;
         let elements = shape.parameters as f64 + drafting;
         let replicated = replicated(model, drafts).min(elements);
-        let per_rank = (elements - replicated) / f64::from(split.degree) + replicated;
+        let (expanded, held) = expansions(model, drafts);
+        let divided = (elements - replicated - expanded).max(0.0);
+        let per_rank = divided / f64::from(split.degree) + replicated + held;
         let elements_of = |path| kv_elements(&shape.attention, path, split, layout);
         let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
         let per_token = elements_of(model.path)
@@ -94,6 +98,17 @@ fn replicated(model: &StepModel<'_>, drafts: u32) -> f64 {
     let drafts_with_experts = if parts.expert_layers > 0 { drafts } else { 0.0 };
     let routers = (f64::from(parts.expert_layers) + drafts_with_experts) * parts.router as f64;
     layers * attention + routers + drafts * parts.nextn_projection as f64
+}
+
+/// Elements of the latent's up-projections over all layers: of the model, and of one rank, which holds whole groups.
+fn expansions(model: &StepModel<'_>, drafts: u32) -> (f64, f64) {
+    let attention = &model.shape.attention;
+    let per_group = model.parts.attention.expand as f64 / f64::from(attention.num_key_value_heads.max(1));
+    let groups = model.shape.weights.nextn_key_value_heads.unwrap_or(attention.num_key_value_heads);
+    let (layers, drafts) = (f64::from(model.shape.num_hidden_layers), f64::from(drafts));
+    let all = layers * f64::from(attention.num_key_value_heads) + drafts * f64::from(groups);
+    let drafting = (f64::from(groups) / f64::from(model.split.degree)).max(1.0);
+    (all * per_group, (layers * model.expansions_held() + drafts * drafting) * per_group)
 }
 
 fn ranks(count: u32) -> String {

@@ -128,6 +128,20 @@ impl StepModel<'_> {
         }
     }
 
+    /// Why the engine would compute this split wrongly, if it would. The plugin for vLLM divides the rows of `kv_b_proj`
+    /// evenly, whatever they belong to.
+    pub(crate) fn split_obstacle(&self) -> Option<String> {
+        let groups = self.shape.attention.num_key_value_heads;
+        let cut = self.path == DecodePath::Gqa && self.split.replication > 1;
+        (cut && self.runtime == Runtime::Vllm).then(|| {
+            format!(
+                "tensorParallel={} exceeds numKeyValueHeads={groups}, and the plugin for vLLM cuts groups in pieces then: use a \
+                 divisor of {groups}, the absorb path or the native runtime",
+                self.split.degree
+            )
+        })
+    }
+
     /// Whether prediction layers have groups of their own.
     pub(crate) fn own_groups(&self) -> bool {
         let own = self.shape.weights.nextn_key_value_heads;
@@ -169,21 +183,24 @@ impl StepModel<'_> {
         let replicated = (attention.query_down + attention.latent) as f64;
         let divided = (attention.query_up + attention.output) as f64 / ranks;
         let per_group = attention.expand as f64 / f64::from(self.shape.attention.num_key_value_heads.max(1));
-        let groups = self.groups_touched();
-        let heads = f64::from(self.split.heads_per_rank);
-        // The plugin for vLLM repeats a group's weights for each of its heads; our kernels batch the heads instead.
-        let (read, multiplied) = match (self.path, self.runtime) {
-            (DecodePath::Gqa, _) => (groups * per_group, groups * per_group),
-            (DecodePath::MqaAbsorb, Runtime::Native) => (groups * per_group, heads * per_group),
-            (DecodePath::MqaAbsorb, Runtime::Vllm) => (heads * per_group, heads * per_group),
+        let read = self.expansions_held() * per_group;
+        let multiplied = match self.path {
+            DecodePath::Gqa => read,
+            DecodePath::MqaAbsorb => f64::from(self.split.heads_per_rank) * per_group,
         };
         self.gemm_us(replicated + divided, replicated + divided, tokens)
             + self.gemm_us(read, multiplied, tokens)
     }
 
-    /// Groups whose up-projections this rank holds.
-    fn groups_touched(&self) -> f64 {
-        (f64::from(self.shape.attention.num_key_value_heads) / f64::from(self.split.degree)).max(1.0)
+    /// Groups whose up-projections this rank holds, in one layer. The plugin for vLLM repeats a group's for each of its
+    /// heads on the absorb path; our kernels batch the heads instead.
+    pub(crate) fn expansions_held(&self) -> f64 {
+        match (self.path, self.runtime) {
+            (DecodePath::MqaAbsorb, Runtime::Vllm) => self.split.heads_per_rank.into(),
+            _ => {
+                (f64::from(self.shape.attention.num_key_value_heads) / f64::from(self.split.degree)).max(1.0)
+            }
+        }
     }
 
     fn dense_us(&self, tokens: f64) -> f64 {

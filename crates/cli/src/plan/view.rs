@@ -33,7 +33,10 @@ struct CandidateView<'a> {
     tp: u32,
     s_q: u32,
     batch: u32,
+    /// What every sequence of the batch fits with.
     context: u32,
+    /// What the step is priced at.
+    decode_context: u32,
     padded_heads: u32,
     kernel: Option<&'a str>,
     attention_ns_per_token_layer: f64,
@@ -103,6 +106,7 @@ impl<'a> CandidateView<'a> {
             s_q: candidate.query_tokens(),
             batch: candidate.batch,
             context: goal.context_length,
+            decode_context: candidate.decode_context,
             padded_heads: candidate.padded_heads,
             kernel: candidate.kernel.as_deref(),
             attention_ns_per_token_layer: candidate.attention_ns_per_query_token,

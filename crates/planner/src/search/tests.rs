@@ -170,7 +170,7 @@ fn any_constraints() -> impl Strategy<Value = Constraints> {
         batch,
         runtime: if vllm { Runtime::Vllm } else { Runtime::Native },
         efficiency: if peak { Efficiency::Peak } else { Efficiency::Calibrated },
-        rope_layout: if per_group { RopeLayout::PerGroup } else { RopeLayout::Shared },
+        rope_layout: per_group.then_some(RopeLayout::PerGroup),
         head_padding: padding,
         scope: if only { Scope::AttentionOnly } else { Scope::Deployment },
         ..Constraints::default()
@@ -198,8 +198,10 @@ fn all(outcome: Result<Decision, PlanError>) -> Vec<Candidate> {
     }
 }
 
-/// Bytes of bf16 weights: the whole model and its prediction layers by degree, and once more what does not divide.
-fn weights_per_rank(shape: &ModelShape, degree: u32, drafts: u64) -> f64 {
+/// Bytes of bf16 weights: the whole model and its prediction layers by degree, and once more what does not divide. A
+/// rank has its groups' up-projections whole; vLLM's absorb path has one per head.
+fn weights_per_rank(shape: &ModelShape, candidate: &Candidate, runtime: Runtime) -> f64 {
+    let (degree, drafts) = (candidate.tensor_parallel, u64::from(candidate.multi_token_prediction));
     let parts = Parameters::of(shape);
     let routed = shape.weights.experts.map_or(0, |experts| u64::from(experts.n_routed_experts));
     let feed_forward = match parts.expert_layers {
@@ -212,8 +214,18 @@ fn weights_per_rank(shape: &ModelShape, degree: u32, drafts: u64) -> f64 {
     let whole = (u64::from(shape.num_hidden_layers) + drafts) * latents
         + (expert_layers + if expert_layers > 0 { drafts } else { 0 }) * parts.router
         + drafts * parts.nextn_projection;
-    let divided = shape.parameters + drafts * layer - whole;
-    2.0 * (divided as f64 / f64::from(degree) + whole as f64)
+    let attention = &shape.attention;
+    let (groups, layers) = (u64::from(attention.num_key_value_heads), u64::from(shape.num_hidden_layers));
+    let heads = u64::from(attention.num_attention_heads + candidate.padded_heads) / u64::from(degree);
+    let group =
+        u64::from(attention.kv_lora_rank) * u64::from(attention.qk_nope_head_dim + attention.v_head_dim);
+    let owned = (groups / u64::from(degree)).max(1);
+    let held = match (candidate.path, runtime) {
+        (DecodePath::MqaAbsorb, Runtime::Vllm) => layers * heads + drafts * owned,
+        _ => (layers + drafts) * owned,
+    };
+    let divided = shape.parameters + drafts * layer - whole - (layers + drafts) * groups * group;
+    2.0 * (divided as f64 / f64::from(degree) + (whole + held * group) as f64)
 }
 
 /// Published: DeepSeek-V3's prediction layer has 11.5 billion weights of its own, besides the 671 of the decoder.
@@ -238,11 +250,89 @@ fn drafting_costs_memory_for_its_layer() {
 #[test]
 fn the_cache_holds_fewer_tokens_with_a_rope_key_per_group() {
     let capacity = |rope_layout| {
-        let fixed = Constraints { rope_layout, path: Some(DecodePath::Gqa), ..one_gpu() };
+        let fixed = Constraints { rope_layout: Some(rope_layout), path: Some(DecodePath::Gqa), ..one_gpu() };
         decide(ModelName::Llama38bGqla, "H100", &Goal::default(), &fixed).chosen.kv_capacity_tokens as f64
     };
     let ratio = capacity(RopeLayout::Shared) / capacity(RopeLayout::PerGroup);
     assert!((ratio - 2560.0 / 2112.0).abs() < 1e-4, "{ratio}");
+}
+
+/// Published: the plugin for vLLM stores 4096 bytes of GLM-4.7-Flash and 6144 of DeepSeek-V3 per layer, which takes an
+/// H20 1.536 ns at its peak bandwidth.
+#[test]
+fn a_step_of_vllm_reads_the_cache_its_plugin_stores() {
+    let gqa = Constraints {
+        runtime: Runtime::Vllm,
+        path: Some(DecodePath::Gqa),
+        efficiency: Efficiency::Peak,
+        ..one_gpu()
+    };
+    let chosen = |model, constraints: &Constraints| {
+        let shape = models::shape(model);
+        all(plan(&shape, &gpu("H20"), &Goal::default(), constraints)).swap_remove(0)
+    };
+    assert_eq!(chosen(ModelName::Glm47FlashGqla, &gqa).bytes_per_token_layer, 4096);
+    let deepseek =
+        chosen(ModelName::DeepseekAttention, &Constraints { multi_token_prediction: Some(0), ..gqa });
+    assert_eq!(deepseek.bytes_per_token_layer, 6144);
+    assert!((deepseek.attention_ns_per_query_token - 1.536).abs() < 1e-9);
+    let native = Constraints { runtime: Runtime::Native, ..gqa };
+    assert_eq!(chosen(ModelName::Glm47FlashGqla, &native).bytes_per_token_layer, 3712);
+    let core = Constraints { scope: Scope::AttentionOnly, ..gqa };
+    assert_eq!(chosen(ModelName::Glm47FlashGqla, &core).bytes_per_token_layer, 3712, "as kernels were timed");
+}
+
+/// Its plugin would compute wrong answers.
+#[test]
+fn vllm_gets_no_group_cut_in_pieces() {
+    let sixteen = |runtime| {
+        let fixed = Constraints {
+            runtime,
+            path: Some(DecodePath::Gqa),
+            tensor_parallel: Some(16),
+            ..Constraints::default()
+        };
+        plan(&models::shape(ModelName::DeepseekAttention), &gpu("H100"), &Goal::default(), &fixed)
+    };
+    assert!(sixteen(Runtime::Native).is_ok());
+    let refusal = sixteen(Runtime::Vllm).unwrap_err().to_string();
+    assert!(refusal.contains("tensorParallel=16 exceeds numKeyValueHeads=8"), "{refusal}");
+}
+
+/// Sixteen heads share what the plugin for vLLM repeats for each of them: 16 layers of 120 times 512 × 256.
+#[test]
+fn vllm_repeats_up_projections_on_the_absorb_path() {
+    let capacity = |runtime| {
+        let fixed = Constraints {
+            runtime,
+            path: Some(DecodePath::MqaAbsorb),
+            multi_token_prediction: Some(0),
+            ..one_gpu()
+        };
+        decide(ModelName::DeepseekAttention, "H100", &Goal::default(), &fixed).chosen.kv_capacity_tokens
+            as f64
+    };
+    let tokens = f64::from(16 * 120 * 512 * 256) / f64::from(16 * 576);
+    assert!((capacity(Runtime::Native) - capacity(Runtime::Vllm) - tokens).abs() <= 1.0);
+}
+
+/// Prompt plus half the answer; what fits is a matter of the longest context.
+#[test]
+fn decoding_is_priced_at_a_requests_average_and_fits_at_its_longest() {
+    let table = [(0, 500, 4096), (1000, 500, 1250), (4000, 500, 4096), (1, 1, 1)];
+    for (prompt_tokens, output_tokens, expected) in table {
+        let goal = Goal { prompt_tokens, output_tokens, ..Goal::default() };
+        assert_eq!(goal.decode_context(), expected, "{prompt_tokens} + {output_tokens}");
+    }
+    let chosen = |prompt_tokens| {
+        let goal = Goal { prompt_tokens, output_tokens: 500, ..Goal::default() };
+        decide(ModelName::Llama38bGqla, "H100", &goal, &one_gpu()).chosen
+    };
+    let (worst, mean) = (chosen(0), chosen(1000));
+    assert_eq!((worst.batch, worst.kv_capacity_tokens), (mean.batch, mean.kv_capacity_tokens));
+    assert_eq!((worst.decode_context, mean.decode_context), (4096, 1250));
+    assert!(mean.step.attention_us < worst.step.attention_us);
+    assert!(mean.reason.contains("32 sequences of 1250 tokens"), "{}", mean.reason);
 }
 
 proptest! {
@@ -308,7 +398,7 @@ proptest! {
             let drafts = u64::from(candidate.multi_token_prediction);
             let layers = u64::from(shape.num_hidden_layers) + drafts;
             let cache = tokens * layers * candidate.bytes_per_token_layer;
-            let held = weights_per_rank(&shape, candidate.tensor_parallel, drafts) + cache as f64;
+            let held = weights_per_rank(&shape, candidate, constraints.runtime) + cache as f64;
             prop_assert!(held <= 0.9 * gpu.memory_bytes as f64 + 1.0, "{held} bytes: {:?}", candidate);
             prop_assert!(candidate.batch >= 1);
             prop_assert!(constraints.head_padding || candidate.padded_heads == 0);
@@ -377,7 +467,7 @@ proptest! {
         let _ = Parameters::of(&shape).total(query_tokens);
         let gpu = gpu("H20");
         for path in DecodePath::ALL {
-            for layout in [RopeLayout::Shared, RopeLayout::PerGroup] {
+            for layout in [RopeLayout::Shared, RopeLayout::PerGroup, RopeLayout::Padded] {
                 if let Ok(split) = TensorParallelSplit::new(&attention, path, degree % 1025) {
                     let _ = AttentionCore::new(&attention, path, split, query_tokens, layout, &gpu);
                 }
