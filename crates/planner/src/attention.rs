@@ -46,6 +46,37 @@ pub(crate) struct AttentionPass {
     pub(crate) kernel: Option<Cow<'static, str>>,
 }
 
+impl AttentionPass {
+    /// The average layer of `passes`, each with the layers that take it. Bound and kernel are those of the layers that
+    /// take most of the time.
+    pub(crate) fn average(passes: &[(Self, u32)]) -> Option<Self> {
+        let (first, others) = passes.split_first()?;
+        if others.is_empty() {
+            return Some(first.0.clone());
+        }
+        let layers: f64 = passes.iter().map(|(_, count)| f64::from(*count)).sum();
+        let mean = |figure: fn(&Self) -> f64| {
+            passes.iter().map(|(pass, count)| figure(pass) * f64::from(*count)).sum::<f64>() / layers.max(1.0)
+        };
+        let taken = |(pass, count): &(Self, u32)| pass.ns * f64::from(*count);
+        let (longest, _) = passes.iter().max_by(|a, b| taken(a).total_cmp(&taken(b)))?;
+        let (bytes, flops) = (mean(|pass| pass.core.bytes as f64), mean(|pass| pass.core.flops as f64));
+        Some(Self {
+            core: AttentionCore {
+                bytes: bytes.round() as u64,
+                flops: flops.round() as u64,
+                intensity: flops / bytes,
+                bound: longest.core.bound,
+                pass_ns: mean(|pass| pass.core.pass_ns),
+                ns_per_query_token: mean(|pass| pass.core.ns_per_query_token),
+            },
+            ns: mean(|pass| pass.ns),
+            bound: longest.bound,
+            kernel: longest.kernel.clone(),
+        })
+    }
+}
+
 impl<'a> AttentionModel<'a> {
     pub(crate) fn new(
         path: DecodePath,

@@ -421,6 +421,21 @@ mod tests {
     }
 
     #[test]
+    fn every_label_means_exactly_one_class() {
+        let catalogue = Catalogue::builtin();
+        let labels = catalogue.iter().flat_map(|class| &*class.product_labels);
+        for label in labels.flat_map(|label| [&**label, label.trim_start_matches("NVIDIA-")]) {
+            let claiming = catalogue.iter().filter(|class| class.claims_product(label));
+            assert_eq!(claiming.count(), 1, "{label}");
+        }
+        let announced = catalogue.iter().flat_map(|class| &*class.node_labels);
+        for announced in announced {
+            let claiming = catalogue.iter().filter(|class| class.node_labels.contains(announced));
+            assert_eq!(claiming.count(), 1, "{announced:?}");
+        }
+    }
+
+    #[test]
     fn an_added_class_replaces_its_namesake_and_takes_its_labels() {
         let mut faster = Catalogue::builtin().get("H20").unwrap().clone();
         faster.spec.bytes_per_second = 4.4e12;

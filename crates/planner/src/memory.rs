@@ -38,11 +38,12 @@ impl Memory {
         let (expanded, held) = expansions(model, drafts);
         let divided = (elements - replicated - expanded).max(0.0);
         let per_rank = divided / f64::from(split.degree) + replicated + held;
-        let elements_of = |path| kv_elements(&shape.attention, path, split, layout);
         let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
-        let per_token = elements_of(model.path)
-            .saturating_mul(shape.num_hidden_layers.into())
-            .saturating_add(elements_of(draft_path).saturating_mul(drafts.into()));
+        let drafted = kv_elements(&shape.attention, draft_path, split, layout).saturating_mul(drafts.into());
+        let per_token = model.layers.iter().fold(drafted, |sum, layers| {
+            let elements = kv_elements(&layers.attention, model.path, layers.split, layout);
+            sum.saturating_add(elements.saturating_mul(layers.count.into()))
+        });
         Self {
             weights: elements * bytes,
             format: shape.weights.weight_format.name(),
@@ -103,12 +104,18 @@ fn replicated(model: &StepModel<'_>, drafts: u32) -> f64 {
 /// Elements of the latent's up-projections over all layers: of the model, and of one rank, which holds whole groups.
 fn expansions(model: &StepModel<'_>, drafts: u32) -> (f64, f64) {
     let attention = &model.shape.attention;
-    let per_group = model.parts.attention.expand as f64 / f64::from(attention.num_key_value_heads.max(1));
-    let groups = model.shape.weights.nextn_key_value_heads.unwrap_or(attention.num_key_value_heads);
-    let (layers, drafts) = (f64::from(model.shape.num_hidden_layers), f64::from(drafts));
-    let all = layers * f64::from(attention.num_key_value_heads) + drafts * f64::from(groups);
-    let drafting = (f64::from(groups) / f64::from(model.split.degree)).max(1.0);
-    (all * per_group, (layers * model.expansions_held() + drafts * drafting) * per_group)
+    let per_group = attention.expansion_weights() as f64;
+    let (drafting, drafts) = (
+        model.shape.weights.nextn_key_value_heads.unwrap_or(attention.num_key_value_heads),
+        f64::from(drafts),
+    );
+    let drafting_held = (f64::from(drafting) / f64::from(model.split.degree)).max(1.0);
+    let start = (drafts * f64::from(drafting), drafts * drafting_held);
+    let (all, held) = model.layers.iter().fold(start, |(all, held), layers| {
+        let (groups, count) = (layers.attention.num_key_value_heads, f64::from(layers.count));
+        (all + count * f64::from(groups), held + count * model.expansions_held(groups))
+    });
+    (all * per_group, held * per_group)
 }
 
 fn ranks(count: u32) -> String {

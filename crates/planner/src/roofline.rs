@@ -112,7 +112,9 @@ pub(crate) fn kv_elements(
             let copies = u64::from(split.groups_per_rank.saturating_sub(1));
             shared.saturating_add(copies.saturating_mul(shape.qk_rope_head_dim.into()))
         }
-        (DecodePath::Gqa, RopeLayout::Padded) => u64::from(split.groups_per_rank) * 2 * padded_width(shape),
+        (DecodePath::Gqa, RopeLayout::Padded) => {
+            u64::from(split.groups_per_rank).saturating_mul(2 * padded_width(shape))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, SplitError, TensorParallelSplit};
+use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, SplitError};
 
 use crate::{
     attention::{AttentionModel, AttentionPass},
@@ -12,7 +12,7 @@ use crate::{
     hardware::Hardware,
     memory::Memory,
     plan::{Candidate, Constraints, Goal, Objective, Scope},
-    step::{StepModel, StepTime},
+    step::{Layers, StepModel, StepTime},
 };
 
 /// A candidate with the time it is ranked by.
@@ -121,11 +121,15 @@ impl<'a> Search<'a> {
             let padded = self.padded(degree);
             let shape = padded.as_ref().unwrap_or(self.shape);
             for path in DecodePath::ALL.into_iter().filter(allowed) {
-                match TensorParallelSplit::new(&shape.attention, path, degree) {
-                    Ok(split) => ranked.extend(self.drafts().map(|drafts| {
-                        let layout = self.layout(shape, padded.is_some(), path, split);
-                        self.best(&layout, drafts)
-                    })),
+                match Layers::of(shape, path, degree) {
+                    Ok(layers) => {
+                        let layout = self.layout(shape, padded.is_some(), path, layers);
+                        ranked.extend(
+                            layout.iter().flat_map(|layout| {
+                                self.drafts().map(move |drafts| self.best(layout, drafts))
+                            }),
+                        );
+                    }
                     Err(error) => refused = Some(error),
                 }
             }
@@ -158,7 +162,10 @@ impl<'a> Search<'a> {
         let per_group = attention.heads_per_group();
         let heads = (per_group + 1..=per_group.saturating_mul(2))
             .filter_map(|heads| attention.num_key_value_heads.checked_mul(heads))
-            .find(|heads| heads.is_multiple_of(degree))?;
+            .find(|heads| {
+                let in_groups = self.shape.groups().iter().all(|(groups, _)| heads.is_multiple_of(*groups));
+                heads.is_multiple_of(degree) && in_groups
+            })?;
         let attention = AttentionShape { num_attention_heads: heads, ..attention };
         Some(ModelShape { attention, ..self.shape.clone() })
     }
@@ -168,15 +175,16 @@ impl<'a> Search<'a> {
         shape: &'b ModelShape,
         padded: bool,
         path: DecodePath,
-        split: TensorParallelSplit,
-    ) -> Layout<'b> {
+        layers: Vec<Layers>,
+    ) -> Option<Layout<'b>> {
+        let split = layers.first()?.split;
         let parts = if padded { Parameters::of(shape) } else { self.parts };
         let (runtime, efficiency) = (self.constraints.runtime, self.constraints.efficiency);
         let (gpu, hardware) = (self.gpu, self.hardware);
-        Layout {
-            model: StepModel { shape, parts, path, split, gpu, hardware, runtime, efficiency },
+        Some(Layout {
+            model: StepModel { shape, parts, path, split, layers, gpu, hardware, runtime, efficiency },
             padded_heads: shape.attention.num_attention_heads - self.shape.attention.num_attention_heads,
-        }
+        })
     }
 
     fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {

@@ -1,5 +1,8 @@
 //! Properties of whole plans over every class, runtime and efficiency, and the decisions that one number turns.
 
+mod layers;
+mod vllm;
+
 use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, TensorParallelSplit, WeightFormat};
 use proptest::prelude::*;
 
@@ -257,65 +260,6 @@ fn the_cache_holds_fewer_tokens_with_a_rope_key_per_group() {
     assert!((ratio - 2560.0 / 2112.0).abs() < 1e-4, "{ratio}");
 }
 
-/// Published: the plugin for vLLM stores 4096 bytes of GLM-4.7-Flash and 6144 of DeepSeek-V3 per layer, which takes an
-/// H20 1.536 ns at its peak bandwidth.
-#[test]
-fn a_step_of_vllm_reads_the_cache_its_plugin_stores() {
-    let gqa = Constraints {
-        runtime: Runtime::Vllm,
-        path: Some(DecodePath::Gqa),
-        efficiency: Efficiency::Peak,
-        ..one_gpu()
-    };
-    let chosen = |model, constraints: &Constraints| {
-        let shape = models::shape(model);
-        all(plan(&shape, &gpu("H20"), &Goal::default(), constraints)).swap_remove(0)
-    };
-    assert_eq!(chosen(ModelName::Glm47FlashGqla, &gqa).bytes_per_token_layer, 4096);
-    let deepseek =
-        chosen(ModelName::DeepseekAttention, &Constraints { multi_token_prediction: Some(0), ..gqa });
-    assert_eq!(deepseek.bytes_per_token_layer, 6144);
-    assert!((deepseek.attention_ns_per_query_token - 1.536).abs() < 1e-9);
-    let native = Constraints { runtime: Runtime::Native, ..gqa };
-    assert_eq!(chosen(ModelName::Glm47FlashGqla, &native).bytes_per_token_layer, 3712);
-    let core = Constraints { scope: Scope::AttentionOnly, ..gqa };
-    assert_eq!(chosen(ModelName::Glm47FlashGqla, &core).bytes_per_token_layer, 3712, "as kernels were timed");
-}
-
-/// Its plugin would compute wrong answers.
-#[test]
-fn vllm_gets_no_group_cut_in_pieces() {
-    let sixteen = |runtime| {
-        let fixed = Constraints {
-            runtime,
-            path: Some(DecodePath::Gqa),
-            tensor_parallel: Some(16),
-            ..Constraints::default()
-        };
-        plan(&models::shape(ModelName::DeepseekAttention), &gpu("H100"), &Goal::default(), &fixed)
-    };
-    assert!(sixteen(Runtime::Native).is_ok());
-    let refusal = sixteen(Runtime::Vllm).unwrap_err().to_string();
-    assert!(refusal.contains("tensorParallel=16 exceeds numKeyValueHeads=8"), "{refusal}");
-}
-
-/// Sixteen heads share what the plugin for vLLM repeats for each of them: 16 layers of 120 times 512 × 256.
-#[test]
-fn vllm_repeats_up_projections_on_the_absorb_path() {
-    let capacity = |runtime| {
-        let fixed = Constraints {
-            runtime,
-            path: Some(DecodePath::MqaAbsorb),
-            multi_token_prediction: Some(0),
-            ..one_gpu()
-        };
-        decide(ModelName::DeepseekAttention, "H100", &Goal::default(), &fixed).chosen.kv_capacity_tokens
-            as f64
-    };
-    let tokens = f64::from(16 * 120 * 512 * 256) / f64::from(16 * 576);
-    assert!((capacity(Runtime::Native) - capacity(Runtime::Vllm) - tokens).abs() <= 1.0);
-}
-
 /// Prompt plus half the answer; what fits is a matter of the longest context.
 #[test]
 fn decoding_is_priced_at_a_requests_average_and_fits_at_its_longest() {
@@ -415,8 +359,15 @@ proptest! {
         model in any_model(), gpu in any_class(), goal in any_goal(), constraints in any_constraints(),
         exponent in -6i32..6,
     ) {
-        let constraints =
-            Constraints { efficiency: Efficiency::Peak, scope: Scope::AttentionOnly, ..constraints };
+        // Links and memory are not scaled: one rank has no links, and peak rates no floors.
+        let constraints = Constraints {
+            efficiency: Efficiency::Peak,
+            tensor_parallel: match constraints.scope {
+                Scope::AttentionOnly => constraints.tensor_parallel,
+                Scope::Deployment => Some(1),
+            },
+            ..constraints
+        };
         let scale = 2f64.powi(exponent);
         let scaled = GpuSpec {
             flops_per_second: gpu.flops_per_second * scale,
@@ -432,7 +383,8 @@ proptest! {
     #[test]
     fn no_shape_panics(
         dims in any::<[u32; 9]>(), parameters: u64, experts in prop::option::of(any::<[u32; 5]>()),
-        optional in any::<[Option<u32>; 4]>(), degree: u32, query_tokens: u32, goal in any_goal(), small: bool,
+        optional in any::<[Option<u32>; 4]>(), degree: u32, list in prop::option::of(prop::collection::vec(0u32..64, 0..70)), query_tokens: u32, goal in any_goal(), small: bool,
+        constraints in any_constraints(),
     ) {
         // Small numbers reach past validation more often.
         let [heads, groups, rank, nope, rope, value, hidden, layers, nextn] =
@@ -447,6 +399,7 @@ proptest! {
         };
         let mut shape = ModelShape {
             attention,
+            num_key_value_heads_per_layer: list,
             hidden_size: hidden,
             num_hidden_layers: layers,
             parameters,
@@ -473,7 +426,9 @@ proptest! {
                 }
             }
         }
-        let constraints = Constraints { head_padding: true, ..Constraints::default() };
-        let _ = plan(&shape, &gpu, &goal, &constraints);
+        let free = Constraints { tensor_parallel: None, head_padding: true, ..constraints };
+        for constraints in [constraints, free] {
+            let _ = plan(&shape, &gpu, &goal, &constraints);
+        }
     }
 }
