@@ -181,7 +181,8 @@ pub struct GoalSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16_777_216))]
     pub output_tokens: Option<u32>,
-    /// Longest time between two tokens of a stream, such as 50ms; plans that are slower are refused.
+    /// Longest time between two tokens of a stream, such as 50ms; plans that are slower are refused. With promptTokens
+    /// it is judged at a request's average context, prompt and half the answer, else at contextLength.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_time_per_output_token: Option<ShortDuration>,
     /// Longest time until a request that need not wait gets its first token, such as 2s; it needs promptTokens.

@@ -51,6 +51,11 @@ pub struct GPUClassSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub multiprocessors: Option<u32>,
+    /// CUDA compute capability, such as 9.0: which kernels the GPU can run. A class of a name that the built-in catalogue
+    /// has needs none; another without one is planned at rates that any card should reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4), regex(pattern = schema::COMPUTE_CAPABILITY))]
+    pub compute_capability: Option<String>,
     /// Labels by which a cloud announces nodes of this class before anything runs on them, such as
     /// cloud.google.com/gke-accelerator. Each alone means this class; all are weaker than what runs on a node tells.
     #[serde(skip_serializing_if = "Vec::is_empty")]

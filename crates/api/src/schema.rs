@@ -15,6 +15,9 @@ pub(crate) const LABEL_KEY: &str =
 /// A PCI device id as agents write it into a label.
 pub(crate) const PCI_DEVICE_ID: &str = "^[0-9a-f]{4}$";
 
+/// Major and minor version of a GPU's instructions.
+pub(crate) const COMPUTE_CAPABILITY: &str = r"^[1-9][0-9]?\.[0-9]$";
+
 /// `Auto` or 1 to 1024. Patterns judge only strings and limits only numbers.
 pub(crate) fn tensor_parallel(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -77,7 +77,7 @@ pub struct PoolStatus {
     pub replicas: i32,
     /// Replicas ready.
     pub ready: i32,
-    /// Modelled tokens per second of one replica at full batch and context: what plans are compared by, until
+    /// Modelled tokens per second of one replica at full batch: what plans are compared by, until
     /// measuredTokensPerSecond says what they deliver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_tokens_per_second: Option<f64>,

@@ -2,11 +2,13 @@
 
 use clap::Subcommand;
 
-use crate::{convert, eval, explain, logits, nodes, plan, roofline};
+use crate::{bench, convert, eval, explain, logits, nodes, plan, roofline};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure what this machine's kernels reach
+    Bench(bench::Args),
     /// Make a GQLA checkpoint of a plain LLaMA one
     Convert(convert::Args),
     /// Measure how well a model predicts text
@@ -27,6 +29,7 @@ impl Command {
     /// Does it.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Bench(args) => bench::run(&args),
             Self::Convert(args) => convert::run(&args),
             Self::Eval(args) => eval::run(&args),
             Self::Explain(args) => explain::run(&args),

@@ -34,6 +34,8 @@ pub struct CandidateView<'a> {
     pub s_q: u32,
     pub batch: u32,
     pub context: u32,
+    /// What the step is priced at.
+    pub decode_context: u32,
     pub padded_heads: u32,
     pub kernel: Option<&'a str>,
     pub attention_ns_per_token_layer: f64,
@@ -92,6 +94,7 @@ impl<'a> CandidateView<'a> {
             s_q: candidate.query_tokens(),
             batch: candidate.batch,
             context: goal.context_length,
+            decode_context: candidate.decode_context,
             padded_heads: candidate.padded_heads,
             kernel: candidate.kernel.as_deref(),
             attention_ns_per_token_layer: candidate.attention_ns_per_query_token,

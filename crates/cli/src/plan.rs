@@ -47,9 +47,9 @@ pub struct Args {
     /// Peak rates of the data sheet, or what kernels reach
     #[arg(long, value_enum, default_value_t)]
     efficiency: EfficiencyArg,
-    /// How the GQA path stores its rotary key
-    #[arg(long, value_enum, default_value_t)]
-    rope_layout: RopeLayoutArg,
+    /// How the GQA path stores its cache [default: as the runtime does; shared with --attention-only]
+    #[arg(long, value_enum)]
+    rope_layout: Option<RopeLayoutArg>,
     /// Pad groups with idle heads where a degree does not divide the heads; the engine has to pad too
     #[arg(long)]
     head_padding: bool,
@@ -142,13 +142,14 @@ enum EfficiencyArg {
     Calibrated,
 }
 
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum RopeLayoutArg {
-    /// One copy for all groups
-    #[default]
+    /// One rotary key for all groups, as gqla-server has it
     Shared,
-    /// A copy per group
+    /// A rotary key per group
     PerGroup,
+    /// A rotary key per group and values as wide as keys, as the plugin for vLLM has it
+    Padded,
 }
 
 /// Prints the plan. A model that cannot run is printed with its arithmetic and then an error.
@@ -216,10 +217,11 @@ impl Args {
                 EfficiencyArg::Peak => Efficiency::Peak,
                 EfficiencyArg::Calibrated => Efficiency::Calibrated,
             },
-            rope_layout: match self.rope_layout {
+            rope_layout: self.rope_layout.map(|layout| match layout {
                 RopeLayoutArg::Shared => RopeLayout::Shared,
                 RopeLayoutArg::PerGroup => RopeLayout::PerGroup,
-            },
+                RopeLayoutArg::Padded => RopeLayout::Padded,
+            }),
             head_padding: self.head_padding,
         }
     }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use gqla_api::{GPUClass, GPUClassSpec};
-use gqla_planner::{Catalogue, Confidence, GpuClass, GpuSpec};
+use gqla_planner::{Catalogue, ComputeCapability, Confidence, GpuClass, GpuSpec};
 
 use crate::words::device_id;
 
@@ -74,6 +74,7 @@ fn merged(known: Option<&GpuClass>, name: &str, spec: &GPUClassSpec) -> Result<G
             "memoryBandwidthGBps",
         )?,
         memory_bytes: memory as u64,
+        compute_capability: compute_capability(name, spec)?.or(base.and_then(|base| base.compute_capability)),
     };
     entry.validate().map_err(|error| format!("GPUClass {name}: {error}"))?;
     Ok(GpuClass {
@@ -116,6 +117,11 @@ fn pci_device_ids(name: &str, spec: &GPUClassSpec) -> Result<Vec<u16>, String> {
     spec.pci_device_ids.iter().map(id).collect()
 }
 
+fn compute_capability(name: &str, spec: &GPUClassSpec) -> Result<Option<ComputeCapability>, String> {
+    let stated = spec.compute_capability.as_deref().map(str::parse).transpose();
+    stated.map_err(|error| format!("GPUClass {name}: computeCapability: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{from_value, json};
@@ -141,6 +147,7 @@ mod tests {
     fn a_gpu_class_says_how_its_nodes_are_known() {
         let spec: GPUClassSpec = from_value(json!({
             "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 60,
+            "computeCapability": "8.9",
             "pciDeviceIDs": ["27ff"], "productLabels": ["NVIDIA-X9"],
             "nodeLabels": [{ "key": "cloud.google.com/gke-accelerator", "value": "nvidia-x9" }],
         }))
@@ -154,7 +161,9 @@ mod tests {
             catalogue.by_node_label("cloud.google.com/gke-accelerator", "nvidia-x9"),
         ];
         assert!(found.iter().all(|class| class.is_some_and(|class| class.name() == "x9")));
-        assert_eq!(catalogue.get("x9").unwrap().multiprocessors, Some(60));
+        let x9 = catalogue.get("x9").unwrap();
+        assert_eq!(x9.multiprocessors, Some(60));
+        assert_eq!(x9.spec.compute_capability, Some(ComputeCapability { major: 8, minor: 9 }));
         assert_eq!(
             refused,
             [

@@ -49,7 +49,7 @@ pub struct Parameters {
     pub dense_layers: u32,
     /// Decoder layers with experts.
     pub expert_layers: u32,
-    /// One decoder layer's attention.
+    /// One decoder layer's attention; the average of layers with different numbers of groups.
     pub attention: AttentionParameters,
     /// One prediction layer's attention.
     pub nextn_attention: AttentionParameters,
@@ -81,7 +81,13 @@ impl Parameters {
         let experts = weights.experts;
         let dense_layers =
             experts.map_or(u32::MAX, |experts| experts.first_k_dense_replace).min(shape.num_hidden_layers);
-        let attention = attention(&shape.attention, hidden, weights.q_lora_rank);
+        let mut attention = attention(&shape.attention, hidden, weights.q_lora_rank);
+        if shape.num_key_value_heads_per_layer.is_some() {
+            let groups =
+                shape.groups().into_iter().map(|(groups, layers)| u64::from(groups) * u64::from(layers));
+            let all = groups.fold(0, u64::saturating_add).saturating_mul(shape.attention.expansion_weights());
+            attention.expand = all / u64::from(shape.num_hidden_layers.max(1));
+        }
         let vocabulary = product([hidden, weights.vocab_size.unwrap_or(0).into()]);
         let counted = Self {
             dense_layers,
@@ -144,7 +150,7 @@ fn attention(shape: &AttentionShape, hidden: u64, q_lora_rank: Option<u32>) -> A
         query_down: q_lora_rank.map_or(0, |rank| product([hidden, rank.into()])),
         query_up: product([query_input, heads, nope + rope]),
         latent: product([hidden, rank + rope]),
-        expand: product([rank, shape.num_key_value_heads.into(), nope + value]),
+        expand: product([shape.num_key_value_heads.into(), shape.expansion_weights()]),
         output: product([heads, value, hidden]),
     }
 }
@@ -169,6 +175,7 @@ mod tests {
                 qk_rope_head_dim: 64,
                 v_head_dim: 256,
             },
+            num_key_value_heads_per_layer: None,
             hidden_size: 2048,
             num_hidden_layers: 47,
             parameters: 29_900_000_000,
@@ -219,6 +226,19 @@ mod tests {
         let dense = ModelShape { weights: WeightShape { experts: None, ..glm(4).weights }, ..glm(4) };
         let parts = Parameters::of(&dense);
         assert_eq!(parts.nextn_layer(0), parts.attention.total() + 3 * 2048 * 10_240 + projection);
+    }
+
+    /// Half of the layers at 4 groups and half at 20 have the weights of both halves.
+    #[test]
+    fn layers_with_fewer_groups_have_fewer_weights() {
+        let halves = |groups: [u32; 2]| {
+            let list = (0..46).map(|layer| groups[layer % 2]).collect();
+            ModelShape { num_key_value_heads_per_layer: Some(list), num_hidden_layers: 46, ..glm(20) }
+        };
+        let total = |groups| Parameters::of(&halves(groups)).total(64);
+        assert_eq!(2 * total([4, 20]), total([4, 4]) + total([20, 20]));
+        let uniform = ModelShape { num_hidden_layers: 46, ..glm(20) };
+        assert_eq!(Parameters::of(&halves([20, 20])), Parameters::of(&uniform));
     }
 
     #[test]

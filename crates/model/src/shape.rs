@@ -1,6 +1,6 @@
 //! Model and attention dimensions, and the cache and compute they cost.
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,12 @@ impl AttentionShape {
         }
     }
 
+    /// Weights that turn the latent into one group's keys and values, `r (d_nope + d_v)`.
+    pub fn expansion_weights(&self) -> u64 {
+        let head = u64::from(self.qk_nope_head_dim) + u64::from(self.v_head_dim);
+        head.saturating_mul(self.kv_lora_rank.into())
+    }
+
     /// Query heads per group, H/G.
     pub fn heads_per_group(&self) -> u32 {
         self.num_attention_heads.checked_div(self.num_key_value_heads).unwrap_or(0)
@@ -111,9 +117,13 @@ impl AttentionShape {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelShape {
-    /// Dimensions of every attention layer.
+    /// Dimensions of every attention layer. Where layers have different numbers of groups, this has the largest.
     #[serde(flatten)]
     pub attention: AttentionShape,
+    /// Key/value groups of each decoder layer; absent where all have numKeyValueHeads, which must be the largest entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), inner(range(min = 1, max = 1024)))]
+    pub num_key_value_heads_per_layer: Option<Vec<u32>>,
     /// Width of the residual stream.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub hidden_size: u32,
@@ -136,16 +146,50 @@ pub struct ModelShape {
 }
 
 impl ModelShape {
+    /// The numbers of groups that decoder layers have, each with how many layers have it, most groups first.
+    pub fn groups(&self) -> Vec<(u32, u32)> {
+        let Some(list) = &self.num_key_value_heads_per_layer else {
+            return vec![(self.attention.num_key_value_heads, self.num_hidden_layers)];
+        };
+        let mut layers = BTreeMap::<u32, u32>::new();
+        for groups in list {
+            let count = layers.entry(*groups).or_default();
+            *count = count.saturating_add(1);
+        }
+        layers.into_iter().rev().collect()
+    }
+
+    fn validate_groups(&self) -> Result<(), ShapeError> {
+        let Some(list) = &self.num_key_value_heads_per_layer else { return Ok(()) };
+        let (layers, heads) = (self.num_hidden_layers, self.attention.num_attention_heads);
+        if list.len() as u64 != u64::from(layers) {
+            return Err(ShapeError::GroupsOfOtherLayers { entries: list.len(), layers });
+        }
+        if let Some((layer, groups)) = list.iter().enumerate().find(|(_, groups)| !divides(**groups, heads)) {
+            return Err(ShapeError::LayerGroupsDoNotDivideHeads { layer, groups: *groups, heads });
+        }
+        let (stated, largest) = (self.attention.num_key_value_heads, list.iter().copied().max());
+        match largest {
+            Some(largest) if largest != stated => Err(ShapeError::NotTheLargestGroups { stated, largest }),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses shapes no checkpoint can have.
     pub fn validate(&self) -> Result<(), ShapeError> {
         self.attention.validate()?;
         within("hiddenSize", self.hidden_size, HIDDEN)?;
         within("numHiddenLayers", self.num_hidden_layers, LAYERS)?;
+        self.validate_groups()?;
         within("maxPositionEmbeddings", self.max_position_embeddings, CONTEXT)?;
         within("parameters", self.parameters, PARAMETERS)?;
         within("numNextnPredictLayers", self.num_nextn_predict_layers, NEXTN_LAYERS)?;
         self.weights.validate(&self.attention)
     }
+}
+
+fn divides(divisor: u32, number: u32) -> bool {
+    divisor > 0 && number.is_multiple_of(divisor)
 }
 
 /// Why a shape is impossible.
@@ -174,6 +218,39 @@ pub enum ShapeError {
         heads: u32,
         /// Groups.
         groups: u32,
+    },
+    /// A list of groups for a model with another number of layers.
+    #[error(
+        "shape.numKeyValueHeadsPerLayer has {entries} entries, expected one for each of shape.numHiddenLayers={layers}"
+    )]
+    GroupsOfOtherLayers {
+        /// Entries given.
+        entries: usize,
+        /// Decoder layers.
+        layers: u32,
+    },
+    /// A layer's G does not divide H.
+    #[error(
+        "shape.numKeyValueHeadsPerLayer[{layer}]={groups} does not divide shape.numAttentionHeads={heads}: every group \
+         of a layer must serve the same number of heads"
+    )]
+    LayerGroupsDoNotDivideHeads {
+        /// The layer, from 0.
+        layer: usize,
+        /// Its groups.
+        groups: u32,
+        /// Query heads.
+        heads: u32,
+    },
+    /// G is not the largest of the layers'.
+    #[error(
+        "shape.numKeyValueHeads is {stated}, expected {largest}, the largest of shape.numKeyValueHeadsPerLayer"
+    )]
+    NotTheLargestGroups {
+        /// What was given.
+        stated: u32,
+        /// The largest entry.
+        largest: u32,
     },
     /// Rotary embeddings turn pairs of channels.
     #[error("shape.qkRopeHeadDim={qk_rope_head_dim} is odd, expected an even number of rotary channels")]
@@ -204,9 +281,38 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_groups_of_their_own_are_counted_and_checked() {
+        let model = |list: Option<Vec<u32>>| ModelShape {
+            attention: LLAMA_3_8B,
+            num_key_value_heads_per_layer: list,
+            hidden_size: 4096,
+            num_hidden_layers: 4,
+            parameters: 8_000_000_000,
+            num_nextn_predict_layers: 0,
+            max_position_embeddings: 8192,
+            weights: WeightShape::default(),
+        };
+        let mixed = model(Some(vec![2, 8, 4, 8]));
+        assert_eq!((mixed.validate(), mixed.groups()), (Ok(()), vec![(8, 2), (4, 1), (2, 1)]));
+        assert_eq!(model(Some(vec![8; 4])).groups(), model(None).groups());
+        let refusal = |list: &[u32]| model(Some(list.to_vec())).validate().unwrap_err().to_string();
+        assert!(refusal(&[8, 8, 8]).contains("has 3 entries"));
+        assert!(refusal(&[8, 8, 5, 8]).contains("numKeyValueHeadsPerLayer[2]=5 does not divide"));
+        assert!(refusal(&[8, 8, 0, 8]).contains("numKeyValueHeadsPerLayer[2]=0 does not divide"));
+        assert!(
+            refusal(&[4, 4, 4, 4]).ends_with("expected 4, the largest of shape.numKeyValueHeadsPerLayer")
+        );
+        let written = serde_json::to_value(&mixed).unwrap();
+        assert_eq!(written["numKeyValueHeadsPerLayer"], serde_json::json!([2, 8, 4, 8]));
+        assert_eq!(serde_json::from_value::<ModelShape>(written).unwrap(), mixed);
+        assert!(serde_json::to_value(model(None)).unwrap().get("numKeyValueHeadsPerLayer").is_none());
+    }
+
+    #[test]
     fn no_count_of_draft_layers_keeps_the_planner_busy() {
         let model = ModelShape {
             attention: LLAMA_3_8B,
+            num_key_value_heads_per_layer: None,
             hidden_size: 4096,
             num_hidden_layers: 32,
             parameters: 8_000_000_000,

@@ -10,7 +10,7 @@ use crate::{
     hardware::Hardware,
     kernel::{Kernel, Work},
     kernels::{Runtime, kernels},
-    roofline::{AttentionCore, Bound, RopeLayout},
+    roofline::{AttentionCore, Bound, RopeLayout, flops_per_head},
 };
 
 /// How much of a device's peak rates work is taken to reach.
@@ -44,6 +44,37 @@ pub(crate) struct AttentionPass {
     pub(crate) bound: Bound,
     /// The fastest kernel; `None` at peak rates.
     pub(crate) kernel: Option<Cow<'static, str>>,
+}
+
+impl AttentionPass {
+    /// The average layer of `passes`, each with the layers that take it. Bound and kernel are those of the layers that
+    /// take most of the time.
+    pub(crate) fn average(passes: &[(Self, u32)]) -> Option<Self> {
+        let (first, others) = passes.split_first()?;
+        if others.is_empty() {
+            return Some(first.0.clone());
+        }
+        let layers: f64 = passes.iter().map(|(_, count)| f64::from(*count)).sum();
+        let mean = |figure: fn(&Self) -> f64| {
+            passes.iter().map(|(pass, count)| figure(pass) * f64::from(*count)).sum::<f64>() / layers.max(1.0)
+        };
+        let taken = |(pass, count): &(Self, u32)| pass.ns * f64::from(*count);
+        let (longest, _) = passes.iter().max_by(|a, b| taken(a).total_cmp(&taken(b)))?;
+        let (bytes, flops) = (mean(|pass| pass.core.bytes as f64), mean(|pass| pass.core.flops as f64));
+        Some(Self {
+            core: AttentionCore {
+                bytes: bytes.round() as u64,
+                flops: flops.round() as u64,
+                intensity: flops / bytes,
+                bound: longest.core.bound,
+                pass_ns: mean(|pass| pass.core.pass_ns),
+                ns_per_query_token: mean(|pass| pass.core.ns_per_query_token),
+            },
+            ns: mean(|pass| pass.ns),
+            bound: longest.bound,
+            kernel: longest.kernel.clone(),
+        })
+    }
 }
 
 impl<'a> AttentionModel<'a> {
@@ -98,7 +129,7 @@ impl<'a> AttentionModel<'a> {
         }
     }
 
-    fn work(
+    pub(crate) fn work(
         &self,
         shape: &AttentionShape,
         split: TensorParallelSplit,
@@ -117,7 +148,7 @@ impl<'a> AttentionModel<'a> {
             groups: groups.into(),
             heads: split.heads_per_rank,
             rows: heads.saturating_mul(query_tokens.max(1).into()),
-            flops_per_row: shape.flops_per_head(self.path) as f64,
+            flops_per_row: flops_per_head(shape, self.path, self.layout) as f64,
             batch: batch.max(1).into(),
             context: context.max(1).into(),
         }

@@ -86,6 +86,7 @@ impl Entry {
                 flops_per_second: self.teraflops * 1e12,
                 bytes_per_second: self.terabytes_per_second * 1e12,
                 memory_bytes: self.mebibytes << 20,
+                compute_capability: None,
             },
             multiprocessors: self.multiprocessors,
             pci_device_ids: Cow::Borrowed(self.pci),
@@ -416,6 +417,21 @@ mod tests {
         ];
         for (name, expected) in table {
             assert_eq!(ridge(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_label_means_exactly_one_class() {
+        let catalogue = Catalogue::builtin();
+        let labels = catalogue.iter().flat_map(|class| &*class.product_labels);
+        for label in labels.flat_map(|label| [&**label, label.trim_start_matches("NVIDIA-")]) {
+            let claiming = catalogue.iter().filter(|class| class.claims_product(label));
+            assert_eq!(claiming.count(), 1, "{label}");
+        }
+        let announced = catalogue.iter().flat_map(|class| &*class.node_labels);
+        for announced in announced {
+            let claiming = catalogue.iter().filter(|class| class.node_labels.contains(announced));
+            assert_eq!(claiming.count(), 1, "{announced:?}");
         }
     }
 

@@ -3,17 +3,18 @@
 use gqla_model::DecodePath;
 
 use crate::{
+    kernels::ANY_CARD,
     plan::{Candidate, Decision, Scope},
     search::{Scored, Search},
 };
 
 /// The arithmetic behind a feasible candidate's time.
-pub(crate) fn candidate(candidate: &Candidate, context: u32) -> String {
+pub(crate) fn candidate(candidate: &Candidate) -> String {
     let (part, us) = candidate.step.longest();
     let kernel = candidate.kernel.as_ref().map_or(String::new(), |kernel| format!(" with {kernel}"));
     let mut sentence = format!(
         "{} B and {} FLOP per cached token and layer, {:.1} FLOP/B against a ridge of {:.1}, {}-bound at {} ns per query \
-         token{kernel}; {} ms a step of {} sequences of {context} tokens, {part} {} ms of it",
+         token{kernel}; {} ms a step of {} sequences of {} tokens, {part} {} ms of it",
         candidate.bytes_per_token_layer,
         candidate.flops_per_token_layer,
         candidate.intensity,
@@ -22,6 +23,7 @@ pub(crate) fn candidate(candidate: &Candidate, context: u32) -> String {
         significant(candidate.attention_ns_per_query_token),
         significant(candidate.step.total_us() / 1e3),
         candidate.batch,
+        candidate.decode_context,
         significant(us / 1e3),
     );
     if candidate.padded_heads > 0 {
@@ -48,6 +50,9 @@ pub(crate) fn decision(
         significant(best.tokens_per_second),
         best.reason,
     );
+    if best.kernel.as_deref() == Some(ANY_CARD) {
+        sentence.push_str(&undescribed(&search.gpu.name));
+    }
     if let Some(other) = runner_up {
         sentence.push_str(&lost(search, chosen, other));
     }
@@ -55,6 +60,13 @@ pub(crate) fn decision(
         sentence.push_str(&other_path(search, ranked, best.path));
     }
     sentence
+}
+
+fn undescribed(class: &str) -> String {
+    format!(
+        "; no kernels are known for {class}'s architecture, so it is planned at 0.5 of its bandwidth on absorb, 0.7 on GQA and \
+         0.3 of its arithmetic: state computeCapability in a GPUClass"
+    )
 }
 
 fn lost(search: &Search<'_>, chosen: &Scored, other: &Scored) -> String {

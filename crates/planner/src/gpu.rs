@@ -1,6 +1,6 @@
 //! What the cost model needs to know of one accelerator.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, str::FromStr};
 
 /// The numbers a roofline is drawn from. Callers may build their own, for hardware the catalogue lacks.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +13,43 @@ pub struct GpuSpec {
     pub bytes_per_second: f64,
     /// Memory of one device as the driver reports it, bytes.
     pub memory_bytes: u64,
+    /// Which instructions it has, and so which kernels. `None` leaves that to the class's name: built-in ones are known
+    /// by it, and any other is given rates that every card should reach.
+    pub compute_capability: Option<ComputeCapability>,
 }
+
+/// CUDA's version of a GPU's instructions, such as 9.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ComputeCapability {
+    /// The family.
+    pub major: u8,
+    /// The member of it.
+    pub minor: u8,
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for ComputeCapability {
+    type Err = NoComputeCapability;
+
+    fn from_str(text: &str) -> Result<Self, NoComputeCapability> {
+        let digits = |part: &str| if part.starts_with('+') { None } else { part.parse().ok() };
+        let parts = text.split_once('.').and_then(|(major, minor)| Some((digits(major)?, digits(minor)?)));
+        match parts {
+            Some((major, minor)) => Ok(Self { major, minor }),
+            None => Err(NoComputeCapability(text.to_owned())),
+        }
+    }
+}
+
+/// A text that is not two numbers with a dot between them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no compute capability, expected two numbers with a dot between them such as 9.0")]
+pub struct NoComputeCapability(String);
 
 impl GpuSpec {
     /// FLOPs the device can do while it reads one byte: work below it is bound by memory, above it by compute.

@@ -1,9 +1,10 @@
 //! What the cost model needs to know of a class besides the roofline: caches, links and what its tensor cores can run.
 //!
-//! Keyed by class name, so that a `GPUClass` which overrides a rate keeps the rest. A class nobody described gets the
-//! plainest figures: no link, no fast kernels, a small cache.
+//! Keyed by class name, so that a `GPUClass` which overrides a rate keeps the rest. A class that only says which
+//! instructions it has ([`GpuSpec::compute_capability`]) gets its family's kernels; one nobody described gets none. Both
+//! get the plainest figures besides: no NVLink, no cache to speak of.
 
-use crate::gpu::GpuSpec;
+use crate::gpu::{ComputeCapability, GpuSpec};
 
 /// Families whose kernels differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,30 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// The family of a compute capability; [`Self::Unknown`] where no kernels are known for it.
+    pub const fn of(capability: ComputeCapability) -> Self {
+        match (capability.major, capability.minor) {
+            (8, 0 | 6 | 7) => Self::Ampere,
+            (8, 9) => Self::Ada,
+            (9, 0) => Self::Hopper,
+            (10, 0 | 3) => Self::Blackwell,
+            (12, 0 | 1) => Self::BlackwellRtx,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Multiprocessors of the family's largest data-centre card, for a class that is known by its family alone.
+    const fn multiprocessors(self) -> u32 {
+        match self {
+            Self::Ampere => 108,
+            Self::Ada => 142,
+            Self::Hopper => 132,
+            Self::Blackwell => 148,
+            Self::BlackwellRtx => 188,
+            Self::Cpu | Self::Unknown => 1,
+        }
+    }
+
     /// Whether tensor cores multiply fp8.
     pub const fn has_fp8(self) -> bool {
         matches!(self, Self::Ada | Self::Hopper | Self::Blackwell | Self::BlackwellRtx)
@@ -49,21 +74,25 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// The figures of `gpu`'s class.
+    /// The figures of `gpu`'s class. A compute capability that the class states wins over what its name says.
     pub fn of(gpu: &GpuSpec) -> Self {
-        let known = TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(&gpu.name));
-        known.map_or_else(|| Self::unknown(gpu), Row::hardware)
+        let stated = gpu.compute_capability.map(Architecture::of);
+        match (TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(&gpu.name)), stated) {
+            (Some(row), None) => row.hardware(),
+            (Some(row), Some(architecture)) => Self { architecture, ..row.hardware() },
+            (None, stated) => Self::undescribed(gpu, stated.unwrap_or(Architecture::Unknown)),
+        }
     }
 
     /// A cache no better than memory, so that nothing is expected of it.
-    fn unknown(gpu: &GpuSpec) -> Self {
+    fn undescribed(gpu: &GpuSpec, architecture: Architecture) -> Self {
         Self {
-            architecture: Architecture::Unknown,
+            architecture,
             l2_bytes: 0.0,
             l2_bytes_per_second: gpu.bytes_per_second,
             link_bytes_per_second: 32e9,
             nvlink: false,
-            multiprocessors: 1,
+            multiprocessors: architecture.multiprocessors(),
         }
     }
 }
@@ -153,15 +182,37 @@ mod tests {
     }
 
     #[test]
-    fn an_unheard_of_class_is_given_nothing() {
-        let gpu = GpuSpec {
+    fn an_unheard_of_class_is_given_nothing_but_the_kernels_it_states() {
+        let gpu = |capability: Option<&str>| GpuSpec {
             name: "X9".into(),
             flops_per_second: 1e14,
             bytes_per_second: 1e12,
             memory_bytes: 1 << 34,
+            compute_capability: capability.map(|text| text.parse().unwrap()),
         };
-        let hardware = Hardware::of(&gpu);
+        let hardware = Hardware::of(&gpu(None));
         assert_eq!(hardware.architecture, Architecture::Unknown);
         assert!(!hardware.nvlink && !hardware.architecture.has_fp8());
+        let hopper = Hardware::of(&gpu(Some("9.0")));
+        assert_eq!(hopper.architecture, Architecture::Hopper);
+        assert!(!hopper.nvlink && hopper.l2_bytes == 0.0);
+        assert_eq!(Hardware::of(&gpu(Some("7.5"))).architecture, Architecture::Unknown);
+    }
+
+    #[test]
+    fn a_stated_capability_wins_over_the_name_and_keeps_the_rest() {
+        let mut h100 = Catalogue::builtin().get("H100").unwrap().spec.clone();
+        let named = Hardware::of(&h100);
+        h100.compute_capability = Some(ComputeCapability { major: 8, minor: 0 });
+        assert_eq!(Hardware::of(&h100), Hardware { architecture: Architecture::Ampere, ..named });
+    }
+
+    #[test]
+    fn a_capability_is_two_numbers() {
+        assert_eq!("12.0".parse(), Ok(ComputeCapability { major: 12, minor: 0 }));
+        for text in ["9", "9.", ".0", "9.0.1", "+9.0", "sm_90", "999.0", ""] {
+            let sentence = text.parse::<ComputeCapability>().unwrap_err().to_string();
+            assert!(sentence.ends_with("such as 9.0"), "{sentence}");
+        }
     }
 }

@@ -43,7 +43,9 @@ pub use attention::Efficiency;
 pub use calibration::{Calibration, CalibrationError, MeasuredDevice, MeasuredKernel, Provenance};
 pub use catalogue::{CPU_CLASS, Catalogue};
 pub use fit::{FitError, KernelFit, Timed, TimedPass};
-pub use gpu::{Confidence, GpuClass, GpuSpec, GpuSpecError, NodeLabel};
+pub use gpu::{
+    ComputeCapability, Confidence, GpuClass, GpuSpec, GpuSpecError, NoComputeCapability, NodeLabel,
+};
 pub use hardware::{Architecture, Hardware};
 pub use host::{AbsurdRate, HostRates};
 pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};

@@ -11,7 +11,9 @@ use crate::{
 };
 
 /// Memory of one rank, in bytes. Projections into the query's and the keys' latents, into prediction layers and the
-/// routers are on every rank; everything else divides. Every drafted token has a prediction layer of its own. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves free.
+/// routers are on every rank, up-projections come in whole groups; everything else divides. Every drafted token has a
+/// prediction layer of its own. Activations, graphs and the allocator live in what [`Goal::memory_fraction`] leaves
+/// free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
     weights: f64,
@@ -33,12 +35,15 @@ impl Memory {
         let drafting = f64::from(drafts) * model.parts.nextn_layer(routed) as f64;
         let elements = shape.parameters as f64 + drafting;
         let replicated = replicated(model, drafts).min(elements);
-        let per_rank = (elements - replicated) / f64::from(split.degree) + replicated;
-        let elements_of = |path| kv_elements(&shape.attention, path, split, layout);
+        let (expanded, held) = expansions(model, drafts);
+        let divided = (elements - replicated - expanded).max(0.0);
+        let per_rank = divided / f64::from(split.degree) + replicated + held;
         let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
-        let per_token = elements_of(model.path)
-            .saturating_mul(shape.num_hidden_layers.into())
-            .saturating_add(elements_of(draft_path).saturating_mul(drafts.into()));
+        let drafted = kv_elements(&shape.attention, draft_path, split, layout).saturating_mul(drafts.into());
+        let per_token = model.layers.iter().fold(drafted, |sum, layers| {
+            let elements = kv_elements(&layers.attention, model.path, layers.split, layout);
+            sum.saturating_add(elements.saturating_mul(layers.count.into()))
+        });
         Self {
             weights: elements * bytes,
             format: shape.weights.weight_format.name(),
@@ -94,6 +99,23 @@ fn replicated(model: &StepModel<'_>, drafts: u32) -> f64 {
     let drafts_with_experts = if parts.expert_layers > 0 { drafts } else { 0.0 };
     let routers = (f64::from(parts.expert_layers) + drafts_with_experts) * parts.router as f64;
     layers * attention + routers + drafts * parts.nextn_projection as f64
+}
+
+/// Elements of the latent's up-projections over all layers: of the model, and of one rank, which holds whole groups.
+fn expansions(model: &StepModel<'_>, drafts: u32) -> (f64, f64) {
+    let attention = &model.shape.attention;
+    let per_group = attention.expansion_weights() as f64;
+    let (drafting, drafts) = (
+        model.shape.weights.nextn_key_value_heads.unwrap_or(attention.num_key_value_heads),
+        f64::from(drafts),
+    );
+    let drafting_held = (f64::from(drafting) / f64::from(model.split.degree)).max(1.0);
+    let start = (drafts * f64::from(drafting), drafts * drafting_held);
+    let (all, held) = model.layers.iter().fold(start, |(all, held), layers| {
+        let (groups, count) = (layers.attention.num_key_value_heads, f64::from(layers.count));
+        (all + count * f64::from(groups), held + count * model.expansions_held(groups))
+    });
+    (all * per_group, held * per_group)
 }
 
 fn ranks(count: u32) -> String {

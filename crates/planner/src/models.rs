@@ -73,6 +73,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
     match model {
         ModelName::DeepseekV3Gqla => ModelShape {
             attention: DEEPSEEK_ATTENTION,
+            num_key_value_heads_per_layer: None,
             hidden_size: 7168,
             num_hidden_layers: 61,
             parameters: 671_000_000_000,
@@ -92,6 +93,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
         },
         ModelName::Llama38bGqla => ModelShape {
             attention: attention([32, 8], 512, [128, 64, 128]),
+            num_key_value_heads_per_layer: None,
             hidden_size: 4096,
             num_hidden_layers: 32,
             parameters: 8_030_261_248,
@@ -101,6 +103,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
         },
         ModelName::Llama370bGqla => ModelShape {
             attention: attention([64, 8], 512, [128, 64, 128]),
+            num_key_value_heads_per_layer: None,
             hidden_size: 8192,
             num_hidden_layers: 80,
             parameters: 70_553_706_496,
@@ -110,6 +113,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
         },
         ModelName::Glm47FlashGqla => ModelShape {
             attention: attention([20, 4], 512, [192, 64, 256]),
+            num_key_value_heads_per_layer: None,
             hidden_size: 2048,
             num_hidden_layers: 47,
             parameters: 29_900_000_000,
@@ -129,6 +133,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
         },
         ModelName::Smollm2135mGqla => ModelShape {
             attention: attention([9, 3], 320, [64, 64, 64]),
+            num_key_value_heads_per_layer: None,
             hidden_size: 576,
             num_hidden_layers: 30,
             parameters: 148_154_688,
@@ -138,6 +143,7 @@ pub const fn shape(model: ModelName) -> ModelShape {
         },
         ModelName::DeepseekAttention => ModelShape {
             attention: DEEPSEEK_ATTENTION,
+            num_key_value_heads_per_layer: None,
             hidden_size: 2048,
             num_hidden_layers: 16,
             parameters: 2_500_000_000,

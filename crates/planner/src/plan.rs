@@ -33,7 +33,7 @@ pub enum Objective {
 pub struct Goal {
     /// What to optimise.
     pub objective: Objective,
-    /// Tokens of context every sequence may reach.
+    /// Tokens of context every sequence may reach: what the cache is planned to hold for each.
     pub context_length: u32,
     /// Sequences to decode at once; caps the batch.
     pub concurrency: u32,
@@ -47,7 +47,7 @@ pub struct Goal {
     pub prompt_tokens: u32,
     /// Tokens answered per request; over them a prompt's cost is spread.
     pub output_tokens: u32,
-    /// Longest time per output token, ms.
+    /// Longest time per output token on a request's average, ms.
     pub max_time_per_output_token_ms: Option<f64>,
     /// Longest time to the first token of a request that need not wait, ms.
     pub max_time_to_first_token_ms: Option<f64>,
@@ -73,6 +73,15 @@ impl Default for Goal {
 }
 
 impl Goal {
+    /// Cached tokens a sequence has on a request's average, at which decoding is priced: it grows from the prompt by one
+    /// per answered token. Without a prompt every sequence is taken to be at its longest.
+    pub fn decode_context(&self) -> u32 {
+        match self.prompt_tokens {
+            0 => self.context_length,
+            prompt => prompt.saturating_add(self.output_tokens / 2).min(self.context_length).max(1),
+        }
+    }
+
     /// Expected tokens one pass yields when it verifies `drafts` drafted tokens.
     pub fn tokens_per_pass(&self, drafts: u32) -> f64 {
         let passes = f64::from(drafts) + 1.0;
@@ -103,8 +112,8 @@ pub struct Constraints {
     pub runtime: Runtime,
     /// Peak rates or what kernels reach.
     pub efficiency: Efficiency,
-    /// How the GQA path stores its rotary key.
-    pub rope_layout: RopeLayout,
+    /// How the GQA path stores its cache; see [`Self::layout`] where it is `None`.
+    pub rope_layout: Option<RopeLayout>,
     /// Whether groups may be padded with idle heads where a degree does not divide them. The engine has to pad too.
     pub head_padding: bool,
 }
@@ -120,9 +129,20 @@ impl Default for Constraints {
             scope: Scope::Deployment,
             runtime: Runtime::Native,
             efficiency: Efficiency::Calibrated,
-            rope_layout: RopeLayout::Shared,
+            rope_layout: None,
             head_padding: false,
         }
+    }
+}
+
+impl Constraints {
+    /// How the GQA path stores its cache: as asked for, or as the runtime does. Where only the attention core is
+    /// compared, published kernel times are for one rope key.
+    pub fn layout(&self) -> RopeLayout {
+        self.rope_layout.unwrap_or(match (self.runtime, self.scope) {
+            (Runtime::Vllm, Scope::Deployment) => RopeLayout::Padded,
+            (Runtime::Native, _) | (_, Scope::AttentionOnly) => RopeLayout::Shared,
+        })
     }
 }
 
@@ -163,7 +183,9 @@ pub struct Candidate {
     pub attention_ns_per_query_token: f64,
     /// Where the time of a step goes.
     pub step: StepTime,
-    /// Modelled tokens per second of one replica at full batch and context, prompts included if the goal has some.
+    /// Cached tokens per sequence at which the step is priced; the batch fits at the goal's context.
+    pub decode_context: u32,
+    /// Modelled tokens per second of one replica at full batch, prompts included if the goal has some.
     pub tokens_per_second: f64,
     /// Modelled time one stream waits for a token, ms.
     pub time_per_output_token_ms: f64,

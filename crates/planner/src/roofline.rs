@@ -8,7 +8,7 @@
 //! | absorb | `2 (r + d_rope)` | `2 (H/TP) s_q (2r + d_rope)` |
 //! | GQA | `2 (G_l (d_nope + d_v) + d_rope)`, `G_l = max(1, G/TP)` | `2 (H/TP) s_q (d_nope + d_rope + d_v)` |
 //!
-//! The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is
+//! Those are bytes with one rope key for all groups; [`RopeLayout`] has the others. The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is
 //! [`crate::kernel`]'s business, and projections, weight reads and all-reduces are [`crate::step`]'s.
 
 use gqla_model::{AttentionShape, DecodePath, TensorParallelSplit};
@@ -23,8 +23,11 @@ pub const BYTES_PER_ELEMENT: u64 = 2;
 pub enum RopeLayout {
     /// All groups read one copy, as our engine stores it.
     Shared,
-    /// Each group carries its own copy, as the reference plugin and the paper's comparison store it.
+    /// Each group carries its own copy, as the paper's comparison stores it.
     PerGroup,
+    /// Each group carries its own copy and values as wide as its keys, as the plugin for vLLM stores them: the kernels it
+    /// calls know one width.
+    Padded,
 }
 
 /// Which side of the ridge a pass is on.
@@ -80,7 +83,7 @@ impl AttentionCore {
         let bytes = kv_elements(shape, path, split, layout).saturating_mul(BYTES_PER_ELEMENT);
         let flops = u64::from(split.heads_per_rank)
             .saturating_mul(query_tokens)
-            .saturating_mul(shape.flops_per_head(path));
+            .saturating_mul(flops_per_head(shape, path, layout));
         let memory_ns = bytes as f64 / gpu.bytes_per_second * 1e9;
         let compute_ns = flops as f64 / gpu.flops_per_second * 1e9;
         let pass_ns = memory_ns.max(compute_ns);
@@ -109,7 +112,24 @@ pub(crate) fn kv_elements(
             let copies = u64::from(split.groups_per_rank.saturating_sub(1));
             shared.saturating_add(copies.saturating_mul(shape.qk_rope_head_dim.into()))
         }
+        (DecodePath::Gqa, RopeLayout::Padded) => {
+            u64::from(split.groups_per_rank).saturating_mul(2 * padded_width(shape))
+        }
     }
+}
+
+/// FLOPs one head spends on one cached token; padding is multiplied too.
+pub(crate) fn flops_per_head(shape: &AttentionShape, path: DecodePath, layout: RopeLayout) -> u64 {
+    match (path, layout) {
+        (DecodePath::Gqa, RopeLayout::Padded) => 4 * padded_width(shape),
+        _ => shape.flops_per_head(path),
+    }
+}
+
+/// The width of keys and values where both have the wider one's.
+fn padded_width(shape: &AttentionShape) -> u64 {
+    let keys = u64::from(shape.qk_nope_head_dim) + u64::from(shape.qk_rope_head_dim);
+    keys.max(shape.v_head_dim.into())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, SplitError, TensorParallelSplit};
+use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, SplitError};
 
 use crate::{
     attention::{AttentionModel, AttentionPass},
@@ -12,7 +12,7 @@ use crate::{
     hardware::Hardware,
     memory::Memory,
     plan::{Candidate, Constraints, Goal, Objective, Scope},
-    step::{StepModel, StepTime},
+    step::{Layers, StepModel, StepTime},
 };
 
 /// A candidate with the time it is ranked by.
@@ -93,8 +93,8 @@ impl<'a> Search<'a> {
         calibration: &Calibration,
     ) -> Self {
         let attention = DecodePath::ALL.map(|path| {
-            let Constraints { runtime, efficiency, rope_layout, .. } = *constraints;
-            AttentionModel::new(path, gpu, runtime, efficiency, rope_layout, calibration)
+            let Constraints { runtime, efficiency, .. } = *constraints;
+            AttentionModel::new(path, gpu, runtime, efficiency, constraints.layout(), calibration)
         });
         let (hardware, parts) = (Hardware::of(gpu), Parameters::of(shape));
         Self { shape, gpu, goal, constraints, hardware, parts, attention }
@@ -121,11 +121,15 @@ impl<'a> Search<'a> {
             let padded = self.padded(degree);
             let shape = padded.as_ref().unwrap_or(self.shape);
             for path in DecodePath::ALL.into_iter().filter(allowed) {
-                match TensorParallelSplit::new(&shape.attention, path, degree) {
-                    Ok(split) => ranked.extend(self.drafts().map(|drafts| {
-                        let layout = self.layout(shape, padded.is_some(), path, split);
-                        self.best(&layout, drafts)
-                    })),
+                match Layers::of(shape, path, degree) {
+                    Ok(layers) => {
+                        let layout = self.layout(shape, padded.is_some(), path, layers);
+                        ranked.extend(
+                            layout.iter().flat_map(|layout| {
+                                self.drafts().map(move |drafts| self.best(layout, drafts))
+                            }),
+                        );
+                    }
                     Err(error) => refused = Some(error),
                 }
             }
@@ -158,7 +162,10 @@ impl<'a> Search<'a> {
         let per_group = attention.heads_per_group();
         let heads = (per_group + 1..=per_group.saturating_mul(2))
             .filter_map(|heads| attention.num_key_value_heads.checked_mul(heads))
-            .find(|heads| heads.is_multiple_of(degree))?;
+            .find(|heads| {
+                let in_groups = self.shape.groups().iter().all(|(groups, _)| heads.is_multiple_of(*groups));
+                heads.is_multiple_of(degree) && in_groups
+            })?;
         let attention = AttentionShape { num_attention_heads: heads, ..attention };
         Some(ModelShape { attention, ..self.shape.clone() })
     }
@@ -168,19 +175,20 @@ impl<'a> Search<'a> {
         shape: &'b ModelShape,
         padded: bool,
         path: DecodePath,
-        split: TensorParallelSplit,
-    ) -> Layout<'b> {
+        layers: Vec<Layers>,
+    ) -> Option<Layout<'b>> {
+        let split = layers.first()?.split;
         let parts = if padded { Parameters::of(shape) } else { self.parts };
         let (runtime, efficiency) = (self.constraints.runtime, self.constraints.efficiency);
         let (gpu, hardware) = (self.gpu, self.hardware);
-        Layout {
-            model: StepModel { shape, parts, path, split, gpu, hardware, runtime, efficiency },
+        Some(Layout {
+            model: StepModel { shape, parts, path, split, layers, gpu, hardware, runtime, efficiency },
             padded_heads: shape.attention.num_attention_heads - self.shape.attention.num_attention_heads,
-        }
+        })
     }
 
     fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {
-        let memory = Memory::new(&layout.model, drafts, self.constraints.rope_layout, self.goal);
+        let memory = Memory::new(&layout.model, drafts, self.constraints.layout(), self.goal);
         let capacity = memory.capacity_tokens();
         let obstacle = self.obstacle(&layout.model, drafts, &memory);
         let attention_only = self.constraints.scope == Scope::AttentionOnly;
@@ -202,8 +210,7 @@ impl<'a> Search<'a> {
     fn trial(&self, layout: &Layout<'_>, drafts: u32, batch: u32, obstacle: Option<&str>) -> Trial {
         let model = &layout.model;
         let (attention, absorb) = (self.attention(model.path), self.attention(DecodePath::MqaAbsorb));
-        let context = self.goal.context_length;
-        let (mut step, pass) = model.step(attention, absorb, drafts, batch, context);
+        let (mut step, pass) = model.step(attention, absorb, drafts, batch, self.decode_context());
         let mut prefill_us = 0.0;
         if self.constraints.scope == Scope::AttentionOnly {
             step = StepTime { attention_us: step.attention_us, ..StepTime::default() };
@@ -214,6 +221,14 @@ impl<'a> Search<'a> {
         let obstacle = obstacle.map(str::to_owned).or_else(|| self.too_slow(stream_us, prefill_us));
         let score = self.score(layout, batch, stream_us, prefill_us);
         Trial { batch, step, pass, prefill_us, score, obstacle }
+    }
+
+    /// The attention core alone is compared at the context asked for.
+    fn decode_context(&self) -> u32 {
+        match self.constraints.scope {
+            Scope::Deployment => self.goal.decode_context(),
+            Scope::AttentionOnly => self.goal.context_length,
+        }
     }
 
     fn tokens_per_pass(&self, drafts: u32) -> f64 {
@@ -266,7 +281,7 @@ impl<'a> Search<'a> {
         let query_tokens = f64::from(drafts) + 1.0;
         let stream_us = step.total_us() / self.tokens_per_pass(drafts);
         let tokens_per_second = 1e6 / self.replica_us(batch, stream_us, prefill_us);
-        let visited = f64::from(batch) * f64::from(self.goal.context_length) * query_tokens;
+        let visited = f64::from(batch) * f64::from(self.decode_context()) * query_tokens;
         let degree = f64::from(model.split.degree);
         let cost = self.goal.cost_per_gpu_hour;
         let mut candidate = Candidate {
@@ -282,6 +297,7 @@ impl<'a> Search<'a> {
             kernel: pass.kernel,
             attention_ns_per_query_token: pass.ns / visited,
             step,
+            decode_context: self.decode_context(),
             tokens_per_second,
             time_per_output_token_ms: stream_us / 1e3,
             time_to_first_token_ms: prefill_us / 1e3,
@@ -291,8 +307,7 @@ impl<'a> Search<'a> {
             feasible: obstacle.is_none(),
             reason: String::new(),
         };
-        candidate.reason =
-            obstacle.unwrap_or_else(|| explain::candidate(&candidate, self.goal.context_length));
+        candidate.reason = obstacle.unwrap_or_else(|| explain::candidate(&candidate));
         candidate
     }
 
@@ -313,7 +328,11 @@ impl<'a> Search<'a> {
                 "a context of {context} tokens exceeds the model's maxPositionEmbeddings={longest}"
             ));
         }
-        model.format_obstacle().or_else(|| memory.shortage(context)).or_else(|| self.batch_obstacle(memory))
+        model
+            .format_obstacle()
+            .or_else(|| model.split_obstacle())
+            .or_else(|| memory.shortage(context))
+            .or_else(|| self.batch_obstacle(memory))
     }
 
     fn batch_obstacle(&self, memory: &Memory) -> Option<String> {

@@ -6,7 +6,9 @@
 //! prediction layer. Absorb multiplies queries and outputs by the latent's up-projections, which the GQA path spends on new
 //! tokens only: that is in the projections.
 
-use gqla_model::{DecodePath, ModelShape, Parameters, TensorParallelSplit, WeightFormat};
+use gqla_model::{
+    AttentionShape, DecodePath, ModelShape, Parameters, SplitError, TensorParallelSplit, WeightFormat,
+};
 
 use crate::{
     attention::{AttentionModel, AttentionPass, Efficiency},
@@ -71,13 +73,34 @@ impl StepTime {
     }
 }
 
+/// Decoder layers with one number of groups, and how those divide.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layers {
+    pub(crate) attention: AttentionShape,
+    pub(crate) split: TensorParallelSplit,
+    pub(crate) count: u32,
+}
+
+impl Layers {
+    /// All layers of `shape`, most groups first. Every layer has to divide.
+    pub(crate) fn of(shape: &ModelShape, path: DecodePath, degree: u32) -> Result<Vec<Self>, SplitError> {
+        let layers = |(groups, count)| {
+            let attention = AttentionShape { num_key_value_heads: groups, ..shape.attention };
+            Ok(Self { attention, split: TensorParallelSplit::new(&attention, path, degree)?, count })
+        };
+        shape.groups().into_iter().map(layers).collect()
+    }
+}
+
 /// Prices steps of one model on one path and split of one class.
 #[derive(Clone, Debug)]
 pub(crate) struct StepModel<'a> {
     pub(crate) shape: &'a ModelShape,
     pub(crate) parts: Parameters,
     pub(crate) path: DecodePath,
+    /// How the layers with most groups divide.
     pub(crate) split: TensorParallelSplit,
+    pub(crate) layers: Vec<Layers>,
     pub(crate) gpu: &'a GpuSpec,
     pub(crate) hardware: Hardware,
     pub(crate) runtime: Runtime,
@@ -96,7 +119,14 @@ impl StepModel<'_> {
         context: u32,
     ) -> (StepTime, AttentionPass) {
         let query_tokens = drafts.saturating_add(1);
-        let pass = attention.pass(&self.shape.attention, self.split, query_tokens, batch, context);
+        let pass_of = |shape, split| attention.pass(shape, split, query_tokens, batch, context);
+        let passes: Vec<_> = self
+            .layers
+            .iter()
+            .map(|layers| (pass_of(&layers.attention, layers.split), layers.count))
+            .collect();
+        let pass =
+            AttentionPass::average(&passes).unwrap_or_else(|| pass_of(&self.shape.attention, self.split));
         let mut step = self.forward(f64::from(batch) * f64::from(query_tokens));
         step.attention_us = pass.ns * f64::from(self.shape.num_hidden_layers) / 1e3;
         if drafts > 0 {
@@ -128,6 +158,23 @@ impl StepModel<'_> {
         }
     }
 
+    /// Why the engine would compute this split wrongly, if it would. The plugin for vLLM divides the rows of `kv_b_proj`
+    /// evenly, whatever they belong to.
+    pub(crate) fn split_obstacle(&self) -> Option<String> {
+        if self.path != DecodePath::Gqa || self.runtime != Runtime::Vllm {
+            return None;
+        }
+        let cut = self.layers.iter().find(|layers| layers.split.replication > 1);
+        cut.map(|layers| {
+            let groups = layers.attention.num_key_value_heads;
+            format!(
+                "tensorParallel={} exceeds numKeyValueHeads={groups}, and the plugin for vLLM cuts groups in pieces then: use a \
+                 divisor of {groups}, the absorb path or the native runtime",
+                self.split.degree
+            )
+        })
+    }
+
     /// Whether prediction layers have groups of their own.
     pub(crate) fn own_groups(&self) -> bool {
         let own = self.shape.weights.nextn_key_value_heads;
@@ -138,7 +185,14 @@ impl StepModel<'_> {
     pub(crate) fn forward(&self, tokens: f64) -> StepTime {
         let layers = f64::from(self.parts.dense_layers) + f64::from(self.parts.expert_layers);
         StepTime {
-            projections_us: layers * self.projections_us(tokens),
+            projections_us: self
+                .layers
+                .iter()
+                .map(|layers| {
+                    f64::from(layers.count)
+                        * self.projections_us(layers.attention.num_key_value_heads, tokens)
+                })
+                .sum(),
             feed_forward_us: f64::from(self.parts.dense_layers) * self.dense_us(tokens)
                 + f64::from(self.parts.expert_layers) * self.experts_us(tokens),
             head_us: self.head_us(tokens),
@@ -155,35 +209,36 @@ impl StepModel<'_> {
         let feed_forward = if has_experts { self.experts_us(tokens) } else { self.dense_us(tokens) };
         let kernels = self.layer_launches(has_experts) + 4.0;
         self.gemm_us(joined, joined, tokens)
-            + self.projections_us(tokens)
+            + self.projections_us(self.shape.attention.num_key_value_heads, tokens)
             + feed_forward
             + self.head_us(tokens)
             + 3.0 * self.all_reduce_us(tokens)
             + kernels * self.launch_us()
     }
 
-    /// Query and latent projections, the up-projections of this path, the output projection.
-    fn projections_us(&self, tokens: f64) -> f64 {
+    /// Query and latent projections, the up-projections of this path, the output projection of a layer with `groups`.
+    fn projections_us(&self, groups: u32, tokens: f64) -> f64 {
         let attention = &self.parts.attention;
         let ranks = f64::from(self.split.degree);
         let replicated = (attention.query_down + attention.latent) as f64;
         let divided = (attention.query_up + attention.output) as f64 / ranks;
-        let per_group = attention.expand as f64 / f64::from(self.shape.attention.num_key_value_heads.max(1));
-        let groups = self.groups_touched();
-        let heads = f64::from(self.split.heads_per_rank);
-        // The plugin for vLLM repeats a group's weights for each of its heads; our kernels batch the heads instead.
-        let (read, multiplied) = match (self.path, self.runtime) {
-            (DecodePath::Gqa, _) => (groups * per_group, groups * per_group),
-            (DecodePath::MqaAbsorb, Runtime::Native) => (groups * per_group, heads * per_group),
-            (DecodePath::MqaAbsorb, Runtime::Vllm) => (heads * per_group, heads * per_group),
+        let per_group = self.shape.attention.expansion_weights() as f64;
+        let read = self.expansions_held(groups) * per_group;
+        let multiplied = match self.path {
+            DecodePath::Gqa => read,
+            DecodePath::MqaAbsorb => f64::from(self.split.heads_per_rank) * per_group,
         };
         self.gemm_us(replicated + divided, replicated + divided, tokens)
             + self.gemm_us(read, multiplied, tokens)
     }
 
-    /// Groups whose up-projections this rank holds.
-    fn groups_touched(&self) -> f64 {
-        (f64::from(self.shape.attention.num_key_value_heads) / f64::from(self.split.degree)).max(1.0)
+    /// Groups whose up-projections this rank holds of a layer with `groups`. The plugin for vLLM repeats a group's for each of its
+    /// heads on the absorb path; our kernels batch the heads instead.
+    pub(crate) fn expansions_held(&self, groups: u32) -> f64 {
+        match (self.path, self.runtime) {
+            (DecodePath::MqaAbsorb, Runtime::Vllm) => self.split.heads_per_rank.into(),
+            _ => (f64::from(groups) / f64::from(self.split.degree)).max(1.0),
+        }
     }
 
     fn dense_us(&self, tokens: f64) -> f64 {

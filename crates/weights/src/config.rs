@@ -22,8 +22,10 @@ use fields::Fields;
 pub struct ModelConfig {
     /// `llama` for a plain model, `llama_gqla` for a converted one; other families keep their own name.
     pub model_type: String,
-    /// The attention every layer uses.
+    /// The attention every layer uses; where layers have different numbers of groups, with the largest.
     pub attention: AttentionConfig,
+    /// Groups of each decoder layer, where `num_key_value_heads` is a list of different numbers.
+    pub num_key_value_heads_per_layer: Option<Vec<u32>>,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the dense feed-forward block.
@@ -76,6 +78,13 @@ pub enum AttentionConfig {
 }
 
 impl ModelConfig {
+    /// Groups of the latent attention's layer `layer`; `None` for plain attention.
+    pub(crate) fn groups_of_layer(&self, layer: usize) -> Option<usize> {
+        let AttentionConfig::Latent { shape, .. } = &self.attention else { return None };
+        let own = self.num_key_value_heads_per_layer.as_ref().and_then(|groups| groups.get(layer));
+        Some(*own.unwrap_or(&shape.num_key_value_heads) as usize)
+    }
+
     /// Reads the text of a `config.json`; `file` is only for messages.
     ///
     /// # Errors
@@ -88,9 +97,11 @@ impl ModelConfig {
         if is_llama {
             refuse_what_is_not_computed(&fields)?;
         }
-        let attention = if latent { latent_attention(&fields)? } else { plain_attention(&fields)? };
+        let (attention, num_key_value_heads_per_layer) =
+            if latent { latent_attention(&fields)? } else { (plain_attention(&fields)?, None) };
         Ok(Self {
             attention,
+            num_key_value_heads_per_layer,
             hidden_size: fields.usize("hidden_size")?,
             intermediate_size: fields.usize("intermediate_size")?,
             num_hidden_layers: fields.usize("num_hidden_layers")?,
@@ -128,6 +139,7 @@ impl ModelConfig {
         // The configuration admits no dimension above 2^30, so the casts are exact.
         let mut shape = ModelShape {
             attention,
+            num_key_value_heads_per_layer: self.num_key_value_heads_per_layer.clone(),
             hidden_size: self.hidden_size as u32,
             num_hidden_layers: self.num_hidden_layers as u32,
             parameters: 0,
@@ -200,13 +212,20 @@ fn plain_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> 
     Ok(AttentionConfig::Plain { num_attention_heads, num_key_value_heads, head_dim })
 }
 
-fn latent_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> {
+/// Groups per layer, if they differ, besides the attention with the largest number.
+type Latent = (AttentionConfig, Option<Vec<u32>>);
+
+fn latent_attention(fields: &Fields<'_>) -> Result<Latent, ConfigError> {
     let num_attention_heads = fields.u32("num_attention_heads")?;
+    let per_layer = groups_per_layer(fields, num_attention_heads)?;
     let shape = AttentionShape {
         num_attention_heads,
         // MLA is the case G = H, and older MLA configurations leave G out.
-        num_key_value_heads: match fields.optional_usize("num_key_value_heads")? {
-            Some(_) => fields.u32("num_key_value_heads")?,
+        num_key_value_heads: match per_layer.as_ref().and_then(|groups| groups.iter().copied().max()) {
+            Some(largest) => largest,
+            None if fields.optional_usize("num_key_value_heads")?.is_some() => {
+                fields.u32("num_key_value_heads")?
+            }
             None => num_attention_heads,
         },
         kv_lora_rank: fields.u32("kv_lora_rank")?,
@@ -222,11 +241,31 @@ fn latent_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError>
             "latent rotary keys are interleaved pairs",
         ));
     }
-    Ok(AttentionConfig::Latent {
+    let attention = AttentionConfig::Latent {
         shape,
         q_lora_rank: fields.optional_usize("q_lora_rank")?,
         qk_latent_layernorm: fields.bool_or("qk_latent_layernorm", true)?,
-    })
+    };
+    Ok((attention, per_layer.filter(|groups| groups.iter().any(|one| *one != shape.num_key_value_heads))))
+}
+
+/// `num_key_value_heads` where it is a list.
+fn groups_per_layer(fields: &Fields<'_>, heads: u32) -> Result<Option<Vec<u32>>, ConfigError> {
+    let field = "num_key_value_heads";
+    let Some(groups) = fields.list(field)? else { return Ok(None) };
+    let layers = fields.usize("num_hidden_layers")?;
+    if groups.len() != layers {
+        let expected = format!("one number, or one for each of num_hidden_layers={layers}");
+        return Err(fields.wrong(field, format!("a list of {}", groups.len()), expected));
+    }
+    match groups.iter().find(|groups| !heads.is_multiple_of(**groups)) {
+        Some(groups) => Err(fields.wrong(
+            field,
+            groups,
+            format!("a divisor of num_attention_heads={heads} for every layer"),
+        )),
+        None => Ok(Some(groups)),
+    }
 }
 
 /// transformers 4 writes `rope_theta`, transformers 5 `rope_parameters.rope_theta`; some writers emit both.

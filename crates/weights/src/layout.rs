@@ -39,7 +39,7 @@ fn decoder_layer(config: &ModelConfig, layer: usize) -> Vec<Expected> {
     let mut all = Vec::new();
     let mut add =
         |name: &str, shape, formula| push(&mut all, &format!("model.layers.{layer}.{name}"), shape, formula);
-    attention(config, &mut add);
+    attention(config, layer, &mut add);
     if matches!(config.model_type.as_str(), "llama" | "llama_gqla") {
         feed_forward(config, &mut add);
     }
@@ -50,7 +50,7 @@ fn push(all: &mut Vec<Expected>, name: &str, shape: Vec<usize>, formula: &'stati
     all.push(Expected { name: name.to_owned(), shape, formula });
 }
 
-fn attention(config: &ModelConfig, add: &mut impl FnMut(&str, Vec<usize>, &'static str)) {
+fn attention(config: &ModelConfig, layer: usize, add: &mut impl FnMut(&str, Vec<usize>, &'static str)) {
     let hidden = config.hidden_size;
     add("input_layernorm.weight", vec![hidden], "[hidden_size]");
     add("post_attention_layernorm.weight", vec![hidden], "[hidden_size]");
@@ -63,18 +63,22 @@ fn attention(config: &ModelConfig, add: &mut impl FnMut(&str, Vec<usize>, &'stat
             }
             add("self_attn.o_proj.weight", vec![hidden, q], "[hidden_size, num_attention_heads × head_dim]");
         }
-        AttentionConfig::Latent { .. } => latent_attention(config, add),
+        AttentionConfig::Latent { .. } => latent_attention(config, layer, add),
     }
 }
 
-fn latent_attention(config: &ModelConfig, add: &mut impl FnMut(&str, Vec<usize>, &'static str)) {
+fn latent_attention(
+    config: &ModelConfig,
+    layer: usize,
+    add: &mut impl FnMut(&str, Vec<usize>, &'static str),
+) {
     let AttentionConfig::Latent { shape, q_lora_rank, qk_latent_layernorm } = &config.attention else {
         return;
     };
     let hidden = config.hidden_size;
-    let [heads, groups, rank, nope, rope, value] = [
+    let groups = config.groups_of_layer(layer).unwrap_or_default();
+    let [heads, rank, nope, rope, value] = [
         shape.num_attention_heads,
-        shape.num_key_value_heads,
         shape.kv_lora_rank,
         shape.qk_nope_head_dim,
         shape.qk_rope_head_dim,

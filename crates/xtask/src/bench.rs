@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures that are measured on this machine and printed, never asserted.
 
 mod fleet;
+mod planner;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -10,11 +11,14 @@ use clap::Subcommand;
 pub enum Bench {
     /// The operator's memory and CPU time over a large fleet whose labels change
     Fleet(fleet::Args),
+    /// How long a plan takes in a release build, over all built-in models and classes
+    Planner,
 }
 
 /// Runs one benchmark.
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Fleet(args) => fleet::run(args),
+        Bench::Planner => planner::run_bench(),
     }
 }

@@ -54,6 +54,9 @@ pub(super) fn model(
 
 fn kind_of(config: &ModelConfig, path: Option<DecodePath>) -> Result<Kind, LoadError> {
     let unsupported = |what: &str| Err(LoadError::UnsupportedVariant { what: what.to_owned() });
+    if config.num_key_value_heads_per_layer.is_some() {
+        return unsupported("layers with different num_key_value_heads yet: convert to one number of groups");
+    }
     match (config.model_type.as_str(), &config.attention, path) {
         ("llama", AttentionConfig::Plain { .. }, Some(path)) => Err(LoadError::NoSuchPath { path }),
         ("llama", AttentionConfig::Plain { num_attention_heads, num_key_value_heads, head_dim }, None) => {

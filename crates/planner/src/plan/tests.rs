@@ -187,6 +187,7 @@ fn any_gpu() -> impl Strategy<Value = GpuSpec> {
         flops_per_second: flops,
         bytes_per_second: bandwidth,
         memory_bytes: memory,
+        compute_capability: None,
     })
 }
 

@@ -104,6 +104,7 @@ proptest! {
                 flops_per_second: flops,
                 bytes_per_second: bandwidth,
                 memory_bytes: 1,
+                compute_capability: None,
             };
             AttentionCore::new(&shape, path, split, s_q, RopeLayout::Shared, &gpu).pass_ns
         };

@@ -1,5 +1,8 @@
 //! Properties of whole plans over every class, runtime and efficiency, and the decisions that one number turns.
 
+mod layers;
+mod vllm;
+
 use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, TensorParallelSplit, WeightFormat};
 use proptest::prelude::*;
 
@@ -173,7 +176,7 @@ fn any_constraints() -> impl Strategy<Value = Constraints> {
         batch,
         runtime: if vllm { Runtime::Vllm } else { Runtime::Native },
         efficiency: if peak { Efficiency::Peak } else { Efficiency::Calibrated },
-        rope_layout: if per_group { RopeLayout::PerGroup } else { RopeLayout::Shared },
+        rope_layout: per_group.then_some(RopeLayout::PerGroup),
         head_padding: padding,
         scope: if only { Scope::AttentionOnly } else { Scope::Deployment },
         ..Constraints::default()
@@ -201,8 +204,10 @@ fn all(outcome: Result<Decision, PlanError>) -> Vec<Candidate> {
     }
 }
 
-/// Bytes of bf16 weights: the whole model and its prediction layers by degree, and once more what does not divide.
-fn weights_per_rank(shape: &ModelShape, degree: u32, drafts: u64) -> f64 {
+/// Bytes of bf16 weights: the whole model and its prediction layers by degree, and once more what does not divide. A
+/// rank has its groups' up-projections whole; vLLM's absorb path has one per head.
+fn weights_per_rank(shape: &ModelShape, candidate: &Candidate, runtime: Runtime) -> f64 {
+    let (degree, drafts) = (candidate.tensor_parallel, u64::from(candidate.multi_token_prediction));
     let parts = Parameters::of(shape);
     let routed = shape.weights.experts.map_or(0, |experts| u64::from(experts.n_routed_experts));
     let feed_forward = match parts.expert_layers {
@@ -215,8 +220,18 @@ fn weights_per_rank(shape: &ModelShape, degree: u32, drafts: u64) -> f64 {
     let whole = (u64::from(shape.num_hidden_layers) + drafts) * latents
         + (expert_layers + if expert_layers > 0 { drafts } else { 0 }) * parts.router
         + drafts * parts.nextn_projection;
-    let divided = shape.parameters + drafts * layer - whole;
-    2.0 * (divided as f64 / f64::from(degree) + whole as f64)
+    let attention = &shape.attention;
+    let (groups, layers) = (u64::from(attention.num_key_value_heads), u64::from(shape.num_hidden_layers));
+    let heads = u64::from(attention.num_attention_heads + candidate.padded_heads) / u64::from(degree);
+    let group =
+        u64::from(attention.kv_lora_rank) * u64::from(attention.qk_nope_head_dim + attention.v_head_dim);
+    let owned = (groups / u64::from(degree)).max(1);
+    let held = match (candidate.path, runtime) {
+        (DecodePath::MqaAbsorb, Runtime::Vllm) => layers * heads + drafts * owned,
+        _ => (layers + drafts) * owned,
+    };
+    let divided = shape.parameters + drafts * layer - whole - (layers + drafts) * groups * group;
+    2.0 * (divided as f64 / f64::from(degree) + (whole + held * group) as f64)
 }
 
 /// Published: DeepSeek-V3's prediction layer has 11.5 billion weights of its own, besides the 671 of the decoder.
@@ -241,11 +256,30 @@ fn drafting_costs_memory_for_its_layer() {
 #[test]
 fn the_cache_holds_fewer_tokens_with_a_rope_key_per_group() {
     let capacity = |rope_layout| {
-        let fixed = Constraints { rope_layout, path: Some(DecodePath::Gqa), ..one_gpu() };
+        let fixed = Constraints { rope_layout: Some(rope_layout), path: Some(DecodePath::Gqa), ..one_gpu() };
         decide(ModelName::Llama38bGqla, "H100", &Goal::default(), &fixed).chosen.kv_capacity_tokens as f64
     };
     let ratio = capacity(RopeLayout::Shared) / capacity(RopeLayout::PerGroup);
     assert!((ratio - 2560.0 / 2112.0).abs() < 1e-4, "{ratio}");
+}
+
+/// Prompt plus half the answer; what fits is a matter of the longest context.
+#[test]
+fn decoding_is_priced_at_a_requests_average_and_fits_at_its_longest() {
+    let table = [(0, 500, 4096), (1000, 500, 1250), (4000, 500, 4096), (1, 1, 1)];
+    for (prompt_tokens, output_tokens, expected) in table {
+        let goal = Goal { prompt_tokens, output_tokens, ..Goal::default() };
+        assert_eq!(goal.decode_context(), expected, "{prompt_tokens} + {output_tokens}");
+    }
+    let chosen = |prompt_tokens| {
+        let goal = Goal { prompt_tokens, output_tokens: 500, ..Goal::default() };
+        decide(ModelName::Llama38bGqla, "H100", &goal, &one_gpu()).chosen
+    };
+    let (worst, mean) = (chosen(0), chosen(1000));
+    assert_eq!((worst.batch, worst.kv_capacity_tokens), (mean.batch, mean.kv_capacity_tokens));
+    assert_eq!((worst.decode_context, mean.decode_context), (4096, 1250));
+    assert!(mean.step.attention_us < worst.step.attention_us);
+    assert!(mean.reason.contains("32 sequences of 1250 tokens"), "{}", mean.reason);
 }
 
 proptest! {
@@ -311,7 +345,7 @@ proptest! {
             let drafts = u64::from(candidate.multi_token_prediction);
             let layers = u64::from(shape.num_hidden_layers) + drafts;
             let cache = tokens * layers * candidate.bytes_per_token_layer;
-            let held = weights_per_rank(&shape, candidate.tensor_parallel, drafts) + cache as f64;
+            let held = weights_per_rank(&shape, candidate, constraints.runtime) + cache as f64;
             prop_assert!(held <= 0.9 * gpu.memory_bytes as f64 + 1.0, "{held} bytes: {:?}", candidate);
             prop_assert!(candidate.batch >= 1);
             prop_assert!(constraints.head_padding || candidate.padded_heads == 0);
@@ -328,8 +362,15 @@ proptest! {
         model in any_model(), gpu in any_class(), goal in any_goal(), constraints in any_constraints(),
         exponent in -6i32..6,
     ) {
-        let constraints =
-            Constraints { efficiency: Efficiency::Peak, scope: Scope::AttentionOnly, ..constraints };
+        // Links and memory are not scaled: one rank has no links, and peak rates no floors.
+        let constraints = Constraints {
+            efficiency: Efficiency::Peak,
+            tensor_parallel: match constraints.scope {
+                Scope::AttentionOnly => constraints.tensor_parallel,
+                Scope::Deployment => Some(1),
+            },
+            ..constraints
+        };
         let scale = 2f64.powi(exponent);
         let scaled = GpuSpec {
             flops_per_second: gpu.flops_per_second * scale,
@@ -345,7 +386,8 @@ proptest! {
     #[test]
     fn no_shape_panics(
         dims in any::<[u32; 9]>(), parameters: u64, experts in prop::option::of(any::<[u32; 5]>()),
-        optional in any::<[Option<u32>; 4]>(), degree: u32, query_tokens: u32, goal in any_goal(), small: bool,
+        optional in any::<[Option<u32>; 4]>(), degree: u32, list in prop::option::of(prop::collection::vec(0u32..64, 0..70)), query_tokens: u32, goal in any_goal(), small: bool,
+        constraints in any_constraints(),
     ) {
         // Small numbers reach past validation more often.
         let [heads, groups, rank, nope, rope, value, hidden, layers, nextn] =
@@ -360,6 +402,7 @@ proptest! {
         };
         let mut shape = ModelShape {
             attention,
+            num_key_value_heads_per_layer: list,
             hidden_size: hidden,
             num_hidden_layers: layers,
             parameters,
@@ -380,13 +423,15 @@ proptest! {
         let _ = Parameters::of(&shape).total(query_tokens);
         let gpu = gpu("H20");
         for path in DecodePath::ALL {
-            for layout in [RopeLayout::Shared, RopeLayout::PerGroup] {
+            for layout in [RopeLayout::Shared, RopeLayout::PerGroup, RopeLayout::Padded] {
                 if let Ok(split) = TensorParallelSplit::new(&attention, path, degree % 1025) {
                     let _ = AttentionCore::new(&attention, path, split, query_tokens, layout, &gpu);
                 }
             }
         }
-        let constraints = Constraints { head_padding: true, ..Constraints::default() };
-        let _ = plan(&shape, &gpu, &goal, &constraints);
+        let free = Constraints { tensor_parallel: None, head_padding: true, ..constraints };
+        for constraints in [constraints, free] {
+            let _ = plan(&shape, &gpu, &goal, &constraints);
+        }
     }
 }

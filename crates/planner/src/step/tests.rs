@@ -22,6 +22,7 @@ fn model<'a>(
         parts: Parameters::of(shape),
         path,
         split: TensorParallelSplit::new(&shape.attention, path, ranks).unwrap(),
+        layers: Layers::of(shape, path, ranks).unwrap(),
         gpu,
         hardware: Hardware::of(gpu),
         runtime: Runtime::Native,
@@ -82,7 +83,7 @@ fn launches_explain_most_of_a_single_streams_time() {
 #[test]
 fn absorb_pays_for_its_extra_products_and_gqa_does_not() {
     let (shape, h20) = (models::shape(ModelName::DeepseekV3Gqla), gpu("H20"));
-    let of = |path, tokens| model(&shape, &h20, path, 8, Efficiency::Peak).projections_us(tokens);
+    let of = |path, tokens| model(&shape, &h20, path, 8, Efficiency::Peak).projections_us(8, tokens);
     // At one token both read the same weights once; at many, absorb multiplies 16 heads by them and GQA one group.
     assert_eq!(of(DecodePath::MqaAbsorb, 1.0), of(DecodePath::Gqa, 1.0));
     assert!(of(DecodePath::MqaAbsorb, 256.0) > 1.03 * of(DecodePath::Gqa, 256.0));

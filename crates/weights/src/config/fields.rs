@@ -78,6 +78,18 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A list of whole numbers from 1 to 2^30, if the field is a list.
+    pub(super) fn list(&self, field: &str) -> Result<Option<Vec<u32>>, ConfigError> {
+        if !self.get(field).is_some_and(Value::is_array) {
+            return Ok(None);
+        }
+        let number =
+            |value: &Value| value.as_u64().filter(|n| (1..=MAX_DIMENSION).contains(n)).map(|n| n as u32);
+        self.read(field, "a list of whole numbers from 1 to 2^30", |value| {
+            value.as_array()?.iter().map(number).collect()
+        })
+    }
+
     pub(super) fn usize(&self, field: &str) -> Result<usize, ConfigError> {
         self.required(field, self.optional_usize(field)?)
     }

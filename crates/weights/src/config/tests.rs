@@ -58,6 +58,23 @@ fn mla_without_groups_has_one_per_head() {
 }
 
 #[test]
+fn layers_may_have_groups_of_their_own() {
+    let layers = parse(&with("num_key_value_heads", json!(2))).unwrap().num_hidden_layers;
+    let list = |groups: fn(usize) -> u32| (0..layers).map(groups).collect::<Vec<_>>();
+    let mixed = list(|layer| if layer == 0 { 4 } else { 2 });
+    let config = parse(&with("num_key_value_heads", json!(mixed))).unwrap();
+    assert_eq!(config.num_key_value_heads_per_layer.as_ref(), Some(&mixed));
+    let shape = config.model_shape(None).unwrap();
+    assert_eq!((shape.validate(), shape.attention.num_key_value_heads), (Ok(()), 4));
+    assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
+    let equal = parse(&with("num_key_value_heads", json!(list(|_| 2)))).unwrap();
+    assert_eq!(equal, parse(&with("num_key_value_heads", json!(2))).unwrap(), "which is one number");
+    let refusal = |list: Vec<u32>| parse(&with("num_key_value_heads", json!(list))).unwrap_err().to_string();
+    assert!(refusal(vec![2]).contains("one for each of num_hidden_layers"));
+    assert!(refusal(list(|_| 3)).contains("a divisor of num_attention_heads=8 for every layer"));
+}
+
+#[test]
 fn each_refusal_names_file_field_and_reason() {
     let cases = [
         (with("hidden_size", Value::Null), "`m/config.json` has no field `hidden_size`"),
@@ -140,7 +157,8 @@ proptest! {
             AttentionConfig::Latent { shape, q_lora_rank, qk_latent_layernorm: norm }
         };
         let config = ModelConfig {
-            model_type: if plain { "llama" } else { "llama_gqla" }.to_owned(), attention, hidden_size: 64,
+            model_type: if plain { "llama" } else { "llama_gqla" }.to_owned(), attention,
+            num_key_value_heads_per_layer: None, hidden_size: 64,
             intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
             rms_norm_eps: eps, rope_theta: f64::from(theta), tie_word_embeddings: tied, bos_token_id: None,
             eos_token_ids: eos, num_nextn_predict_layers: 0,

@@ -36,6 +36,9 @@ impl ModelConfig {
             "vocab_size": self.vocab_size,
         }));
         fields.extend(self.attention.to_json());
+        if let Some(groups) = &self.num_key_value_heads_per_layer {
+            fields.insert("num_key_value_heads".to_owned(), json!(groups));
+        }
         fields
     }
 }

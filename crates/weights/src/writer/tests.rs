@@ -6,6 +6,7 @@ fn config() -> ModelConfig {
     ModelConfig {
         model_type: "llama".to_owned(),
         attention: AttentionConfig::Plain { num_attention_heads: 2, num_key_value_heads: 1, head_dim: 2 },
+        num_key_value_heads_per_layer: None,
         hidden_size: 4,
         intermediate_size: 6,
         num_hidden_layers: 1,
