@@ -13,7 +13,7 @@ pub enum CalibrationFileError {
     TooLong,
     /// It is not the JSON of a calibration.
     #[error("expected a JSON object with `kernels` and `devices`: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// It holds figures no device can reach.
     #[error(transparent)]
     Impossible(#[from] CalibrationError),
@@ -27,7 +27,7 @@ pub fn parse_calibration(text: &str) -> Result<Calibration, CalibrationFileError
     if text.len() as u64 > LARGEST_CALIBRATION {
         return Err(CalibrationFileError::TooLong);
     }
-    let calibration: Calibration = serde_json::from_str(text)?;
+    let calibration: Calibration = serde_json::from_str(text).map_err(CalibrationFileError::Malformed)?;
     calibration.validate()?;
     Ok(calibration)
 }

@@ -17,7 +17,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the operator.
-    Run(Settings),
+    Run(Box<Settings>),
     /// Print the CustomResourceDefinitions as YAML.
     Crds,
 }

@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Run(settings) => {
             gqla_telemetry::init_logging(settings.log_format, "info")?;
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(settings))
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(*settings))
         }
     }
 }

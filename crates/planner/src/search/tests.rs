@@ -130,7 +130,7 @@ fn a_measurement_changes_the_plan_and_is_named() {
     calibration.kernels = vec![MeasuredKernel { bandwidth: 0.8, arithmetic: 0.8, ..slow.clone() }];
     let good = plan_calibrated(&shape, &gpu("H20"), &goal, &one_gpu(), &calibration).unwrap();
     assert!(good.basis.starts_with("measured by attention timer with 0.1.0 sm_90a on NVIDIA H20"));
-    assert_eq!(good.calibrated, [good.basis.clone()]);
+    assert_eq!(good.calibrated.as_slice(), std::slice::from_ref(&good.basis));
     assert_eq!(built_in.calibrated, [""; 0]);
     calibration.kernels = vec![MeasuredKernel { arithmetic: 2.0, ..slow }];
     let refusal = plan_calibrated(&shape, &gpu("H20"), &goal, &one_gpu(), &calibration);
