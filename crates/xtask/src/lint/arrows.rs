@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
     ("gqla-fakenvml", &[]),
     ("gqla-deviceplugin", &["gqla-telemetry"]),
+    ("gqla-ptxsim", &[]),
     // It turns text into token ids, which the engine never sees, and inspects checkpoints it will not run.
     ("gqla-server", &["gqla-protocol", "gqla-engine", "gqla-planner", "gqla-telemetry", "gqla-weights"]),
     (
