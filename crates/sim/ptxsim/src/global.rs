@@ -65,7 +65,18 @@ struct Buffer {
 impl GlobalMemory {
     /// A device with `capacity` bytes. The host's memory is only taken as bytes are written.
     pub fn new(capacity: u64) -> Self {
-        Self { capacity, allocated: 0, next: FIRST, buffers: Vec::new(), last: Cell::new(0) }
+        Self::at(0, capacity)
+    }
+
+    /// As [`Self::new`], with all addresses above `base`.
+    pub fn at(base: u64, capacity: u64) -> Self {
+        Self {
+            capacity,
+            allocated: 0,
+            next: FIRST.saturating_add(base),
+            buffers: Vec::new(),
+            last: Cell::new(0),
+        }
     }
 
     /// Bytes there are.
@@ -137,6 +148,24 @@ impl GlobalMemory {
         let (index, offset) = self.find(address, bytes).ok_or(MemoryError::OutOfBounds { address, bytes })?;
         self.buffers[index].write(offset, from);
         Ok(())
+    }
+
+    /// Copies from one range to another, which may overlap. What nobody wrote counts as written after it.
+    ///
+    /// # Errors
+    /// When no single allocation holds one of the ranges.
+    pub fn copy(&mut self, to: u64, from: u64, bytes: u64) -> Result<(), MemoryError> {
+        let outside = |address: u64| MemoryError::OutOfBounds { address, bytes };
+        if !self.contains(to, bytes) {
+            return Err(outside(to));
+        }
+        let length = usize::try_from(bytes).map_err(|_| outside(from))?;
+        if !self.contains(from, bytes) {
+            return Err(outside(from));
+        }
+        let mut between = vec![0; length];
+        self.read(from, &mut between)?;
+        self.write(to, &between)
     }
 
     /// Whether somebody wrote all bytes of a range that lies in an allocation.

@@ -22,7 +22,7 @@ mod shared;
 mod types;
 
 pub use arch::{Architecture, MAX_BLOCK, MAX_GRID, REGISTERS_PER_BLOCK, SHARED_PER_BLOCK, THREADS_PER_BLOCK};
-pub use exec::{Launch, LaunchError, Schedule, launch};
+pub use exec::{Launch, LaunchError, Schedule, check, launch};
 pub use global::{GlobalMemory, MemoryError};
 pub use parse::{ParseError, parse};
 pub use program::{Kernel, Module, Param};

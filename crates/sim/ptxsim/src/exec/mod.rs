@@ -119,7 +119,11 @@ pub fn launch(launch: &Launch<'_>, memory: &mut GlobalMemory) -> Result<Report, 
     Ok(report)
 }
 
-fn check(launch: &Launch<'_>) -> Result<(), LaunchError> {
+/// Whether the launch keeps to the limits, without running it.
+///
+/// # Errors
+/// When it does not.
+pub fn check(launch: &Launch<'_>) -> Result<(), LaunchError> {
     let kernel = launch.kernel;
     let name = || kernel.name.clone();
     let within = |n: [u32; 3], most: [u32; 3]| n.iter().zip(most).all(|(n, most)| (1..=most).contains(n));
