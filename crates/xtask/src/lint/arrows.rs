@@ -46,7 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ASSEMBLERS: [&str; 2] = ["gqla-xtask", "e2e"];
 
 /// Rooms that any room's tests may use.
-const TEST_ROOMS: [&str; 2] = ["gqla-testkit", "gqla-fakenvml"];
+const TEST_ROOMS: [&str; 3] = ["gqla-testkit", "gqla-fakenvml", "gqla-fakecuda"];
 
 /// A library, and the rooms that may have it among all their dependencies, direct or not.
 const LIBRARIES: &[(&str, &[&str])] = &[
@@ -104,7 +104,7 @@ fn forbidden_rooms(package: &Package, members: &BTreeSet<&str>) -> Vec<String> {
         .collect()
 }
 
-/// Tests may use the test kit and the stand-in for NVML besides what the room itself may use.
+/// Tests may use the test kit and the stand-ins for NVML and libcuda besides what the room itself may use.
 fn may_use(room: &str, used: &str, in_tests: bool) -> bool {
     let allowed = ARROWS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
     ASSEMBLERS.contains(&room)
