@@ -150,22 +150,19 @@ impl GlobalMemory {
         Ok(())
     }
 
-    /// Copies from one range to another, which may overlap. What nobody wrote counts as written after it.
+    /// Copies from one range to another, which may overlap. Bytes that nobody wrote are not copied.
     ///
     /// # Errors
     /// When no single allocation holds one of the ranges.
     pub fn copy(&mut self, to: u64, from: u64, bytes: u64) -> Result<(), MemoryError> {
-        let outside = |address: u64| MemoryError::OutOfBounds { address, bytes };
+        let (source, at) = self.find(from, bytes).ok_or(MemoryError::OutOfBounds { address: from, bytes })?;
         if !self.contains(to, bytes) {
-            return Err(outside(to));
+            return Err(MemoryError::OutOfBounds { address: to, bytes });
         }
-        let length = usize::try_from(bytes).map_err(|_| outside(from))?;
-        if !self.contains(from, bytes) {
-            return Err(outside(from));
+        for (offset, run) in self.buffers[source].written_runs(at, bytes as usize) {
+            self.write(to + offset as u64, &run)?;
         }
-        let mut between = vec![0; length];
-        self.read(from, &mut between)?;
-        self.write(to, &between)
+        Ok(())
     }
 
     /// Whether somebody wrote all bytes of a range that lies in an allocation.
@@ -224,6 +221,17 @@ impl Buffer {
         }
     }
 
+    /// Runs of bytes in a range that somebody wrote, and where in it they begin.
+    fn written_runs(&self, offset: usize, bytes: usize) -> Vec<(usize, Vec<u8>)> {
+        let written = |at: &usize| self.is_written(offset + at, 1);
+        let (mut runs, mut at) = (Vec::new(), 0);
+        while let Some(first) = (at..bytes).find(written) {
+            at = (first..bytes).find(|at| !written(at)).unwrap_or(bytes);
+            runs.push((first, self.data[offset + first..offset + at].to_vec()));
+        }
+        runs
+    }
+
     fn write(&mut self, offset: usize, from: &[u8]) {
         self.data[offset..offset + from.len()].copy_from_slice(from);
         for (word, bits) in words(offset, from.len()) {
@@ -280,6 +288,33 @@ mod tests {
             assert_eq!(memory.contains(address, bytes), inside, "{address:#x} {bytes}");
             assert_eq!(memory.read(address, &mut vec![0; bytes as usize]).is_ok(), inside);
         }
+    }
+
+    #[test]
+    fn copies_carry_what_was_written() {
+        let mut memory = GlobalMemory::new(1 << 20);
+        let (a, b) = (memory.allocate(100).unwrap(), memory.allocate(100).unwrap());
+        memory.write(a + 10, &[1; 20]).unwrap();
+        memory.write(a + 50, &[2; 5]).unwrap();
+        memory.copy(b, a + 5, 60).unwrap();
+        let mut got = [0; 60];
+        memory.read(b, &mut got).unwrap();
+        let expected: Vec<u8> = (5..65)
+            .map(|at| {
+                if (10..30).contains(&at) {
+                    1
+                } else if (50..55).contains(&at) {
+                    2
+                } else {
+                    0xff
+                }
+            })
+            .collect();
+        assert_eq!(got[..], expected);
+        assert!(memory.is_written(b + 5, 20) && !memory.is_written(b + 5, 21));
+        memory.copy(a + 11, a + 10, 20).unwrap();
+        assert!(memory.is_written(a + 10, 21), "the ranges may overlap");
+        assert!(memory.copy(b + 41, a, 60).is_err() && memory.copy(b, a + 41, 60).is_err());
     }
 
     proptest! {

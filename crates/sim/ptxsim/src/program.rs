@@ -38,6 +38,8 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// Bytes of shared memory that the kernel declares itself.
     pub static_shared: u32,
+    /// Where the shared memory begins that a launch adds.
+    pub(crate) dynamic_offset: u32,
     /// Bytes of local memory of a thread.
     pub local_bytes: u32,
     /// Threads of a block at most, from `.maxntid`.
@@ -84,6 +86,8 @@ pub(crate) enum Special {
     Lane,
     Warp,
     DynamicShared,
+    /// Address of the shared memory that the launch adds, known once all of the kernel is read.
+    DynamicOffset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

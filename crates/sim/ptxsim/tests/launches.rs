@@ -176,6 +176,17 @@ fn a_short_source_fills_with_zeros() {
 }
 
 #[test]
+fn what_a_launch_adds_lies_behind_what_a_kernel_declares() {
+    let body = format!(
+        ".shared .align 4 .b8 own[20];\nmov.u32 %r0, own;\nmov.u32 %r1, smem;\nshl.b32 %r2, %t, 2;\nadd.s32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %t;\n\
+        setp.eq.u32 %p1, %t, 0;\n@%p1 st.shared.u32 [%r0+16], 7;\nbar.sync 0;\nld.shared.u32 %r8, [smem+4];\nshl.b32 %r1, %r1, 8;\nadd.u32 %r8, %r8, %r1;\n{STORE}"
+    );
+    let run = run(&body, 32, 128);
+    assert!(run.report.faults.is_empty(), "{:?}", run.report.faults.first);
+    assert_eq!(run.words()[0], 32 << 8 | 1, "20 bytes, then the next multiple of 16");
+}
+
+#[test]
 fn accesses_outside_are_told_with_line_and_thread() {
     let case = |line: &str| {
         run(

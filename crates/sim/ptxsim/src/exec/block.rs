@@ -36,7 +36,7 @@ impl<'a> Block<'a> {
             launch,
             memory,
             report,
-            shared: Shared::new(kernel.static_shared + launch.dynamic_shared),
+            shared: Shared::new(launch.shared_bytes()),
             warps: (0..threads.div_ceil(32)).map(|_| warp()).collect(),
             id: [0; 3],
             barriers: 1,
@@ -156,6 +156,7 @@ impl<'a> Block<'a> {
             Special::Lane => lane as u32,
             Special::Warp => warp as u32,
             Special::DynamicShared => self.launch.dynamic_shared,
+            Special::DynamicOffset => self.kernel.dynamic_offset,
         }
     }
 

@@ -46,6 +46,16 @@ pub struct Launch<'a> {
     pub instruction_limit: u64,
 }
 
+impl Launch<'_> {
+    /// Shared memory of a block, bytes. [`check`] keeps the sum small.
+    fn shared_bytes(&self) -> u32 {
+        match self.dynamic_shared {
+            0 => self.kernel.static_shared,
+            dynamic => self.kernel.dynamic_offset.saturating_add(dynamic),
+        }
+    }
+}
+
 /// Why a launch is refused before anything runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
@@ -138,7 +148,7 @@ pub fn check(launch: &Launch<'_>) -> Result<(), LaunchError> {
     }
     let (declared, dynamic) = (kernel.static_shared, launch.dynamic_shared);
     let (capability, limit) = (launch.architecture.capability, launch.architecture.shared_per_block_optin);
-    if declared > SHARED_PER_BLOCK || u64::from(declared) + u64::from(dynamic) > limit.into() {
+    if declared > SHARED_PER_BLOCK || launch.shared_bytes() > limit {
         return Err(LaunchError::SharedMemory { kernel: name(), declared, dynamic, capability, limit });
     }
     let (got, expected) = (launch.params.len(), kernel.param_bytes());

@@ -9,7 +9,7 @@ use super::{
     operand::{Names, split},
 };
 use crate::{
-    program::{Kernel, Op, Param},
+    program::{Kernel, Op, Operand, Param, Special},
     types::{Space, Type},
 };
 
@@ -22,11 +22,14 @@ const MAX_DEPTH: usize = 64;
 #[derive(Clone, Default)]
 pub(super) struct Layout {
     pub bytes: u32,
+    /// Of what the launch adds; zero if nothing is declared for it.
+    dynamic_align: u32,
 }
 
 impl Layout {
-    /// Places `… .align 16 .b8 name[100]`; the name and the offset it got. `name[]` takes what the launch adds.
-    pub fn declare(&mut self, text: &str) -> Result<(String, u64), String> {
+    /// Places `… .align 16 .b8 name[100]`; the name and the offset it got. `name[]` is what the launch adds, after all
+    /// others, and so has none yet.
+    pub fn declare(&mut self, text: &str) -> Result<(String, Option<u32>), String> {
         let bad = || format!("`{}` is no declaration that is understood", text.trim());
         let mut words = text.split_whitespace().peekable();
         let (mut ty, mut align, mut name) = (None, None, None);
@@ -41,19 +44,33 @@ impl Layout {
             }
         }
         let (ty, name) = (ty.ok_or_else(bad)?, name.ok_or_else(bad)?);
+        let align = align.unwrap_or(ty.bytes());
         let (name, count) = match name.split_once('[') {
-            Some((name, "]")) => (name, 0),
+            Some((name, "]")) => {
+                self.dynamic_align = self.dynamic_align.max(align);
+                return Ok((name.to_owned(), None));
+            }
             Some((name, count)) => {
                 (name, count.strip_suffix(']').and_then(|n| n.parse().ok()).ok_or_else(bad)?)
             }
             None => (name, 1u32),
         };
-        let offset = self.bytes.checked_next_multiple_of(align.unwrap_or(ty.bytes()));
+        let offset = self.bytes.checked_next_multiple_of(align);
         let end = offset.and_then(|offset| count.checked_mul(ty.bytes())?.checked_add(offset));
         let too_much = || format!("`{name}` makes more than {MAX_SPACE} bytes");
         self.bytes = end.filter(|end| *end <= MAX_SPACE).ok_or_else(too_much)?;
-        Ok((name.to_owned(), offset.unwrap_or_default().into()))
+        Ok((name.to_owned(), offset))
     }
+
+    /// Where what the launch adds begins.
+    fn dynamic_offset(&self) -> u32 {
+        self.bytes.next_multiple_of(self.dynamic_align.max(1))
+    }
+}
+
+/// What a variable's name means, by its offset.
+pub(super) fn place(offset: Option<u32>) -> Operand {
+    offset.map_or(Operand::Special(Special::DynamicOffset), |offset| Operand::Immediate(offset.into()))
 }
 
 /// Reads a kernel whose head, up to its opening brace, is `head`.
@@ -67,7 +84,7 @@ pub(super) fn read(
     let signature = Signature::read(head).map_err(bad)?;
     let mut names = Names::new(header.names.clone());
     for (name, param) in &signature.params {
-        names.declare_variable(name, Space::param_address(param.offset));
+        names.declare_variable(name, Operand::Immediate(Space::param_address(param.offset)));
     }
     let mut body = Body {
         names,
@@ -82,6 +99,7 @@ pub(super) fn read(
         name: signature.name,
         params: signature.params.into_iter().map(|(_, param)| param).collect(),
         static_shared: body.shared.bytes,
+        dynamic_offset: body.shared.dynamic_offset(),
         local_bytes: body.local.bytes,
         max_threads: signature.max_threads,
         registers: body.names.registers,
@@ -114,7 +132,7 @@ impl Signature {
         let mut places = Vec::new();
         for text in split(params) {
             let (name, offset) = layout.declare(text)?;
-            let offset = offset as u32;
+            let offset = offset.ok_or_else(bad)?;
             places.push((name, Param { offset, bytes: layout.bytes - offset }));
         }
         Ok(Self { name: name.to_owned(), params: places, max_threads: max_threads(performance)? })
@@ -175,12 +193,12 @@ impl Body {
             ".reg" => self.registers(rest),
             ".shared" => {
                 let (name, offset) = self.shared.declare(rest)?;
-                self.names.declare_variable(&name, offset);
+                self.names.declare_variable(&name, place(offset));
                 Ok(())
             }
             ".local" => {
                 let (name, offset) = self.local.declare(rest)?;
-                self.names.declare_variable(&name, offset);
+                self.names.declare_variable(&name, place(offset));
                 Ok(())
             }
             // Hints to the compiler.

@@ -7,7 +7,7 @@ use super::{
     kernel::{self, Layout},
     lex::{Cursor, without_comments},
 };
-use crate::program::Module;
+use crate::program::{Module, Operand};
 
 /// Longest text that is read.
 const MAX_BYTES: usize = 64 << 20;
@@ -59,7 +59,7 @@ pub(super) struct Header {
     target: Option<String>,
     /// Shared variables that every kernel sees.
     pub shared: Layout,
-    pub names: HashMap<String, u64>,
+    pub names: HashMap<String, Operand>,
 }
 
 impl Header {
@@ -96,7 +96,7 @@ impl Header {
         if declares(".shared") {
             let (name, offset) =
                 self.shared.declare(head).map_err(|problem| ParseError::at(line, problem))?;
-            self.names.insert(name, offset);
+            self.names.insert(name, kernel::place(offset));
         }
         Ok(())
     }

@@ -12,8 +12,8 @@ const MAX_REGISTERS: u32 = 1 << 16;
 
 /// What names mean at one place of a kernel.
 pub(super) struct Names {
-    /// Shared, local and parameter variables, by their address.
-    variables: HashMap<String, u64>,
+    /// Addresses of shared, local and parameter variables.
+    variables: HashMap<String, Operand>,
     /// One per open brace; the innermost is last.
     scopes: Vec<Scope>,
     pub registers: u32,
@@ -27,7 +27,7 @@ struct Scope {
 }
 
 impl Names {
-    pub fn new(variables: HashMap<String, u64>) -> Self {
+    pub fn new(variables: HashMap<String, Operand>) -> Self {
         Self { variables, scopes: vec![Scope::default()], registers: 0 }
     }
 
@@ -39,7 +39,7 @@ impl Names {
         self.scopes.pop();
     }
 
-    pub fn declare_variable(&mut self, name: &str, address: u64) {
+    pub fn declare_variable(&mut self, name: &str, address: Operand) {
         self.variables.insert(name.to_owned(), address);
     }
 
@@ -93,7 +93,7 @@ impl Names {
         self.register(text)
             .map(Operand::Register)
             .or_else(|| special(text).map(Operand::Special))
-            .or_else(|| self.variables.get(text).copied().map(Operand::Immediate))
+            .or_else(|| self.variables.get(text).copied())
             .or_else(|| constant(text).map(Operand::Immediate))
             .ok_or_else(|| format!("`{text}` is neither a declared name nor a constant"))
     }
