@@ -9,6 +9,7 @@ mod e2e;
 mod generate;
 mod images;
 mod lint;
+mod nvrtc;
 mod progress;
 mod python;
 mod scenario;
@@ -43,6 +44,8 @@ enum Command {
     Lint(lint::Args),
     /// Write generated files: the CRDs and the chart's copy of them
     Gen(generate::Args),
+    /// Print where NVRTC is, which tests of CUDA kernels need, and install it first if it is not there
+    Nvrtc,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -54,5 +57,6 @@ fn main() -> anyhow::Result<()> {
         Command::Cluster(args) => tokio::runtime::Runtime::new()?.block_on(cluster::run(args)),
         Command::Lint(args) => lint::run(&args),
         Command::Gen(args) => generate::run(&args),
+        Command::Nvrtc => nvrtc::print(),
     }
 }

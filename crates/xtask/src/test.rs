@@ -4,7 +4,7 @@ use anyhow::Result;
 use gqla_testkit::tools::Tools;
 
 use crate::{
-    binaries, demo_model, e2e, lint, progress,
+    binaries, demo_model, e2e, lint, nvrtc, progress,
     shell::{cargo, run, step},
 };
 
@@ -14,6 +14,7 @@ pub fn run_all() -> Result<()> {
     lint::run(&lint::Args::default())?;
     let binaries = binaries::build()?;
     let model = demo_model::prepare(&binaries.gqla)?;
+    let nvrtc = nvrtc::installed()?;
     step("Unit, property, golden, recording-server and API-server tests", || {
         run(cargo()?
             .args(["test", "--workspace", "--locked", "--quiet"])
@@ -21,6 +22,7 @@ pub fn run_all() -> Result<()> {
             .env("GQLA_TEST_MODEL_DIR", &model.source)
             .env("GQLA_TEST_GQLA_DIR", &model.converted)
             .env("GQLA_TEST_EVAL_TEXT", &model.eval_text)
+            .env("GQLA_TEST_NVRTC", &nvrtc)
             .env("GQLA_TEST_NVML", &binaries.stand_ins.nvml)
             .env("GQLA_TEST_DEVICE_PLUGIN", &binaries.stand_ins.device_plugin))
     })?;
@@ -29,6 +31,7 @@ pub fn run_all() -> Result<()> {
         step(&format!("Kernel and engine tests on {isa}"), || {
             run(cargo()?
                 .args(["test", "--locked", "--quiet", "-p", "gqla-kernels", "-p", "gqla-engine"])
+                .env("GQLA_TEST_NVRTC", &nvrtc)
                 .env("GQLA_INSTRUCTION_SET", isa))
         })?;
     }

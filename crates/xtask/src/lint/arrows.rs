@@ -24,6 +24,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gqla-agent", &["gqla-api", "gqla-telemetry"]),
     ("gqla-fakenvml", &[]),
     ("gqla-deviceplugin", &["gqla-telemetry"]),
+    ("gqla-ptxsim", &[]),
+    ("gqla-fakecuda", &["gqla-ptxsim", "gqla-fakenvml"]),
     // It turns text into token ids, which the engine never sees, and inspects checkpoints it will not run.
     ("gqla-server", &["gqla-protocol", "gqla-engine", "gqla-planner", "gqla-telemetry", "gqla-weights"]),
     (
@@ -46,7 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ASSEMBLERS: [&str; 2] = ["gqla-xtask", "e2e"];
 
 /// Rooms that any room's tests may use.
-const TEST_ROOMS: [&str; 2] = ["gqla-testkit", "gqla-fakenvml"];
+const TEST_ROOMS: [&str; 3] = ["gqla-testkit", "gqla-fakenvml", "gqla-fakecuda"];
 
 /// A library, and the rooms that may have it among all their dependencies, direct or not.
 const LIBRARIES: &[(&str, &[&str])] = &[
@@ -69,7 +71,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 ];
 
 /// A library, and the only rooms that may name it in their manifest.
-const NAMED: &[(&str, &[&str])] = &[("cudarc", &["gqla-kernels"])];
+/// The stand-in's tests call it as the kernels do.
+const NAMED: &[(&str, &[&str])] = &[("cudarc", &["gqla-kernels", "gqla-fakecuda"])];
 
 /// Compares every workspace member with the tables above.
 pub fn check() -> Result<()> {
@@ -103,7 +106,7 @@ fn forbidden_rooms(package: &Package, members: &BTreeSet<&str>) -> Vec<String> {
         .collect()
 }
 
-/// Tests may use the test kit and the stand-in for NVML besides what the room itself may use.
+/// Tests may use the test kit and the stand-ins for NVML and libcuda besides what the room itself may use.
 fn may_use(room: &str, used: &str, in_tests: bool) -> bool {
     let allowed = ARROWS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
     ASSEMBLERS.contains(&room)

@@ -1,0 +1,150 @@
+//! One decode step of a few sequences: its numbers, what it should give, and the least traffic it takes.
+
+use gqla_kernels::reference::{AttentionInputs, per_group};
+use gqla_model::AttentionShape;
+use half::bf16;
+
+pub const PAGE: usize = 64;
+
+/// Dimensions of a step.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub heads: usize,
+    pub groups: usize,
+    /// Head dimensions: nope, rope, value.
+    pub dims: [usize; 3],
+    pub s_q: usize,
+    /// Tokens of each sequence, the queries' own included.
+    pub lengths: Vec<usize>,
+    pub pages_per_split: usize,
+}
+
+/// Numbers from a normal distribution, rounded to bf16.
+pub struct Noise(u64);
+
+impl Noise {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Box and Muller's.
+    pub fn take(&mut self, count: usize) -> Vec<bf16> {
+        let normal = |noise: &mut Self| {
+            let radius = (-2.0 * (1.0 - noise.uniform()).ln()).sqrt();
+            bf16::from_f64(radius * (std::f64::consts::TAU * noise.uniform()).cos())
+        };
+        (0..count).map(|_| normal(self)).collect()
+    }
+
+    /// The numbers below `count` in some order.
+    pub fn shuffled(&mut self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        for last in (1..count).rev() {
+            order.swap(last, (self.uniform() * (last + 1) as f64) as usize);
+        }
+        order
+    }
+}
+
+/// One sequence's numbers, by token.
+pub struct Sequence {
+    /// `[s_q, heads, nope + rope]`
+    pub q: Vec<bf16>,
+    /// `[groups, tokens, nope]`
+    pub k_nope: Vec<Vec<bf16>>,
+    /// `[tokens, rope]`
+    pub k_rope: Vec<bf16>,
+    /// `[groups, tokens, value]`
+    pub v: Vec<Vec<bf16>>,
+}
+
+impl Case {
+    pub fn rows(&self) -> usize {
+        self.s_q * self.heads / self.groups
+    }
+
+    pub fn pages(&self, sequence: usize) -> usize {
+        self.lengths[sequence].div_ceil(PAGE)
+    }
+
+    pub fn splits(&self) -> usize {
+        (0..self.lengths.len()).map(|i| self.pages(i).div_ceil(self.pages_per_split)).max().unwrap()
+    }
+
+    pub fn sequence(&self, index: usize) -> Sequence {
+        let (mut noise, length) = (Noise::new(index as u64 + 1), self.lengths[index]);
+        let [nope, rope, value] = self.dims;
+        Sequence {
+            q: noise.take(self.s_q * self.heads * (nope + rope)),
+            k_nope: (0..self.groups).map(|_| noise.take(length * nope)).collect(),
+            k_rope: noise.take(length * rope),
+            v: (0..self.groups).map(|_| noise.take(length * value)).collect(),
+        }
+    }
+
+    /// What the float64 reference gives, `[s_q, heads, value]`. Keys and values are given here, not made from latents, so
+    /// each group's stand in the latent side by side and the up-projections pick them out.
+    pub fn expected(&self, index: usize) -> Vec<f64> {
+        let (sequence, [nope, rope, value]) = (self.sequence(index), self.dims);
+        let (per, length) = (self.heads / self.groups, self.lengths[index]);
+        let rank = nope + value;
+        let pick = |from: usize, count: usize| {
+            (0..count * rank)
+                .map(move |i| f64::from(u8::from(i % rank == from + i / rank)))
+                .collect::<Vec<f64>>()
+        };
+        let wide = |x: &[bf16]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let mut out = vec![0.0; self.s_q * self.heads * value];
+        for group in 0..self.groups {
+            let head = |row: usize| row / per * self.heads + group * per + row % per;
+            let queries = |row: usize| &sequence.q[head(row) * (nope + rope)..][..nope + rope];
+            let rows = self.s_q * per;
+            let keys = sequence.k_nope[group].chunks(nope).zip(sequence.v[group].chunks(value));
+            let inputs = AttentionInputs {
+                shape: AttentionShape {
+                    num_attention_heads: per as u32,
+                    num_key_value_heads: 1,
+                    kv_lora_rank: rank as u32,
+                    qk_nope_head_dim: nope as u32,
+                    qk_rope_head_dim: rope as u32,
+                    v_head_dim: value as u32,
+                },
+                s_q: self.s_q,
+                kv_len: length,
+                q_nope: (0..rows).flat_map(|row| wide(&queries(row)[..nope])).collect(),
+                q_rope: (0..rows).flat_map(|row| wide(&queries(row)[nope..])).collect(),
+                latent: keys.flat_map(|(key, value)| [wide(key), wide(value)].concat()).collect(),
+                k_rope: wide(&sequence.k_rope),
+                w_uk: pick(0, nope),
+                w_uv: pick(nope, value),
+            };
+            let of_group = per_group(&inputs).out;
+            for (row, numbers) in of_group.chunks(value).enumerate() {
+                out[head(row) * value..][..value].copy_from_slice(numbers);
+            }
+        }
+        out
+    }
+
+    /// Bytes of keys (nope), keys (rope) and values that must be read: each once per group.
+    pub fn least_bytes(&self) -> [u64; 3] {
+        let tokens: usize = self.lengths.iter().sum();
+        self.dims.map(|dim| (tokens * self.groups * dim * 2) as u64)
+    }
+
+    /// Multiplications of 16 × 8 × 16 that whole pages and whole tiles of rows take.
+    pub fn least_mma(&self) -> u64 {
+        let [nope, rope, value] = self.dims;
+        let pages: usize = (0..self.lengths.len()).map(|i| self.pages(i)).sum();
+        let of_page = PAGE / 8 * ((nope + rope) / 16) + PAGE / 16 * (value / 8);
+        (pages * self.groups * self.rows().div_ceil(16) * of_page) as u64
+    }
+}

@@ -1,0 +1,9 @@
+//! The exported functions. Their names and arguments are CUDA's; its documentation is theirs.
+
+#![allow(non_snake_case, reason = "the names are CUDA's")]
+
+mod abi;
+mod device;
+mod memory;
+mod module;
+mod stream;

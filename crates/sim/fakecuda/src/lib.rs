@@ -1,0 +1,29 @@
+//! A libcuda stand-in: the driver functions that `cudarc` calls, with kernels executed by `gqla-ptxsim` on the CPU.
+//!
+//! Built as `libgqla_fakecuda.so` and linked to where a program looks for `libcuda.so.1`, it lets a program with CUDA
+//! code run unmodified where there is no GPU: contexts, modules from PTX, streams, events, copies, launches, and CUDA's
+//! own error codes when something is wrong. Without [`Config::DEVICES_ENV`] it has no device, so that it does nothing
+//! where it was put by mistake; with it, it says on standard error that it is no driver.
+//!
+//! **What may happen later does.** Work in a stream waits until somebody waits for it, and then only what CUDA's rules
+//! demand has happened before: [`Order`] decides between doing nothing else first, everything else first, or a shuffle.
+//! Copies from and to page-locked memory touch it when they run; those of pageable memory are finished when the call
+//! returns, as CUDA documents. A program that forgot to wait gets wrong numbers, or memory nobody wrote.
+//!
+//! **What a kernel does wrong is an error** of its context that stays: addresses and alignment as on a GPU, and with
+//! `CUDA_ERROR_LAUNCH_FAILED` what a GPU would forgive: races in shared memory, reads of what nobody wrote, copies that
+//! have not arrived. The reason goes to standard error, and counters to [`Config::REPORT_ENV`].
+//!
+//! C hands over pointers, so this crate has `unsafe`: all of it is in the private modules `ffi` and `host`.
+
+mod code;
+mod config;
+mod ffi;
+mod host;
+mod install;
+mod machine;
+mod module;
+mod queue;
+
+pub use config::{Config, ConfigError, Order};
+pub use install::{InstallError, LIBRARY_NAME, built_library, install};
