@@ -2,7 +2,7 @@
 
 use gqla_kernels::{
     Matrix,
-    attention::{LayerCache, Scratch, Segment},
+    attention::{CacheFormat, LayerCache, Scratch, Segment},
     ops::{rms_norm, rms_norm_row, swiglu},
 };
 
@@ -30,7 +30,7 @@ struct Activations {
 impl Workspace {
     /// Caches of `blocks` blocks for every layer.
     pub fn new(model: &Model, blocks: usize) -> Self {
-        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements());
+        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements(), CacheFormat::F32);
         Self { caches: model.layers.iter().map(cache).collect(), activations: Activations::default() }
     }
 }
