@@ -1,6 +1,9 @@
 //! Loads the model on a thread of its own, while the admin port already says how far it is.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use anyhow::Context;
 use gqla_engine::{
@@ -53,7 +56,7 @@ fn try_load(app: &App, config: &Config, began: Instant) -> anyhow::Result<Model>
     progress("reading the weights");
     let engine = start_engine(&checkpoint, config, &choice)?;
     let metrics = app.metrics.attach(&engine, choice.reason, began.elapsed())?;
-    Ok(Model { engine, tokenizer, template, eos_token_ids, metrics })
+    Ok(Model { engine, tokenizer, template, grammars: OnceLock::new(), eos_token_ids, metrics })
 }
 
 fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathChoice> {
@@ -93,7 +96,9 @@ fn start_engine(
             max_model_len: config.max_model_len,
             max_num_seqs: config.limits.running,
             max_queued: config.limits.queued,
-            kv_cache_bytes: config.kv_cache_bytes,
+            kv_cache: config.kv_cache,
+            kv_cache_format: config.kv_cache_format,
+            expandable: false,
             threads: None,
         },
     )?;

@@ -7,8 +7,11 @@ mod engine;
 mod error;
 mod forward;
 mod load;
+mod memory;
 mod model;
 
-pub use engine::{CpuEngine, CpuEngineConfig};
+pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
+pub use gqla_kernels::attention::CacheFormat;
+pub use memory::{CacheMemory, CacheTooSmall};
 pub use model::{LogitsError, Model};

@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use gqla_engine::{Engine, EngineInfo, EngineStats, Event, Finish, Request, SubmitError, TokenLogprob};
+use gqla_engine::{
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SubmitError, TokenLogprob,
+};
 use gqla_model::DecodePath;
 
 /// Runs one sequence at a time; every answer is the script, token by token, then the end-of-sequence token.
@@ -89,7 +91,17 @@ impl Shared {
     fn tokens(&self, request: &mut Request, script: &[u32]) -> Finish {
         let endless = std::iter::once(EOS).cycle();
         let sampling = &request.sampling;
+        let (mut constraint, mut complete) = (request.constraint.take(), false);
         for (id, _) in script.iter().copied().chain(endless).zip(0..sampling.max_tokens) {
+            let id = match &mut constraint {
+                Some(_) if complete => return Finish::Stop,
+                Some(constraint) => {
+                    let id = nearest(constraint.as_mut(), id);
+                    complete = constraint.accept(id).unwrap();
+                    id
+                }
+                None => id,
+            };
             if self.stopping.load(Ordering::SeqCst) {
                 return Finish::Aborted;
             }
@@ -111,6 +123,14 @@ impl Shared {
         }
         Finish::Length
     }
+}
+
+/// The script's token where it is allowed, else the largest allowed id, which is no white space if it can be avoided.
+fn nearest(constraint: &mut dyn Constraint, wanted: u32) -> u32 {
+    let mut logits = vec![0.0; VOCABULARY];
+    constraint.forbid(&mut logits).unwrap();
+    let mut ids = std::iter::once(wanted).chain((0..VOCABULARY as u32).rev());
+    ids.find(|id| logits[*id as usize] == 0.0).unwrap()
 }
 
 impl Engine for ScriptedEngine {
@@ -149,6 +169,8 @@ impl Engine for ScriptedEngine {
             waiting: self.shared.waiting.load(Ordering::SeqCst),
             blocks_used: 2,
             preemptions: 3,
+            prefix_queries: 128,
+            prefix_hits: 64,
             dead: self.shared.dead.load(Ordering::SeqCst),
             ..EngineStats::default()
         }

@@ -78,6 +78,25 @@ async fn logprobs_in_both_routes() {
 }
 
 #[tokio::test]
+async fn an_answer_fits_the_schema_whatever_the_model_would_say() {
+    let server = Server::saying("Sure! Here is");
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+                        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    let body = server.chat(json!({"response_format": format, "n": 2})).await.json();
+    for choice in body["choices"].as_array().unwrap() {
+        assert_eq!(choice["finish_reason"], "stop", "{body}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let answer: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert!(answer["ok"].is_boolean() && answer.as_object().unwrap().len() == 1, "{text}");
+    }
+    let streamed =
+        server.complete(json!({"response_format": format, "stream": true, "max_tokens": 60})).await;
+    let text = streamed.text(0);
+    assert!(serde_json::from_str::<serde_json::Value>(&text).unwrap()["ok"].is_boolean(), "{text}");
+}
+
+#[tokio::test]
 async fn models_lists_the_one_that_is_served() {
     let server = Server::saying("");
     assert_eq!(
