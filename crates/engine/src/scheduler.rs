@@ -207,12 +207,9 @@ impl Scheduler {
     ) -> bool {
         loop {
             let Some(index) = self.find(rank) else { return false };
-            match self.claim(index, len) {
-                Ok(copy) => {
-                    copies.extend(copy);
-                    return true;
-                }
-                Err(Full) => {}
+            if let Ok(copy) = self.claim(index, len) {
+                copies.extend(copy);
+                return true;
             }
             let Some(last) = self.running.iter().map(|sequence| sequence.rank).max() else { return false };
             planned.retain(|(planned, _)| *planned != last);

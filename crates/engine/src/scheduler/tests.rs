@@ -112,11 +112,11 @@ impl World {
     fn write(&mut self, slice: &Slice) {
         let sequence = &self.scheduler.running[slice.sequence];
         let content = up_to(&sequence.tokens);
-        for position in slice.start..slice.start + slice.len {
+        for (position, content) in content.into_iter().enumerate().skip(slice.start).take(slice.len) {
             let block = sequence.blocks[position / BLOCK_TOKENS];
             let holders = self.scheduler.running.iter().flat_map(|s| &s.blocks).filter(|b| **b == block);
             assert_eq!(holders.count(), 1, "nobody writes to a block that others have");
-            self.cache.insert((block, position % BLOCK_TOKENS), content[position]);
+            self.cache.insert((block, position % BLOCK_TOKENS), content);
         }
     }
 

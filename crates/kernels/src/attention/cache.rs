@@ -66,8 +66,13 @@ impl<E: Element> Aligned<E> {
     }
 
     fn write(&mut self, offset: usize, step: usize, values: &[f32]) {
-        let places = self.data[self.first + offset..].iter_mut().step_by(step);
-        places.zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
+        let Some(last) = values.len().checked_sub(1) else { return };
+        let places = &mut self.data[self.first + offset..][..=last * step];
+        if step == 1 {
+            places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
+        } else {
+            values.iter().enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(*value));
+        }
     }
 
     fn read(&self, offset: usize, out: &mut [f32]) {

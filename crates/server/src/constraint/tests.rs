@@ -144,3 +144,19 @@ fn a_sequence_does_not_move_the_others() {
 fn a_model_without_end_token_cannot_follow() {
     assert!(matches!(Grammars::new(&tokenizer(), &[999]), Err(GrammarsError::NoEnd)));
 }
+
+#[test]
+fn schemas_that_multiply_are_refused_and_long_ones_are_not() {
+    let grammars = grammars();
+    let either = |i: usize| {
+        let object = |name: String| json!({"type": "object", "properties": {&name: {}}, "required": [name]});
+        json!({"anyOf": [object(format!("a{i}")), object(format!("b{i}"))]})
+    };
+    let every_pair = json!({"allOf": (0..16).map(either).collect::<Vec<_>>()});
+    let error = grammars.compile(&ResponseFormat::JsonSchema(every_pair)).unwrap_err();
+    assert!(error.message.contains("too large"), "{error}");
+    let properties: Map<String, Value> =
+        (0..500).map(|i| (format!("p{i}"), json!({"type": "string", "pattern": "^a{1,40}b?$"}))).collect();
+    let long = json!({"type": "object", "properties": properties});
+    assert!(grammars.compile(&ResponseFormat::JsonSchema(long)).is_ok());
+}

@@ -3,7 +3,7 @@
 use std::{
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
@@ -11,7 +11,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SubmitError, TokenLogprob,
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SubmitError,
+    TokenLogprob,
 };
 use gqla_model::DecodePath;
 
@@ -34,6 +35,8 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// The engine failed.
     pub dead: AtomicBool,
+    /// How the last request was to be drawn, its priority and its salt.
+    pub last: Mutex<Option<(SamplingParams, i32, String)>>,
     stopping: AtomicBool,
 }
 
@@ -76,6 +79,8 @@ impl ScriptedEngine {
 
 impl Shared {
     fn answer(&self, mut request: Request, script: &[u32]) {
+        let asked = (request.sampling.clone(), request.priority, request.cache_salt.clone());
+        *self.last.lock().unwrap() = Some(asked);
         while self.hold.load(Ordering::SeqCst) && !self.stopping.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
