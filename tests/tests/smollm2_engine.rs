@@ -13,7 +13,7 @@ use std::{
 };
 
 use gqla_engine::{
-    Cancel, Checkpoint, Engine, Event, Request, SamplingParams, Sink,
+    Checkpoint, Engine, Event, Request, SamplingParams, Sink,
     cpu::{CpuEngine, CpuEngineConfig, Model},
 };
 use safetensors::SafeTensors;
@@ -54,17 +54,9 @@ fn greedy_texts_are_those_of_exact_dequantisation() {
                 let _ = sender.send(event);
                 ControlFlow::Continue(())
             });
-            let sampling = SamplingParams {
-                max_tokens: 40,
-                temperature: 0.0,
-                top_p: 1.0,
-                top_k: 0,
-                seed: 0,
-                stop_token_ids: Vec::new(),
-                logprobs: None,
-            };
+            let sampling = SamplingParams { max_tokens: 40, ..SamplingParams::default() };
             let prompt = ids(&case["prompt_ids"]);
-            engine.submit(Request { prompt, sampling, sink, cancel: Cancel::default() }).unwrap();
+            engine.submit(Request::new(prompt, sampling, sink)).unwrap();
             events
         })
         .collect();

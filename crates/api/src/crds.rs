@@ -50,7 +50,9 @@ pub struct RenderError {
 /// When the definition does not serialise, which no definition of [`crds`] does.
 pub fn render(crd: &CustomResourceDefinition) -> Result<(String, String), RenderError> {
     let failed = |reason: String| RenderError { kind: crd.spec.names.kind.clone(), reason };
-    let value = serde_json::to_value(crd).map_err(|error| failed(error.to_string()))?;
+    let mut value = serde_json::to_value(crd).map_err(|error| failed(error.to_string()))?;
+    // One text whatever else is built along: libraries can make JSON objects keep their order.
+    value.sort_all_objects();
     let yaml = serde_saphyr::to_string(&value).map_err(|error| failed(error.to_string()))?;
     let file = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
     Ok((file, format!("# Generated from crates/api by `cargo xtask gen`; edits are lost.\n{yaml}")))

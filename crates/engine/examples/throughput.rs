@@ -5,7 +5,7 @@
 use std::{error::Error, ops::ControlFlow, path::Path, sync::mpsc::channel, time::Instant};
 
 use gqla_engine::{
-    Cancel, Checkpoint, Engine, Event, Request, SamplingParams, Sink,
+    Checkpoint, Engine, Event, Request, SamplingParams, Sink,
     cpu::{CpuEngine, CpuEngineConfig},
 };
 
@@ -43,17 +43,11 @@ fn run(engine: &CpuEngine, streams: usize, prompt: usize, tokens: u32) -> Result
             }
             ControlFlow::Continue(())
         });
-        let sampling = SamplingParams {
-            max_tokens: tokens,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: 0,
-            stop_token_ids: Vec::new(),
-            logprobs: None,
-        };
+        let sampling = SamplingParams { max_tokens: tokens, ..SamplingParams::default() };
         let prompt = (0..prompt).map(|i| ((i * 31 + stream * 7) % 400 + 10) as u32).collect();
-        engine.submit(Request { prompt, sampling, sink, cancel: Cancel::default() })?;
+        // A salt of its own, so that no run finds what another one computed.
+        let cache_salt = format!("{started:?} {stream}");
+        engine.submit(Request { cache_salt, ..Request::new(prompt, sampling, sink) })?;
     }
     for _ in 0..streams {
         ends.recv()?;

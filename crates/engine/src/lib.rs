@@ -1,8 +1,8 @@
 //! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
 //!
-//! [`cpu`] computes; around it, `runner` is the engine's thread, `scheduler` decides each step, `blocks` hands out
-//! cache blocks and `sampling` draws tokens. A sequence's tokens depend on its own prompt and parameters alone,
-//! never on what shares its steps.
+//! [`cpu`] computes; around it, `runner` is the engine's thread, `scheduler` decides each step over `sequence`s,
+//! `blocks` hands out cache blocks and finds beginnings again, and `sampling` draws tokens. A sequence's tokens depend
+//! on its own prompt and parameters alone, never on what shares its steps.
 
 mod blocks;
 pub mod cpu;
@@ -10,12 +10,15 @@ mod request;
 mod runner;
 mod sampling;
 mod scheduler;
+mod sequence;
 
 use std::time::Duration;
 
 use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
-pub use request::{Cancel, Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob};
+pub use request::{
+    Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob,
+};
 
 /// A running model. The server and the tools know nothing more of it.
 pub trait Engine: Send + Sync {
@@ -35,7 +38,7 @@ pub trait Engine: Send + Sync {
 /// Facts about a running model that never change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineInfo {
-    /// The decode path in use; `None` for a plain (unconverted) GQA model, which has only one.
+    /// The decode path at the start; `None` for a plain (unconverted) GQA model, which has only one.
     pub path: Option<DecodePath>,
     /// Tensor-parallel ranks.
     pub tensor_parallel: u32,
@@ -64,8 +67,12 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences waiting for room.
     pub waiting: usize,
-    /// Cache blocks in use.
+    /// Cache blocks that sequences have; blocks whose content is only kept for reuse are not counted.
     pub blocks_used: usize,
+    /// Tokens whose keys were looked for in the cache when their sequence started.
+    pub prefix_queries: u64,
+    /// Tokens found there, and not computed again.
+    pub prefix_hits: u64,
     /// Prompt tokens computed so far.
     pub prompt_tokens: u64,
     /// Tokens delivered so far.

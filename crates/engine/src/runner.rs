@@ -7,7 +7,7 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -21,8 +21,9 @@ use gqla_kernels::attention::Segment;
 
 use crate::{
     EngineStats, Event, Finish, Request, SubmitError,
-    sampling::{draw, logprobs},
-    scheduler::{Limits, Scheduler, Slice},
+    blocks::BlockCopy,
+    scheduler::{Limits, Plan, Scheduler, Slice},
+    sequence::Rank,
 };
 
 /// How often an idle engine shows that it lives.
@@ -33,6 +34,12 @@ const STEP_FAILED: &str = "a step failed; the server's log says why";
 
 /// Computes logits for the tokens of a step.
 pub(crate) trait StepModel: Send + 'static {
+    /// Copies whole blocks of the cache, in this order.
+    fn copy(&mut self, copies: &[BlockCopy]);
+
+    /// Goes on along the GQA path, with the content of these blocks.
+    fn expand(&mut self, blocks: &[u32]);
+
     /// Runs `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String>;
 }
@@ -48,7 +55,10 @@ pub(crate) struct Bounds {
 
 #[derive(Default)]
 struct Inbox {
-    queue: VecDeque<Request>,
+    queue: BTreeMap<Rank, Request>,
+    arrivals: u64,
+    /// The path is to change before the next step.
+    expand: bool,
     /// When to abort what still runs; set once.
     deadline: Option<Instant>,
     /// Why nothing more is taken, once the thread has ended.
@@ -75,6 +85,8 @@ struct Shared {
     generated_tokens: AtomicU64,
     steps: AtomicU64,
     preemptions: AtomicU64,
+    prefix_queries: AtomicU64,
+    prefix_hits: AtomicU64,
 }
 
 /// A handle on the engine's thread; dropping it aborts what runs.
@@ -98,6 +110,8 @@ impl Runner {
             generated_tokens: AtomicU64::new(0),
             steps: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
+            prefix_queries: AtomicU64::new(0),
+            prefix_hits: AtomicU64::new(0),
         });
         let body = Arc::clone(&shared);
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || body.run(model))?;
@@ -116,9 +130,17 @@ impl Runner {
         if inbox.queue.len() >= self.shared.bounds.queued {
             return Err(SubmitError::QueueFull { limit: self.shared.bounds.queued });
         }
-        inbox.queue.push_back(request);
+        inbox.arrivals += 1;
+        let rank = Rank::new(inbox.arrivals, request.priority);
+        inbox.queue.insert(rank, request);
         self.shared.arrived.notify_one();
         Ok(())
+    }
+
+    /// Has the model go on along the GQA path from the next step on.
+    pub fn expand(&self) {
+        self.shared.inbox().expand = true;
+        self.shared.arrived.notify_one();
     }
 
     pub fn stats(&self) -> EngineStats {
@@ -136,6 +158,8 @@ impl Runner {
             generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),
             preemptions: shared.preemptions.load(Ordering::Relaxed),
+            prefix_queries: shared.prefix_queries.load(Ordering::Relaxed),
+            prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
             since_last_heartbeat: shared.started.elapsed().saturating_sub(heartbeat),
             dead,
         }
@@ -172,11 +196,12 @@ impl Bounds {
         if prompt + max_tokens > context {
             return Err(SubmitError::TooLong { prompt, max_tokens, context });
         }
-        match request.prompt.iter().position(|id| !known(id)) {
-            Some(position) => {
-                let id = request.prompt[position];
-                Err(SubmitError::UnknownToken { id, position, vocab_size: self.vocab })
-            }
+        if let Some(position) = request.prompt.iter().position(|id| !known(id)) {
+            let id = request.prompt[position];
+            return Err(SubmitError::UnknownToken { id, position, vocab_size: self.vocab });
+        }
+        match request.sampling.logit_bias.iter().find(|(id, _)| !known(id)) {
+            Some((id, _)) => Err(SubmitError::UnknownBias { id: *id, vocab_size: self.vocab }),
             None => Ok(()),
         }
     }
@@ -210,6 +235,9 @@ impl Shared {
             return Ok(false);
         }
         self.dismiss(scheduler);
+        if std::mem::take(&mut self.inbox().expand) {
+            model.expand(&scheduler.live_blocks());
+        }
         self.admit(scheduler);
         if !scheduler.running.is_empty() {
             self.step(model, scheduler)?;
@@ -226,7 +254,7 @@ impl Shared {
     /// Waits until there is something to do; false when it is time to end.
     fn wait(&self, scheduler: &Scheduler) -> bool {
         let mut inbox = self.inbox();
-        while scheduler.is_idle() && inbox.queue.is_empty() {
+        while scheduler.is_idle() && inbox.queue.is_empty() && !inbox.expand {
             if inbox.deadline.is_some() {
                 return false;
             }
@@ -240,30 +268,21 @@ impl Shared {
     /// Drops what nobody waits for any more, wherever it has come.
     fn dismiss(&self, scheduler: &mut Scheduler) {
         scheduler.dismiss();
-        let gone = {
-            let mut inbox = self.inbox();
-            let (gone, kept): (VecDeque<_>, _) =
-                inbox.queue.drain(..).partition(|request| request.cancel.is_cancelled());
-            inbox.queue = kept;
-            gone
-        };
-        for request in gone {
+        let cancelled = |_: &Rank, request: &mut Request| request.cancel.is_cancelled();
+        let gone: Vec<_> = self.inbox().queue.extract_if(.., cancelled).collect();
+        for (_, request) in gone {
             report(request, Finish::Aborted);
         }
     }
 
     fn admit(&self, scheduler: &mut Scheduler) {
-        let mut inbox = self.inbox();
-        scheduler.admit(|fits| {
-            let tokens = inbox.queue.front().map(|request| request.prompt.len())?;
-            if fits(tokens) { inbox.queue.pop_front() } else { None }
-        });
-        drop(inbox);
+        scheduler.admit(&mut self.inbox().queue);
         self.publish(scheduler);
     }
 
     fn step(&self, model: &mut impl StepModel, scheduler: &mut Scheduler) -> Result<(), String> {
-        let slices = scheduler.plan();
+        let Plan { slices, copies } = scheduler.plan();
+        model.copy(&copies);
         let (mut tokens, mut wanted, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         for Slice { sequence, start, len, draws } in slices.iter().copied() {
             let sequence = &scheduler.running[sequence];
@@ -275,13 +294,13 @@ impl Shared {
         }
         let logits = model.step(&tokens, &segments, &wanted)?;
         let mut rows = logits.chunks_exact(self.bounds.vocab);
-        let (mut prompt, mut generated) = (0, 0);
+        let (mut prompt, mut generated, mut buffer) = (0, 0, Vec::new());
         for slice in &slices {
             prompt += scheduler.prompt_tokens(slice) as u64;
             scheduler.computed(slice);
             if slice.draws {
                 let row = rows.next().ok_or("the model answered too few logits")?;
-                generated += u64::from(draw_next(scheduler, slice, row));
+                generated += u64::from(draw_next(scheduler, slice, row, &mut buffer));
             }
         }
         self.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
@@ -296,6 +315,8 @@ impl Shared {
         self.preempted.store(scheduler.preempted(), Ordering::Relaxed);
         self.blocks_used.store(scheduler.blocks_used(), Ordering::Relaxed);
         self.preemptions.store(scheduler.preemptions(), Ordering::Relaxed);
+        self.prefix_queries.store(scheduler.prefixes().queries, Ordering::Relaxed);
+        self.prefix_hits.store(scheduler.prefixes().hits, Ordering::Relaxed);
     }
 
     /// Ends everything, accepted or running, and refuses what comes later.
@@ -310,7 +331,7 @@ impl Shared {
             // The sink may be what panicked; the others must hear all the same.
             let _ = catch_unwind(AssertUnwindSafe(|| sequence.end(finish.clone())));
         }
-        for request in queue {
+        for request in queue.into_values() {
             let _ = catch_unwind(AssertUnwindSafe(|| report(request, finish.clone())));
         }
         self.running.store(0, Ordering::Relaxed);
@@ -326,16 +347,13 @@ fn report(mut request: Request, finish: Finish) {
 }
 
 /// Draws and delivers a sequence's next token; true when one was delivered.
-fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32]) -> bool {
+fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &mut Vec<f32>) -> bool {
     let context = scheduler.context();
     let sequence = &mut scheduler.running[slice.sequence];
-    match draw(logits, &sequence.sampling, sequence.tokens.len()) {
-        Ok(id) => {
-            let logprob = sequence.sampling.logprobs.map(|top| logprobs(logits, id, top));
-            sequence.accept(id, logprob, context)
-        }
-        Err(broken) => {
-            sequence.fail(broken.to_string());
+    match sequence.sampler.draw(logits, buffer) {
+        Ok(drawn) => sequence.accept(drawn, context),
+        Err(error) => {
+            sequence.finish = Some(Finish::Error(error.to_string()));
             false
         }
     }

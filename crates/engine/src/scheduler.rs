@@ -1,83 +1,32 @@
 //! What the next step computes: continuous batching as a synchronous state machine.
 //!
 //! Running sequences get their next token first; what is left of the token budget goes to prompts, in chunks, so a
-//! long prompt delays others by one step's budget at most. When blocks run out the sequence that came last gives its
-//! own back and is computed again later; draws depend on the position alone, so it continues with the same text.
+//! long prompt delays others by one step's budget at most. Beginnings that are in the cache already are taken from
+//! there. When blocks run out the sequence that is last in line gives its own back and is computed again later; draws
+//! depend on the seed and their number alone, so it continues with the same text.
 
-use std::{cmp::Reverse, collections::VecDeque, ops::ControlFlow};
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 
 use gqla_kernels::attention::BLOCK_TOKENS;
 
-use crate::{Cancel, Event, Finish, Request, SamplingParams, Sink, blocks::BlockPool};
+use crate::{
+    Finish, Request,
+    blocks::{BlockCopy, BlockPool, Full},
+    sequence::{Rank, Sequence},
+};
 
 /// Bounds on what runs at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Sequences.
     pub sequences: usize,
-    /// Tokens of a step.
+    /// Tokens of a step; more than `sequences`, so that a prompt moves on however many sequences decode.
     pub tokens: usize,
-    /// Tokens of a sequence.
+    /// Tokens of a sequence; all of them fit the cache.
     pub context: usize,
-}
-
-/// A sequence being continued.
-pub(crate) struct Sequence {
-    /// Prompt and what was drawn.
-    pub tokens: Vec<u32>,
-    pub sampling: SamplingParams,
-    pub blocks: Vec<u32>,
-    sink: Sink,
-    cancel: Cancel,
-    prompt: usize,
-    /// Tokens whose keys are in the cache.
-    computed: usize,
-    arrival: u64,
-    finish: Option<Finish>,
-}
-
-impl Sequence {
-    fn new(request: Request, arrival: u64) -> Self {
-        let prompt = request.prompt.len();
-        Self {
-            tokens: request.prompt,
-            sampling: request.sampling,
-            blocks: Vec::new(),
-            sink: request.sink,
-            cancel: request.cancel,
-            prompt,
-            computed: 0,
-            arrival,
-            finish: None,
-        }
-    }
-
-    /// Takes a drawn token; true when it was delivered.
-    pub fn accept(&mut self, id: u32, logprob: Option<crate::TokenLogprob>, context: usize) -> bool {
-        if self.sampling.stop_token_ids.contains(&id) {
-            self.finish = Some(Finish::Stop);
-            return false;
-        }
-        self.tokens.push(id);
-        if (self.sink)(Event::Token { id, logprob }) == ControlFlow::Break(()) {
-            self.finish = Some(Finish::Aborted);
-        } else if self.tokens.len() - self.prompt >= self.sampling.max_tokens as usize
-            || self.tokens.len() >= context
-        {
-            self.finish = Some(Finish::Length);
-        }
-        true
-    }
-
-    /// Ends the sequence after this step.
-    pub fn fail(&mut self, why: String) {
-        self.finish = Some(Finish::Error(why));
-    }
-
-    fn report(&mut self, finish: Finish) {
-        // It is over either way.
-        let _ = (self.sink)(Event::Finished(finish));
-    }
 }
 
 /// A part of a sequence that a step computes.
@@ -93,25 +42,42 @@ pub(crate) struct Slice {
     pub draws: bool,
 }
 
+/// What a step does.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub slices: Vec<Slice>,
+    /// Blocks to copy, in this order, before anything is written.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// Tokens of beginnings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PrefixCounts {
+    /// Looked for in the cache.
+    pub queries: u64,
+    /// Found there.
+    pub hits: u64,
+}
+
 /// Sequences, their blocks and their order.
 pub(crate) struct Scheduler {
     pub running: Vec<Sequence>,
-    preempted: VecDeque<Sequence>,
+    preempted: BTreeMap<Rank, Sequence>,
     blocks: BlockPool,
     limits: Limits,
-    arrivals: u64,
     preemptions: u64,
+    prefixes: PrefixCounts,
 }
 
 impl Scheduler {
     pub fn new(blocks: usize, limits: Limits) -> Self {
         Self {
             running: Vec::new(),
-            preempted: VecDeque::new(),
+            preempted: BTreeMap::new(),
             blocks: BlockPool::new(blocks),
             limits,
-            arrivals: 0,
             preemptions: 0,
+            prefixes: PrefixCounts::default(),
         }
     }
 
@@ -135,141 +101,171 @@ impl Scheduler {
         self.blocks.used()
     }
 
+    /// Blocks whose content matters.
+    pub fn live_blocks(&self) -> Vec<u32> {
+        self.blocks.live()
+    }
+
+    pub fn prefixes(&self) -> PrefixCounts {
+        self.prefixes
+    }
+
     /// Lets go of sequences that nobody waits for any more.
     pub fn dismiss(&mut self) {
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.cancel.is_cancelled()) {
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.is_cancelled()) {
             sequence.finish = Some(Finish::Aborted);
         }
         self.retire();
-        let (gone, kept): (VecDeque<_>, _) =
-            self.preempted.drain(..).partition(|sequence| sequence.cancel.is_cancelled());
-        self.preempted = kept;
+        let gone: Vec<_> =
+            self.preempted.extract_if(.., |_, sequence| sequence.is_cancelled()).map(|(_, s)| s).collect();
         for sequence in gone {
             sequence.end(Finish::Aborted);
         }
     }
 
-    /// Lets sequences in while there is room for their tokens and one more: preempted ones first, then `next`, which
-    /// hands over the oldest waiting request if the given predicate likes its prompt's length.
-    pub fn admit(&mut self, mut next: impl FnMut(&dyn Fn(usize) -> bool) -> Option<Request>) {
+    /// Lets sequences in, in their order, while there is room for their tokens and one more. The first in line is
+    /// waited for, so that many small requests cannot keep a large one out.
+    pub fn admit(&mut self, queue: &mut BTreeMap<Rank, Request>) {
         // Blocks that sequences let in before will need when their prompts are computed.
-        let mut promised: usize =
-            self.running.iter().map(|s| blocks_of(s.tokens.len() + 1).saturating_sub(s.blocks.len())).sum();
+        let needs = |s: &Sequence| blocks_of(s.tokens.len() + 1).saturating_sub(s.blocks.len());
+        let mut promised: usize = self.running.iter().map(needs).sum();
         while self.running.len() < self.limits.sequences {
-            let free = self.blocks.free();
-            let fits = |tokens: usize| promised + blocks_of((tokens + 1).min(self.limits.context)) <= free;
-            let sequence = match self.preempted.front() {
-                Some(sequence) if !fits(sequence.tokens.len()) => return,
-                Some(_) => self.preempted.pop_front(),
-                None => next(&fits).map(|request| {
-                    self.arrivals += 1;
-                    Sequence::new(request, self.arrivals)
-                }),
-            };
-            let Some(sequence) = sequence else { return };
-            promised += blocks_of((sequence.tokens.len() + 1).min(self.limits.context));
-            self.running.push(sequence);
+            let fresh = queue.first_key_value().map(|(rank, request)| (*rank, request.prompt.len()));
+            let back = self.preempted.first_key_value().map(|(rank, s)| (*rank, s.tokens.len()));
+            let Some((rank, tokens)) = fresh.into_iter().chain(back).min() else { return };
+            promised += blocks_of((tokens + 1).min(self.limits.context));
+            if promised > self.blocks.free() {
+                return;
+            }
+            let new = queue.remove(&rank).map(|request| Sequence::new(request, rank));
+            self.running.extend(new.or_else(|| self.preempted.remove(&rank)));
         }
     }
 
     /// Decides the next step and gives its sequences their blocks.
-    pub fn plan(&mut self) -> Vec<Slice> {
-        self.running.sort_by_key(|sequence| sequence.arrival);
+    pub fn plan(&mut self) -> Plan {
+        self.running.sort_by_key(|sequence| sequence.rank);
         // Those that need one token come first.
-        let mut order: Vec<u64> = self.running.iter().map(|sequence| sequence.arrival).collect();
-        order.sort_by_key(|arrival| {
-            (self.find(*arrival).is_some_and(|s| !self.running[s].decodes()), *arrival)
-        });
+        let mut order: Vec<(bool, Rank)> = self.running.iter().map(|s| (!s.decodes(), s.rank)).collect();
+        order.sort();
         let mut budget = self.limits.tokens;
-        let mut slices = Vec::new();
-        for arrival in order {
-            let Some(index) = self.find(arrival).filter(|_| budget > 0) else { continue };
+        let (mut planned, mut copies) = (Vec::new(), Vec::new());
+        for (prompt, rank) in order {
+            let Some(index) = self.find(rank).filter(|_| budget > 0) else { continue };
+            if prompt {
+                self.adopt(index);
+            }
             let len = (self.running[index].tokens.len() - self.running[index].computed).min(budget);
-            if self.make_room(arrival, len, &mut slices) {
+            if self.make_room(rank, len, &mut planned, &mut copies) {
                 budget -= len;
-                slices.push((arrival, len));
+                planned.push((rank, len));
             }
         }
-        slices.into_iter().filter_map(|(arrival, len)| self.slice(arrival, len)).collect()
+        let slices = planned.into_iter().filter_map(|(rank, len)| self.slice(rank, len)).collect();
+        Plan { slices, copies }
     }
 
-    fn slice(&self, arrival: u64, len: usize) -> Option<Slice> {
-        let sequence = self.find(arrival)?;
+    fn slice(&self, rank: Rank, len: usize) -> Option<Slice> {
+        let sequence = self.find(rank)?;
         let Sequence { computed, tokens, .. } = &self.running[sequence];
         Some(Slice { sequence, start: *computed, len, draws: computed + len == tokens.len() })
     }
 
-    fn find(&self, arrival: u64) -> Option<usize> {
-        self.running.iter().position(|sequence| sequence.arrival == arrival)
+    fn find(&self, rank: Rank) -> Option<usize> {
+        self.running.iter().position(|sequence| sequence.rank == rank)
     }
 
-    /// Gives a sequence blocks for `len` more tokens, taking them from those that came later; false when it had to
-    /// go itself.
-    fn make_room(&mut self, arrival: u64, len: usize, slices: &mut Vec<(u64, usize)>) -> bool {
+    /// Takes blocks that hold the sequence's next tokens already. Asked before every chunk, so that sequences with
+    /// one beginning that came together compute it once.
+    fn adopt(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        let tokens = sequence.tokens.len();
+        if sequence.blocks.is_empty() {
+            self.prefixes.queries += tokens as u64;
+        }
+        while sequence.computed == sequence.blocks.len() * BLOCK_TOKENS
+            && sequence.computed + BLOCK_TOKENS <= tokens
+        {
+            let name = sequence.prefix(sequence.blocks.len() + 1);
+            let Some(block) = self.blocks.share(&name) else { return };
+            sequence.blocks.push(block);
+            // The last token is computed in any case: the next one is drawn from its logits.
+            let found = BLOCK_TOKENS.min(tokens - 1 - sequence.computed);
+            sequence.computed += found;
+            self.prefixes.hits += found as u64;
+        }
+    }
+
+    /// Gives a sequence blocks for `len` more tokens, taking them from those that are behind it in line; false when
+    /// it had to go itself.
+    fn make_room(
+        &mut self,
+        rank: Rank,
+        len: usize,
+        planned: &mut Vec<(Rank, usize)>,
+        copies: &mut Vec<BlockCopy>,
+    ) -> bool {
         loop {
-            let Some(index) = self.find(arrival) else { return false };
-            let sequence = &mut self.running[index];
-            if self.blocks.grow(&mut sequence.blocks, blocks_of(sequence.computed + len)) {
+            let Some(index) = self.find(rank) else { return false };
+            if let Ok(copy) = self.claim(index, len) {
+                copies.extend(copy);
                 return true;
             }
-            let Some(last) = self.running.iter().map(|sequence| sequence.arrival).max() else { return false };
-            slices.retain(|(planned, _)| *planned != last);
+            let Some(last) = self.running.iter().map(|sequence| sequence.rank).max() else { return false };
+            planned.retain(|(planned, _)| *planned != last);
             self.preempt(last);
-            if last == arrival {
+            if last == rank {
                 return false;
             }
         }
     }
 
-    fn preempt(&mut self, arrival: u64) {
-        let Some(index) = self.find(arrival) else { return };
+    /// Blocks that the sequence can write its next `len` tokens to. Only the first of them may hold tokens already.
+    fn claim(&mut self, index: usize, len: usize) -> Result<Option<BlockCopy>, Full> {
+        let Sequence { blocks, computed, .. } = &mut self.running[index];
+        self.blocks.grow(blocks, blocks_of(*computed + len))?;
+        self.blocks.own(&mut blocks[*computed / BLOCK_TOKENS])
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        let Some(index) = self.find(rank) else { return };
         let mut sequence = self.running.remove(index);
         self.blocks.release(&mut sequence.blocks);
         sequence.computed = 0;
         self.preemptions += 1;
-        self.preempted.push_back(sequence);
-        self.preempted.make_contiguous().sort_by_key(|sequence| sequence.arrival);
+        self.preempted.insert(rank, sequence);
     }
 
-    /// Notes that a slice is in the cache.
+    /// Notes that a slice is in the cache, and lets others find the blocks it filled.
     pub fn computed(&mut self, slice: &Slice) {
-        self.running[slice.sequence].computed += slice.len;
+        let sequence = &mut self.running[slice.sequence];
+        let first = sequence.computed / BLOCK_TOKENS;
+        sequence.computed += slice.len;
+        for block in first..sequence.computed / BLOCK_TOKENS {
+            let name = sequence.prefix(block + 1);
+            self.blocks.name(sequence.blocks[block], name);
+        }
     }
 
     /// Prompt tokens of a slice that were computed for the first time or again.
     pub fn prompt_tokens(&self, slice: &Slice) -> usize {
-        let end = (slice.start + slice.len).min(self.running[slice.sequence].prompt);
-        end.saturating_sub(slice.start)
+        self.running[slice.sequence].prompt_tokens(slice.start, slice.len)
     }
 
     /// Lets go of sequences that ended.
     pub fn retire(&mut self) {
-        let mut ended: Vec<usize> =
-            (0..self.running.len()).filter(|i| self.running[*i].finish.is_some()).collect();
-        ended.sort_by_key(|index| Reverse(*index));
-        for index in ended {
-            let mut sequence = self.running.remove(index);
+        let ended: Vec<Sequence> = self.running.extract_if(.., |s| s.finish.is_some()).collect();
+        for mut sequence in ended {
             self.blocks.release(&mut sequence.blocks);
             if let Some(finish) = sequence.finish.take() {
-                sequence.report(finish);
+                sequence.end(finish);
             }
         }
     }
 
     /// All sequences, to be ended from outside; their blocks are not given back.
     pub fn drain(&mut self) -> impl Iterator<Item = Sequence> + '_ {
-        self.running.drain(..).chain(self.preempted.drain(..))
-    }
-}
-
-impl Sequence {
-    fn decodes(&self) -> bool {
-        self.tokens.len() - self.computed == 1
-    }
-
-    /// Ends a drained sequence.
-    pub fn end(mut self, finish: Finish) {
-        self.report(finish);
+        self.running.drain(..).chain(std::mem::take(&mut self.preempted).into_values())
     }
 }
 

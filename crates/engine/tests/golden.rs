@@ -11,8 +11,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Cancel, Checkpoint, Engine, Event, Finish, Request, SamplingParams,
-    cpu::{CpuEngine, CpuEngineConfig, LoadError, Model},
+    Checkpoint, Engine, Event, Finish, Request, SamplingParams,
+    cpu::{CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, LoadError, Model, NotExpandable},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use safetensors::SafeTensors;
@@ -67,21 +67,25 @@ fn start(name: &str, config: CpuEngineConfig) -> CpuEngine {
 }
 
 fn submit(engine: &CpuEngine, prompt: &[u32], temperature: f32, seed: u64) -> Receiver<Event> {
+    submit_salted(engine, prompt, temperature, seed, "")
+}
+
+fn submit_salted(
+    engine: &CpuEngine,
+    prompt: &[u32],
+    temperature: f32,
+    seed: u64,
+    salt: &str,
+) -> Receiver<Event> {
     let (sender, events) = channel();
-    let sampling = SamplingParams {
-        max_tokens: 32,
-        temperature,
-        top_p: 1.0,
-        top_k: 0,
-        seed,
-        stop_token_ids: Vec::new(),
-        logprobs: Some(2),
-    };
+    let sampling =
+        SamplingParams { max_tokens: 32, temperature, seed, logprobs: Some(2), ..SamplingParams::default() };
     let sink: gqla_engine::Sink = Box::new(move |event| {
         let _ = sender.send(event);
         ControlFlow::Continue(())
     });
-    engine.submit(Request { prompt: prompt.to_vec(), sampling, sink, cancel: Cancel::default() }).unwrap();
+    let cache_salt = salt.to_owned();
+    engine.submit(Request { cache_salt, ..Request::new(prompt.to_vec(), sampling, sink) }).unwrap();
     events
 }
 
@@ -149,18 +153,89 @@ fn a_preempted_sequence_continues_with_the_same_bits() {
         let golden = Golden::open("llama_gqla_a");
         let roomy = start("llama_gqla_a", config(Some(path)));
         let block_bytes = roomy.info().kv_bytes_per_token * roomy.info().block_size;
-        let tight = CpuEngineConfig { kv_cache_bytes: 4 * block_bytes, ..config(Some(path)) };
+        let kv_cache = CacheMemory::Bytes(4 * block_bytes as u64);
+        let tight = CpuEngineConfig { kv_cache, ..config(Some(path)) };
         let tight = start("llama_gqla_a", tight);
         assert_eq!(tight.info().num_blocks, 4);
         let prompt = &golden.ids("ids_2")[..50];
         let run = |engine: &CpuEngine| -> Vec<_> {
-            let events: Vec<_> = (0..4).map(|seed| submit(engine, prompt, 1.0, seed)).collect();
+            let events: Vec<_> = (0..8).map(|seed| submit(engine, prompt, 1.0, seed)).collect();
             events.iter().map(collect).collect()
         };
         assert_eq!(run(&tight), run(&roomy));
         assert!(tight.stats().preemptions > 0);
         assert_eq!(roomy.stats().preemptions, 0);
     }
+}
+
+#[test]
+fn a_beginning_found_in_the_cache_continues_with_the_same_bits() {
+    for (name, path) in CASES {
+        let engine = start(name, config(path));
+        let prompts: Vec<Vec<u32>> =
+            [70, 128, 131, 200].iter().map(|len| (0..*len).map(|i| i * 31 % 512).collect()).collect();
+        let run = |salt: &dyn Fn(usize) -> String| -> Vec<_> {
+            let one =
+                |(i, prompt): (usize, &Vec<u32>)| submit_salted(&engine, prompt, 0.9, i as u64, &salt(i));
+            let events: Vec<_> = prompts.iter().enumerate().map(one).collect();
+            events.iter().map(collect).collect()
+        };
+        let apart = run(&|i| i.to_string());
+        assert_eq!(engine.stats().prefix_hits, 0);
+        assert_eq!(run(&|_| String::new()), apart, "{name} {path:?}");
+        assert_eq!(run(&|_| String::new()), apart, "{name} {path:?}");
+        let stats = engine.stats();
+        assert_eq!(stats.prefix_queries, 3 * (70 + 128 + 131 + 200));
+        assert!(stats.prefix_hits >= 64 + 127 + 128 + 192, "{}", stats.prefix_hits);
+    }
+}
+
+#[test]
+fn running_sequences_change_path_and_keep_their_texts() {
+    let golden = Golden::open("llama_gqla_a");
+    let engine = start("llama_gqla_a", CpuEngineConfig { expandable: true, ..config(Some(MqaAbsorb)) });
+    let prompts: Vec<_> = (0..3).map(|i| golden.ids(&format!("ids_{i}"))).collect();
+    let running: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt, 0.0, 0)).collect();
+    let Ok(Event::Token { id: first, .. }) = running[0].recv() else { panic!("no token") };
+    engine.switch_to_gqa().unwrap();
+    for (i, events) in running.iter().enumerate() {
+        let mut text = if i == 0 { vec![first] } else { Vec::new() };
+        text.extend(ids(&collect(events)));
+        assert_eq!(text, golden.ids(&format!("greedy_{i}")), "{i}");
+    }
+    // What the cache kept of them was converted too.
+    for (i, prompt) in prompts.iter().enumerate() {
+        let again = submit(&engine, prompt, 0.0, 0);
+        assert_eq!(ids(&collect(&again)), golden.ids(&format!("greedy_{i}")), "{i}");
+    }
+    assert_eq!(start("llama_gqla_a", config(Some(MqaAbsorb))).switch_to_gqa(), Err(NotExpandable));
+    let gqa = CpuEngineConfig { expandable: true, ..config(Some(Gqa)) };
+    let error = CpuEngine::start(&Checkpoint::open(&fixture("llama_gqla_a")).unwrap(), gqa).err().unwrap();
+    assert!(matches!(error, LoadError::NotExpandable), "{error}");
+}
+
+#[test]
+fn a_bf16_cache_takes_half_the_bytes() {
+    for (path, elements) in [(Gqa, 80), (MqaAbsorb, 52)] {
+        let config = CpuEngineConfig { kv_cache_format: CacheFormat::Bf16, ..config(Some(path)) };
+        let engine = start("llama_gqla_a", config);
+        assert_eq!(engine.info().kv_bytes_per_token, elements * 3 * 2);
+        assert_eq!(collect(&submit(&engine, &[1, 2, 3], 0.0, 0)).len(), 32);
+    }
+}
+
+#[test]
+fn a_context_that_was_asked_for_fits_or_is_refused() {
+    let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
+    let block_bytes = 80 * 3 * 4 * 64;
+    let kv_cache = CacheMemory::Bytes(2 * block_bytes);
+    let small = CpuEngineConfig { kv_cache, ..config(Some(Gqa)) };
+    assert_eq!(start("llama_gqla_a", small.clone()).info().context_length, 128);
+    let asked = CpuEngineConfig { max_model_len: Some(129), ..small };
+    let error = CpuEngine::start(&checkpoint, asked).err().unwrap().to_string();
+    assert!(error.contains("holds 2 blocks, expected at least 3"), "{error}");
+    let share = CpuEngineConfig { kv_cache: CacheMemory::FreeShare(0.1), ..config(Some(Gqa)) };
+    assert!(start("llama_gqla_a", share).info().num_blocks > 2);
 }
 
 #[test]

@@ -37,12 +37,17 @@ impl RowMap {
     }
 }
 
-/// A number weights are stored in; accumulation is always f32.
+/// A number that weights or the cache are stored in; accumulation is always f32.
 ///
 /// # Safety
-/// As [`Simd`]: the pointer must be valid for one vector.
-pub(crate) trait Element: Copy + Send + Sync {
+/// As [`Simd`]: the pointer must be valid for one vector, or for `n` numbers.
+pub(crate) trait Element: Copy + Default + Send + Sync {
     unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+    /// Lanes from `n` on are zero.
+    unsafe fn load_partial<S: Simd>(p: *const Self, n: usize) -> S::V;
+    fn to_f32(self) -> f32;
+    /// The nearest number of this format.
+    fn of_f32(x: f32) -> Self;
 }
 
 impl Element for f32 {
@@ -50,6 +55,22 @@ impl Element for f32 {
     unsafe fn load<S: Simd>(p: *const f32) -> S::V {
         // SAFETY: the trait's contract.
         unsafe { S::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial<S: Simd>(p: *const f32, n: usize) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load_partial(p, n) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        x
     }
 }
 
@@ -59,6 +80,26 @@ impl Element for u16 {
     unsafe fn load<S: Simd>(p: *const u16) -> S::V {
         // SAFETY: the trait's contract.
         unsafe { S::load_bf16(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial<S: Simd>(p: *const u16, n: usize) -> S::V {
+        let mut lanes = [0u16; PANEL];
+        // SAFETY: `n` numbers can be read, fewer than a vector has lanes, which are no more than the array's.
+        unsafe {
+            p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n);
+            S::load_bf16(lanes.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        half::bf16::from_f32(x).to_bits()
     }
 }
 

@@ -64,8 +64,6 @@ impl ChatRequest {
         fields.unsupported("tools", is_empty)?;
         fields.unsupported("tool_choice", |value| value == "none" || value == "auto")?;
         fields.unsupported("parallel_tool_calls", Value::is_boolean)?;
-        fields
-            .unsupported("response_format", |value| value.get("type").is_some_and(|kind| kind == "text"))?;
         fields.unsupported("store", |value| value == false)?;
         fields.finish()?;
         Ok(Self { model, messages, sampling, logprobs, streaming })

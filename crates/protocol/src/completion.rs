@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     ApiError, Sampling, Streaming,
-    fields::{Fields, mismatch, string},
+    fields::{Fields, mismatch, string, token_ids},
     sampling::{MAX_LOGPROBS, take_neutral},
 };
 
@@ -70,7 +70,7 @@ fn prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
     };
     match items.first() {
         None => Err(ApiError::field("prompt", "expected at least one prompt or token, got an empty array")),
-        Some(Value::Number(_)) => Ok(vec![tokens(items, "prompt")?]),
+        Some(Value::Number(_)) => Ok(vec![Prompt::Tokens(token_ids(items, "prompt")?)]),
         Some(_) if items.len() > MAX_PROMPTS => Err(ApiError::field(
             "prompt",
             format!("expected at most {MAX_PROMPTS} prompts, got {}", items.len()),
@@ -89,17 +89,7 @@ fn one(value: Value, path: &str) -> Result<Prompt, ApiError> {
         Value::Array(ids) if ids.is_empty() => {
             Err(ApiError::field(path, "expected at least one token id, got an empty array"))
         }
-        Value::Array(ids) => tokens(ids, path),
+        Value::Array(ids) => token_ids(ids, path).map(Prompt::Tokens),
         other => Err(mismatch(path, "a string or an array of token ids", &other)),
     }
-}
-
-fn tokens(ids: Vec<Value>, path: &str) -> Result<Prompt, ApiError> {
-    let id = |(i, value): (usize, Value)| {
-        value
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| mismatch(&format!("{path}[{i}]"), "a token id", &value))
-    };
-    Ok(Prompt::Tokens(ids.into_iter().enumerate().map(id).collect::<Result<_, _>>()?))
 }

@@ -134,6 +134,17 @@ pub(crate) fn string(value: Value, path: &str) -> Result<String, ApiError> {
     }
 }
 
+/// Accepts token ids.
+pub(crate) fn token_ids(ids: Vec<Value>, path: &str) -> Result<Vec<u32>, ApiError> {
+    let id = |(i, value): (usize, Value)| {
+        value
+            .as_u64()
+            .and_then(|id| u32::try_from(id).ok())
+            .ok_or_else(|| mismatch(&format!("{path}[{i}]"), "a token id", &value))
+    };
+    ids.into_iter().enumerate().map(id).collect()
+}
+
 /// Something else than expected stood at `path`.
 pub(crate) fn mismatch(path: &str, expected: &str, found: &Value) -> ApiError {
     let found = match found {
@@ -143,7 +154,8 @@ pub(crate) fn mismatch(path: &str, expected: &str, found: &Value) -> ApiError {
     ApiError::field(path, format!("expected {expected}, got {found}"))
 }
 
-fn quoted(text: &str) -> String {
+/// Text that a caller chose, short enough to quote back.
+pub(crate) fn quoted(text: &str) -> String {
     text.chars().take(QUOTED).collect()
 }
 

@@ -8,6 +8,7 @@ mod chat;
 mod completion;
 mod error;
 mod fields;
+mod format;
 mod logprobs;
 mod models;
 mod reply;
@@ -18,11 +19,13 @@ mod template;
 pub use chat::{ChatRequest, MAX_MESSAGES, Message, Role};
 pub use completion::{CompletionRequest, MAX_PROMPTS, Prompt};
 pub use error::{ApiError, ErrorKind};
+pub use format::{MAX_SCHEMA_BYTES, ResponseFormat, SCHEMA_FIELD};
 pub use logprobs::{ScoredToken, TokenText};
 pub use models::ModelList;
 pub use reply::{Choice, DONE, Dialect, FinishReason, PING, Reply, Usage};
 pub use sampling::{
-    MAX_CHOICES_PER_PROMPT, MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOP_STRINGS, Sampling, Streaming,
+    MAX_BIASES, MAX_CHOICES_PER_PROMPT, MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS,
+    Sampling, Streaming,
 };
 pub use stop::StopBuffer;
 pub use template::{ChatTemplate, TemplateError};

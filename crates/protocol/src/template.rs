@@ -152,7 +152,7 @@ mod tests {
         for (source, expected) in [
             ("{{ bos_token }}{{ messages[0].content.strip() }}{{ eos_token }}", "<s><b>Héllo</b></s>"),
             ("{{ messages[0]['content'].startswith(' <') }}", "True"),
-            ("{{ messages[0] | tojson }}", r#"{"content": " <b>Héllo</b> ", "role": "user"}"#),
+            ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " <b>Héllo</b> "}"#),
             ("{{ {'a': [1, 2]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    2\n  ]\n}"),
             ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
             ("{%- if tools %}tools{% elif tools is none %}none{% endif %}", "none"),

@@ -1,7 +1,7 @@
 //! Every way a request can be wrong is answered with the field's path and what was expected there.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails should fail the test")]
 
-use gqla_protocol::{ApiError, ChatRequest, CompletionRequest, Prompt, Role, Streaming};
+use gqla_protocol::{ApiError, ChatRequest, CompletionRequest, Prompt, ResponseFormat, Role, Streaming};
 use serde_json::{Value, json};
 
 fn completion(extra: Value) -> Result<CompletionRequest, ApiError> {
@@ -38,6 +38,35 @@ fn defaults_are_openais() {
     let sampling = request.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.n), (1.0, 1.0, 0, 1));
     assert_eq!((sampling.max_tokens, sampling.seed, sampling.stop), (None, None, vec![]));
+}
+
+#[test]
+fn every_way_to_steer_the_draw_is_read() {
+    let sampling = completion(json!({
+        "min_p": 0.1, "presence_penalty": -2, "frequency_penalty": 1.5, "repetition_penalty": 1.1, "min_tokens": 3,
+        "logit_bias": {"7": -100, "8": 2.5}, "stop_token_ids": [5, 6],
+        "priority": -3, "cache_salt": "tenant",
+    }))
+    .unwrap()
+    .sampling;
+    assert_eq!((sampling.min_p, sampling.presence_penalty, sampling.frequency_penalty), (0.1, -2.0, 1.5));
+    assert_eq!((sampling.repetition_penalty, sampling.min_tokens), (1.1, 3));
+    assert_eq!(sampling.logit_bias, [(7, -100.0), (8, 2.5)]);
+    assert_eq!(sampling.stop_token_ids, [5, 6]);
+    assert_eq!((sampling.priority, sampling.cache_salt.as_str()), (-3, "tenant"));
+}
+
+#[test]
+fn forms_are_read_on_both_routes() {
+    let format = |value: Value| completion(json!({"response_format": value})).unwrap().sampling.format;
+    assert_eq!(format(json!({"type": "text"})), ResponseFormat::Text);
+    assert_eq!(format(json!({"type": "json_object"})), ResponseFormat::JsonObject);
+    let schema = json!({"type": "object"});
+    let wrapped = json!({"type": "json_schema",
+                         "json_schema": {"name": "n", "description": "d", "strict": true, "schema": schema}});
+    assert_eq!(format(wrapped.clone()), ResponseFormat::JsonSchema(schema.clone()));
+    let request = chat(json!({"response_format": wrapped})).unwrap();
+    assert_eq!(request.sampling.format, ResponseFormat::JsonSchema(schema));
 }
 
 #[test]
@@ -84,7 +113,20 @@ fn refused_completions_name_the_field() {
         (json!({"echo": true}), "echo", "does not support"),
         (json!({"best_of": 2}), "best_of", "expected n=1"),
         (json!({"user": "u".repeat(513)}), "user", "at most 512 bytes"),
-        (json!({"frequency_penalty": 0.5}), "frequency_penalty", "does not support"),
+        (json!({"frequency_penalty": 2.5}), "frequency_penalty", "a number from -2 to 2, got 2.5"),
+        (json!({"presence_penalty": "a"}), "presence_penalty", "got a string"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0"),
+        (json!({"repetition_penalty": 2.5}), "repetition_penalty", "from 0 to 2"),
+        (json!({"min_p": 1.5}), "min_p", "a number from 0 to 1, got 1.5"),
+        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens", "an integer from 0 to 8, got 9"),
+        (json!({"logit_bias": [1]}), "logit_bias", "an object of token ids and numbers, got an array"),
+        (json!({"logit_bias": {"a": 1}}), "logit_bias.a", "a token id"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias.5", "a number from -100 to 100, got 101"),
+        (json!({"stop_token_ids": [1, -1]}), "stop_token_ids[1]", "expected a token id, got -1"),
+        (json!({"stop_token_ids": vec![1; 65]}), "stop_token_ids", "at most 64 token ids, got 65"),
+        (json!({"priority": 101}), "priority", "an integer from -100 to 100, got 101"),
+        (json!({"cache_salt": "s".repeat(257)}), "cache_salt", "at most 256 bytes"),
+        (json!({"stop_token_ids": 3}), "stop_token_ids", "an array of token ids, got 3"),
         (json!({"stream": "yes"}), "stream", "true or false"),
         (json!({"stream_options": {}}), "stream_options", "only allowed when stream is true"),
         (json!({"stream": true, "stream_options": {"x": 1}}), "stream_options.x", "unknown field"),
@@ -96,6 +138,7 @@ fn refused_completions_name_the_field() {
 
 #[test]
 fn refused_chats_name_the_field() {
+    let schema = |value: Value| json!({"response_format": {"type": "json_schema", "json_schema": value}});
     let message = |value: Value| json!({"messages": [{"role": "user", "content": "a"}, value]});
     for (extra, param, expected) in [
         (json!({"messages": []}), "messages", "at least one"),
@@ -113,7 +156,21 @@ fn refused_chats_name_the_field() {
         (json!({"top_logprobs": 2}), "top_logprobs", "only allowed when logprobs is true"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "from 0 to 20"),
         (json!({"tools": [{}]}), "tools", "does not support"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format", "does not support"),
+        (json!({"response_format": "json_object"}), "response_format", "expected an object, got a string"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", "`json_schema`"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", "required"),
+        (schema(json!({"name": "n"})), "response_format.json_schema.schema", "required"),
+        (
+            schema(json!({"schema": []})),
+            "response_format.json_schema.schema",
+            "expected an object, got an array",
+        ),
+        (schema(json!({"schema": {}, "x": 1})), "response_format.json_schema.x", "unknown field"),
+        (
+            schema(json!({"schema": {"title": "t".repeat(65536)}})),
+            "response_format.json_schema.schema",
+            "at most 65536 bytes, got 65548",
+        ),
         (json!({"prompt": "x"}), "prompt", "unknown field"),
     ] {
         assert_refused(chat(extra), param, expected);

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Parser;
+use gqla_engine::cpu::{CacheFormat, CacheMemory};
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
@@ -71,9 +72,16 @@ struct ServeArgs {
     /// Sequences that may wait; further ones get 429.
     #[arg(long, default_value = "256")]
     max_queued_requests: NonZeroUsize,
-    /// Memory the cache may take, in bytes; touched only as far as it is used.
-    #[arg(long, default_value_t = 1 << 30)]
-    kv_cache_bytes: usize,
+    /// Share of the memory free after the weights and a step's buffers that the cache may take; touched only as far as
+    /// it is used. Control groups' limits count.
+    #[arg(long, default_value_t = 0.5, conflicts_with = "kv_cache_bytes", value_parser = share)]
+    kv_cache_share: f64,
+    /// Memory the cache may take, in bytes, instead of a share.
+    #[arg(long)]
+    kv_cache_bytes: Option<u64>,
+    /// What the cache's numbers are stored as; bf16 takes half the memory.
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::F32)]
+    kv_cache_dtype: KvCacheDtype,
     /// File with the key that clients must send as a bearer token.
     #[arg(long)]
     api_key_file: Option<PathBuf>,
@@ -98,6 +106,24 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+}
+
+/// What cached numbers are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvCacheDtype {
+    /// As they were computed.
+    F32,
+    /// Rounded to 8 significant bits.
+    Bf16,
+}
+
+impl From<KvCacheDtype> for CacheFormat {
+    fn from(dtype: KvCacheDtype) -> Self {
+        match dtype {
+            KvCacheDtype::F32 => Self::F32,
+            KvCacheDtype::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// What the binary was asked to do.
@@ -136,7 +162,7 @@ pub enum ArgsError {
 }
 
 /// A server this version can run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Directory or file.
     pub model: PathBuf,
@@ -153,7 +179,9 @@ pub struct Config {
     /// Admission bounds.
     pub limits: Limits,
     /// Memory the cache may take.
-    pub kv_cache_bytes: usize,
+    pub kv_cache: CacheMemory,
+    /// What its numbers are stored as.
+    pub kv_cache_format: CacheFormat,
     /// File with the bearer token.
     pub api_key_file: Option<PathBuf>,
     /// After SIGTERM new requests are still taken this long.
@@ -215,13 +243,21 @@ impl ServeArgs {
                 queued: self.max_queued_requests.get(),
                 body_bytes: self.max_body_bytes,
             },
-            kv_cache_bytes: self.kv_cache_bytes,
+            kv_cache: self
+                .kv_cache_bytes
+                .map_or(CacheMemory::FreeShare(self.kv_cache_share), CacheMemory::Bytes),
+            kv_cache_format: self.kv_cache_dtype.into(),
             api_key_file: self.api_key_file,
             lame_duck: self.lame_duck,
             drain_timeout: self.drain_timeout,
             liveness_timeout: self.liveness_timeout,
         })
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    number.ok_or_else(|| format!("expected a number above 0, at most 1, got `{text}`"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -255,6 +291,26 @@ mod tests {
         assert_eq!(config.admin_listen.port(), 9090);
         assert_eq!(config.limits, Limits { running: 32, queued: 256, body_bytes: 4 << 20 });
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_cache_takes_a_share_or_bytes() {
+        let default = config("gqla-server --model /m");
+        assert_eq!(
+            (default.kv_cache, default.kv_cache_format),
+            (CacheMemory::FreeShare(0.5), CacheFormat::F32)
+        );
+        let chosen = config("gqla-server --model /m --kv-cache-bytes 4096 --kv-cache-dtype bf16");
+        assert_eq!((chosen.kv_cache, chosen.kv_cache_format), (CacheMemory::Bytes(4096), CacheFormat::Bf16));
+        assert_eq!(
+            config("gqla-server --model /m --kv-cache-share 0.9").kv_cache,
+            CacheMemory::FreeShare(0.9)
+        );
+        for wrong in ["--kv-cache-share 0", "--kv-cache-share 1.1", "--kv-cache-share 0.5 --kv-cache-bytes 1"]
+        {
+            let line = format!("gqla-server --model /m {wrong}");
+            assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

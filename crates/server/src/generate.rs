@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
     admission::Refusal,
+    constraint::Grammar,
     state::{App, Model},
     stream::{Piece, TextStream},
 };
@@ -37,6 +38,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// As in [`SamplingParams::logprobs`].
     pub logprobs: Option<u32>,
+    /// What every answer follows.
+    pub grammar: Option<Grammar>,
     /// Tokens to generate when the client did not say, as far as the context has room; `None` fills the context.
     pub default_max_tokens: Option<u32>,
 }
@@ -87,8 +90,11 @@ impl Generation {
                 let request = Request {
                     prompt: prompt.clone(),
                     sampling,
+                    constraint: job.grammar.as_ref().map(Grammar::follow),
                     sink: Box::new(move |event| sink.on_event(event)),
                     cancel: cancel.0.clone(),
+                    priority: job.sampling.priority,
+                    cache_salt: job.sampling.cache_salt.clone(),
                 };
                 model.engine.submit(request).map_err(|error| refused(app, error))?;
                 model.metrics.submitted(prompt.len(), max_tokens);
@@ -137,13 +143,31 @@ fn check_count(choices: usize, app: &App) -> Result<(), ApiError> {
 }
 
 fn params(model: &Model, job: &Job, prompt_tokens: usize, seed: u64) -> SamplingParams {
-    let Sampling { temperature, top_p, top_k, ignore_eos, .. } = job.sampling;
+    let Sampling { temperature, top_p, top_k, min_p, min_tokens, ignore_eos, .. } = job.sampling;
+    let Sampling { presence_penalty, frequency_penalty, repetition_penalty, .. } = job.sampling;
     let room = model.engine.info().context_length.saturating_sub(prompt_tokens);
     let rest = u32::try_from(room).unwrap_or(u32::MAX).max(1);
     let default = job.default_max_tokens.map_or(rest, |tokens| tokens.min(rest));
     let max_tokens = job.sampling.max_tokens.unwrap_or(default);
-    let stop_token_ids = if ignore_eos { Vec::new() } else { model.eos_token_ids.clone() };
-    SamplingParams { max_tokens, temperature, top_p, top_k, seed, stop_token_ids, logprobs: job.logprobs }
+    let mut stop_token_ids = job.sampling.stop_token_ids.clone();
+    if !ignore_eos {
+        stop_token_ids.extend(&model.eos_token_ids);
+    }
+    SamplingParams {
+        max_tokens,
+        min_tokens,
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        presence_penalty,
+        frequency_penalty,
+        repetition_penalty,
+        logit_bias: job.sampling.logit_bias.clone(),
+        seed,
+        stop_token_ids,
+        logprobs: job.logprobs,
+    }
 }
 
 fn refused(app: &App, error: SubmitError) -> ApiError {
@@ -160,6 +184,7 @@ fn refused(app: &App, error: SubmitError) -> ApiError {
         }
         SubmitError::Dead => ApiError::new(ErrorKind::Internal, message),
         SubmitError::TooLong { .. } => ApiError::new(ErrorKind::ContextLengthExceeded, message),
+        SubmitError::UnknownBias { .. } => ApiError::field("logit_bias", message),
         SubmitError::UnknownToken { .. } | SubmitError::EmptyPrompt => ApiError::field("prompt", message),
     }
 }

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod args;
 mod auth;
 mod body;
+pub mod constraint;
 pub mod decode_path;
 pub mod drain;
 mod failure;

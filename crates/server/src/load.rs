@@ -1,6 +1,9 @@
 //! Loads the model on a thread of its own, while the admin port already says how far it is.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use anyhow::Context;
 use gqla_engine::{
@@ -50,7 +53,7 @@ fn try_load(app: &App, config: &Config, began: Instant) -> anyhow::Result<Model>
     progress("reading the weights");
     let engine = start_engine(&checkpoint, config, &choice)?;
     let metrics = app.metrics.attach(&engine, choice.reason, began.elapsed())?;
-    Ok(Model { engine, tokenizer, template, eos_token_ids, metrics })
+    Ok(Model { engine, tokenizer, template, grammars: OnceLock::new(), eos_token_ids, metrics })
 }
 
 fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathChoice> {
@@ -59,7 +62,7 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
         AttentionConfig::Latent { .. } => Some(checkpoint.model_shape()?),
     };
     let context = config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings);
-    let measure = || ridge::measure(config.kv_cache_bytes);
+    let measure = || ridge::measure(config.kv_cache);
     Ok(choose(config.decode_path, shape.as_ref(), context, config.limits.running, measure)?)
 }
 
@@ -108,7 +111,9 @@ fn start_engine(
             max_model_len: config.max_model_len,
             max_num_seqs: config.limits.running,
             max_queued: config.limits.queued,
-            kv_cache_bytes: config.kv_cache_bytes,
+            kv_cache: config.kv_cache,
+            kv_cache_format: config.kv_cache_format,
+            expandable: false,
             threads: None,
         },
     )?;

@@ -2,8 +2,8 @@
 //! extension work unchanged, and ours with the decode path on every throughput series.
 //!
 //! A token counts as generated exactly when it is billed in `usage.completion_tokens`, so the sum over pods is the sum
-//! over clients. Left out because nothing here measures them: prefix-cache and LoRA series (there is neither), and the
-//! split of the time before the first token into queue and prefill.
+//! over clients. Left out because nothing here measures them: LoRA series (there is none), and the split of the time
+//! before the first token into queue and prefill.
 
 mod buckets;
 mod engine;

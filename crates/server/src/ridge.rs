@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gqla_engine::cpu::{
-    InstructionSet, Pool, WeightFormat,
+    CacheMemory, InstructionSet, Pool, WeightFormat,
     measure::{multiply_rate, read_rate},
 };
 use gqla_planner::HostRates;
@@ -17,11 +17,15 @@ const MULTIPLYING: Duration = Duration::from_millis(50);
 const MOST_BYTES: usize = 256 << 20;
 
 /// Upper quartiles of bytes/s and FLOP/s, since whatever else starts on the machine only ever slows a sample. Measured by
-/// the kernels on all the threads the engine will use. The buffer takes no more than the cache
-/// may, which is not there yet (but at least 16 MiB), and is gone afterwards.
-pub(crate) fn measure(kv_cache_bytes: usize) -> Result<HostRates, String> {
+/// the kernels on all the threads the engine will use. The buffer takes no more than the cache was given in bytes, which is
+/// not there yet (but at least 16 MiB), and is gone afterwards.
+pub(crate) fn measure(kv_cache: CacheMemory) -> Result<HostRates, String> {
+    let most = match kv_cache {
+        CacheMemory::Bytes(bytes) => usize::try_from(bytes).map_or(MOST_BYTES, |bytes| bytes.min(MOST_BYTES)),
+        CacheMemory::FreeShare(_) => MOST_BYTES,
+    };
     let pool = Pool::new(None).map_err(|error| format!("the machine could not be measured: {error}"))?;
-    let read = read_rate(&pool, kv_cache_bytes.min(MOST_BYTES), READING);
+    let read = read_rate(&pool, most, READING);
     let multiplied = multiply_rate(&pool, InstructionSet::in_use(), WeightFormat::F32, MULTIPLYING);
     tracing::debug!(
         buffer_bytes = read.buffer_bytes,

@@ -2,13 +2,13 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread::available_parallelism,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use gqla_engine::Engine;
-use gqla_protocol::{ApiError, ChatTemplate, ErrorKind};
+use gqla_protocol::{ApiError, ChatTemplate, ErrorKind, ResponseFormat};
 use gqla_weights::Tokenizer;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -17,6 +17,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use crate::{
     admission::{Refusal, Stage, admit},
     args::Limits,
+    constraint::{Grammar, Grammars},
     drain::{Drain, DrainState},
     metrics::{Metrics, SequenceMetrics},
 };
@@ -29,6 +30,8 @@ pub struct Model {
     pub tokenizer: Option<Tokenizer>,
     /// `None` for a model that is not made for chat.
     pub template: Option<ChatTemplate>,
+    /// Compiles schemas; indexed when the first one comes.
+    pub grammars: OnceLock<Result<Grammars, String>>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
     /// What its sequences are counted by.
@@ -49,6 +52,19 @@ impl Model {
             ApiError::field(field, "this model has no tokenizer; send token ids to /v1/completions")
         })?;
         tokenizer.encode(text, true).map_err(|error| ApiError::field(field, error))
+    }
+
+    /// What an answer of this form follows; `None` where anything goes.
+    pub fn grammar(&self, format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
+        if *format == ResponseFormat::Text {
+            return Ok(None);
+        }
+        let unusable = |why: &str| ApiError::field("response_format", format!("not for this model: {why}"));
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| unusable("it has no tokenizer"))?;
+        let grammars = self
+            .grammars
+            .get_or_init(|| Grammars::new(tokenizer, &self.eos_token_ids).map_err(|error| error.to_string()));
+        grammars.as_ref().map_err(|why| unusable(why))?.compile(format)
     }
 
     /// Refuses `text` that spells a special token: in a chat, only the template may say where a turn begins and ends.

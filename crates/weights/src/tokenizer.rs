@@ -97,6 +97,14 @@ impl Tokenizer {
             .map_err(|source| TokenizerError::Save { file: file.to_owned(), reason: source.to_string() })
     }
 
+    /// The content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Json`].
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        self.special.to_string(false).map_err(|source| TokenizerError::Json { reason: source.to_string() })
+    }
+
     /// Refuses a tokenizer that can produce ids the embedding has no row for.
     pub(crate) fn check_vocabulary(&self, checkpoint: &Path, rows: usize) -> Result<(), TokenizerError> {
         let largest = self.special.get_vocab(true).into_values().max().unwrap_or(0);
@@ -124,6 +132,12 @@ pub enum TokenizerError {
         /// The file.
         file: PathBuf,
         /// What is wrong.
+        reason: String,
+    },
+    /// Not to be written as JSON.
+    #[error("the tokenizer cannot be written as JSON: {reason}")]
+    Json {
+        /// What the library said.
         reason: String,
     },
     /// A text has no tokens.

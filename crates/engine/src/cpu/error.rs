@@ -4,6 +4,8 @@ use gqla_kernels::MatrixError;
 use gqla_model::DecodePath;
 use gqla_weights::TensorError;
 
+use super::memory::CacheTooSmall;
+
 /// Why a checkpoint cannot be run on the CPU.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -50,18 +52,12 @@ pub enum LoadError {
         /// The arithmetic.
         source: MatrixError,
     },
-    /// The cache would be too small for a single block.
-    #[error(
-        "a cache of {bytes} bytes holds no block: {block_tokens} tokens take {block_bytes} bytes; raise the cache size"
-    )]
-    CacheTooSmall {
-        /// Bytes allowed.
-        bytes: usize,
-        /// Tokens of a block.
-        block_tokens: usize,
-        /// Bytes a block takes.
-        block_bytes: usize,
-    },
+    /// The cache would be too small.
+    #[error(transparent)]
+    CacheTooSmall(#[from] CacheTooSmall),
+    /// A model that starts on no absorb path cannot leave it.
+    #[error("only a converted model that starts along `mqa-absorb` can change its path while it runs")]
+    NotExpandable,
     /// No sequence could ever run.
     #[error("{field} is 0, expected at least 1")]
     Zero {

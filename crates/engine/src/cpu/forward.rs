@@ -2,11 +2,14 @@
 
 use gqla_kernels::{
     Matrix,
-    attention::{LayerCache, Scratch, Segment},
+    attention::{Attention, CacheFormat, LayerCache, Scratch, Segment},
     ops::{rms_norm, rms_norm_row, swiglu},
 };
 
+use gqla_model::DecodePath;
+
 use super::model::{Layer, Model};
+use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads.
 pub(super) struct Workspace {
@@ -29,9 +32,18 @@ struct Activations {
 
 impl Workspace {
     /// Caches of `blocks` blocks for every layer.
-    pub fn new(model: &Model, blocks: usize) -> Self {
-        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements());
+    pub fn new(model: &Model, blocks: usize, format: CacheFormat) -> Self {
+        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements(), format);
         Self { caches: model.layers.iter().map(cache).collect(), activations: Activations::default() }
+    }
+}
+
+impl Workspace {
+    /// Copies blocks in every layer, in this order.
+    pub fn copy(&mut self, copies: &[BlockCopy]) {
+        for cache in &mut self.caches {
+            copies.iter().for_each(|copy| cache.copy_block(copy.from, copy.to));
+        }
     }
 }
 
@@ -41,6 +53,19 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Model {
+    /// Goes on along the GQA path: layer by layer, so that no more than one layer's cache exists twice. Blocks keep
+    /// their numbers. Layers that were not made for it stay as they are.
+    pub(super) fn expand(&mut self, workspace: &mut Workspace, blocks: &[u32]) {
+        for (layer, cache) in self.layers.iter_mut().zip(&mut workspace.caches) {
+            let Some(gqa) = layer.expanded.take() else { continue };
+            let mut expanded = LayerCache::new(cache.blocks(), gqa.kv_elements(), cache.format());
+            gqa.expand(&self.pool, cache, &mut expanded, blocks);
+            *cache = expanded;
+            layer.attention = Box::new(gqa);
+            self.path = Some(DecodePath::Gqa);
+        }
+    }
+
     /// Computes `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
     pub(super) fn forward<'w>(
         &self,

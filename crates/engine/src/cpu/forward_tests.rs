@@ -41,13 +41,27 @@ impl Workspace {
 }
 
 /// Logits of every step of a prompt and ten greedy tokens.
-fn decode(model: &Model, poison: bool) -> Vec<Vec<f32>> {
-    let mut workspace = Workspace::new(model, 3);
+fn decode(model: &mut Model, poison: bool) -> Vec<Vec<f32>> {
+    let between = |_: &mut Model, workspace: &mut Workspace, _| {
+        if poison {
+            workspace.poison();
+        }
+    };
+    decode_with(model, CacheFormat::F32, between)
+}
+
+/// As [`decode`], with something done after every step.
+fn decode_with(
+    model: &mut Model,
+    format: CacheFormat,
+    between: impl Fn(&mut Model, &mut Workspace, usize),
+) -> Vec<Vec<f32>> {
+    let mut workspace = Workspace::new(model, 3, format);
     let blocks = [2, 0, 1];
     let mut tokens: Vec<u32> = (0..100).map(|i| i * 37 % 512).collect();
     let mut start = 0;
     let mut steps = Vec::new();
-    for _ in 0..10 {
+    for step in 0..10 {
         let segment = Segment { first_row: 0, rows: tokens.len() - start, start, blocks: &blocks };
         let last = segment.rows - 1;
         let logits = model.forward(&mut workspace, &tokens[start..], &[segment], &[last]).to_vec();
@@ -55,18 +69,55 @@ fn decode(model: &Model, poison: bool) -> Vec<Vec<f32>> {
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
         tokens.push(best as u32);
         steps.push(logits);
-        if poison {
-            workspace.poison();
-        }
+        between(model, &mut workspace, step);
     }
     steps
+}
+
+/// Largest difference over the largest magnitude.
+fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    ours.iter().zip(expected).fold(0.0f32, |max, (a, b)| max.max((a - b).abs())) / largest
+}
+
+#[test]
+fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
+    let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
+    let all_absorb = decode(&mut model(DecodePath::MqaAbsorb), false);
+    let all_gqa = decode(&mut model(DecodePath::Gqa), false);
+    let mut changing = model(DecodePath::MqaAbsorb);
+    changing.make_expandable(&checkpoint).unwrap();
+    assert_eq!(changing.largest_kv_elements(), 2 * (16 + 16) + 16);
+    let steps = decode_with(&mut changing, CacheFormat::F32, |model, workspace, step| {
+        if step == 4 {
+            model.expand(workspace, &[0, 1, 2]);
+            workspace.poison();
+            assert_eq!(workspace.allocated_elements(), 3 * 3 * BLOCK_TOKENS * (2 * (16 + 16) + 16));
+        }
+    });
+    assert_eq!(changing.path(), Some(DecodePath::Gqa));
+    assert_eq!(steps[..5], all_absorb[..5], "before the change");
+    for (step, (ours, gqa)) in steps.iter().zip(&all_gqa).enumerate() {
+        let error = relative_error(ours, gqa);
+        assert!(error < 1e-4, "step {step}: {error:e}");
+    }
+}
+
+#[test]
+fn a_bf16_cache_costs_little_accuracy() {
+    for path in DecodePath::ALL {
+        let exact = decode(&mut model(path), false);
+        let rounded = decode_with(&mut model(path), CacheFormat::Bf16, |_, _, _| {});
+        let error = relative_error(&rounded[0], &exact[0]);
+        assert!(error > 0.0 && error < 2e-2, "{path}: {error:e}");
+    }
 }
 
 #[test]
 fn nothing_but_the_cache_outlives_a_step() {
     for path in DecodePath::ALL {
-        let model = model(path);
-        assert_eq!(decode(&model, true), decode(&model, false), "{path}");
+        let mut model = model(path);
+        assert_eq!(decode(&mut model, true), decode(&mut model, false), "{path}");
     }
 }
 
@@ -74,7 +125,7 @@ fn nothing_but_the_cache_outlives_a_step() {
 fn the_cache_is_as_large_as_the_path_says_and_no_larger() {
     for (path, elements) in [(DecodePath::MqaAbsorb, 36 + 16), (DecodePath::Gqa, 2 * (16 + 16) + 16)] {
         let model = model(path);
-        let workspace = Workspace::new(&model, 5);
+        let workspace = Workspace::new(&model, 5, CacheFormat::F32);
         let tokens = 5 * BLOCK_TOKENS;
         assert_eq!(workspace.allocated_elements(), 3 * tokens * elements, "{path}");
         assert_eq!(model.kv_elements_per_token_layer(), elements, "{path}");

@@ -52,6 +52,17 @@ pub(super) fn model(
     })
 }
 
+/// The GQA path's attention of one layer of a converted model.
+pub(super) fn per_group(checkpoint: &Checkpoint, layer: usize) -> Result<PerGroup, LoadError> {
+    let config = checkpoint.config();
+    let AttentionConfig::Latent { shape, .. } = &config.attention else {
+        return Err(LoadError::NotExpandable);
+    };
+    let source = Source { checkpoint, config, layer };
+    let up = source.up_projection(shape)?;
+    PerGroup::new(shape, UpProjection(up.rows())).map_err(|error| source.broken(error))
+}
+
 fn kind_of(config: &ModelConfig, path: Option<DecodePath>) -> Result<Kind, LoadError> {
     let unsupported = |what: &str| Err(LoadError::UnsupportedVariant { what: what.to_owned() });
     if config.num_key_value_heads_per_layer.is_some() {
@@ -146,6 +157,7 @@ impl<'a> Source<'a> {
             latent_norm,
             output: self.matrix(&[("self_attn.o_proj", hidden)], attention.output_width())?,
             attention,
+            expanded: None,
             post_norm: self.norm("post_attention_layernorm", hidden)?,
             gate_up: self.matrix(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
             down: self.matrix(&[("mlp.down_proj", hidden)], inner)?,
@@ -162,13 +174,18 @@ impl<'a> Source<'a> {
         Ok((projection, Box::new(Plain::new(heads, groups, head_dim)), None))
     }
 
+    fn up_projection(&self, shape: &AttentionShape) -> Result<Numbers, LoadError> {
+        let [_, nope, _, rank] = dims(shape);
+        let rows = shape.num_key_value_heads as usize * (nope + shape.v_head_dim as usize);
+        Ok(Numbers::of(&self.tensor("self_attn.kv_b_proj", &[rows, rank])?))
+    }
+
     fn latent(&self, shape: &AttentionShape, path: DecodePath, normed: bool) -> Result<Parts, LoadError> {
         let [heads, nope, rope, rank] = dims(shape);
         let parts =
             [("self_attn.q_proj", heads * (nope + rope)), ("self_attn.kv_a_proj_with_mqa", rank + rope)];
         let projection = self.matrix(&parts, self.config.hidden_size)?;
-        let up_rows = shape.num_key_value_heads as usize * (nope + shape.v_head_dim as usize);
-        let up = Numbers::of(&self.tensor("self_attn.kv_b_proj", &[up_rows, rank])?);
+        let up = self.up_projection(shape)?;
         let up = UpProjection(up.rows());
         let attention: Box<dyn Attention> = match path {
             DecodePath::Gqa => Box::new(PerGroup::new(shape, up).map_err(|source| self.broken(source))?),

@@ -7,10 +7,13 @@ mod engine;
 mod error;
 mod forward;
 mod load;
+mod memory;
 mod model;
 
-pub use engine::{CpuEngine, CpuEngineConfig};
+pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
+pub use gqla_kernels::attention::CacheFormat;
 /// Timing of the kernels this backend runs, for benchmarks and for the choice of a path.
 pub use gqla_kernels::{InstructionSet, Pool, WeightFormat, measure};
+pub use memory::{CacheMemory, CacheTooSmall};
 pub use model::{LogitsError, Model};

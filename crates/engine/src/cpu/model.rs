@@ -2,7 +2,7 @@
 
 use gqla_kernels::{
     Matrix, Pool,
-    attention::{Attention, BLOCK_TOKENS, Segment},
+    attention::{Attention, BLOCK_TOKENS, CacheFormat, PerGroup, Segment},
     ops::Rope,
 };
 use gqla_model::DecodePath;
@@ -36,6 +36,8 @@ pub(super) struct Layer {
     pub projection: Matrix,
     pub latent_norm: Option<LatentNorm>,
     pub attention: Box<dyn Attention>,
+    /// What takes its place when the path changes.
+    pub expanded: Option<PerGroup>,
     pub output: Matrix,
     pub post_norm: Vec<f32>,
     /// Gate rows, then up rows.
@@ -99,12 +101,43 @@ impl Model {
         self.layers.first().map_or(0, |layer| layer.attention.kv_elements())
     }
 
+    /// The same along whichever path the model may take.
+    pub(super) fn largest_kv_elements(&self) -> usize {
+        let expanded = self.layers.first().and_then(|layer| layer.expanded.as_ref());
+        let expanded = expanded.map_or(0, |attention| attention.kv_elements());
+        self.kv_elements_per_token_layer().max(expanded)
+    }
+
+    /// Bytes of the buffers of a step of `rows` tokens that draws for `sequences`.
+    pub(super) fn workspace_bytes(&self, rows: usize, sequences: usize) -> usize {
+        let hidden = self.norm.len();
+        let widest = |width: &dyn Fn(&Layer) -> usize| self.layers.iter().map(width).max().unwrap_or(0);
+        let attention = widest(&|layer| {
+            let attention = &layer.attention;
+            layer.projection.outputs() + attention.output_width() + attention.scratch_elements()
+        });
+        let feed_forward = widest(&|layer| 3 * layer.down.inputs());
+        let per_row = 2 * hidden + attention + feed_forward;
+        (rows * per_row + sequences * self.vocab_size()) * size_of::<f32>()
+    }
+
+    /// Prepares an absorbing model to change to the GQA path.
+    pub(super) fn make_expandable(&mut self, checkpoint: &Checkpoint) -> Result<(), LoadError> {
+        if self.path != Some(DecodePath::MqaAbsorb) {
+            return Err(LoadError::NotExpandable);
+        }
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            layer.expanded = Some(load::per_group(checkpoint, index)?);
+        }
+        Ok(())
+    }
+
     /// Logits of every position of one sequence, `[tokens, vocab]`. The prompt is computed in chunks, as the engine
     /// does.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, LogitsError> {
         self.check(tokens)?;
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let mut workspace = Workspace::new(self, blocks.len());
+        let mut workspace = Workspace::new(self, blocks.len(), CacheFormat::F32);
         let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };

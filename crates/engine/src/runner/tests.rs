@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::{Cancel, SamplingParams};
+use crate::SamplingParams;
 
 const VOCAB: usize = 16;
 
@@ -26,6 +26,10 @@ enum Break {
 }
 
 impl StepModel for Successor {
+    fn copy(&mut self, _: &[BlockCopy]) {}
+
+    fn expand(&mut self, _: &[u32]) {}
+
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
         assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), tokens.len());
         thread::sleep(self.delay);
@@ -63,16 +67,8 @@ fn request(prompt: &[u32], max_tokens: u32) -> (Request, Receiver<Event>) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     });
-    let sampling = SamplingParams {
-        max_tokens,
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        seed: 0,
-        stop_token_ids: vec![12],
-        logprobs: None,
-    };
-    (Request { prompt: prompt.to_vec(), sampling, sink, cancel: Cancel::default() }, events)
+    let sampling = SamplingParams { max_tokens, stop_token_ids: vec![12], ..SamplingParams::default() };
+    (Request::new(prompt.to_vec(), sampling, sink), events)
 }
 
 /// Tokens and how it ended.

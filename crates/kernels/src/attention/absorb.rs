@@ -101,7 +101,7 @@ impl Absorb {
         let latent = d.rank + d.rope;
         for (row, block, place) in segments.iter().flat_map(Segment::places) {
             let source = &projected[row * d.projected_width() + d.latent_offset()..][..latent];
-            cache.block_mut(block)[place * latent..][..latent].copy_from_slice(source);
+            cache.write(block, place * latent, 1, source);
         }
     }
 }
@@ -144,6 +144,10 @@ impl Attention for Absorb {
 
     fn output_width(&self) -> usize {
         self.dims.heads * self.dims.value
+    }
+
+    fn scratch_elements(&self) -> usize {
+        self.dims.heads * (2 * self.dims.rank + self.dims.rope)
     }
 
     fn forward(

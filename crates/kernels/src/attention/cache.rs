@@ -1,67 +1,171 @@
 //! The paged cache of one layer and how a step's tokens lie in it.
 
+use crate::gemm::Element;
+
 /// Tokens of a cache block.
 pub const BLOCK_TOKENS: usize = 64;
 
 /// Bytes of a cache line, which vectors of f32 should not straddle.
 const LINE: usize = 64;
 
-/// Blocks of one layer, f32. What lies where in a block is the attention implementation's own affair.
+/// What numbers of a cache are stored as. Arithmetic is f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheFormat {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded to 8 significant bits: half the memory, and half of what a decoding step reads of it.
+    Bf16,
+}
+
+impl CacheFormat {
+    /// Bytes of a number.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::Bf16 => size_of::<u16>(),
+        }
+    }
+}
+
+/// Blocks of one layer. What lies where in a block is the attention implementation's own affair.
 pub struct LayerCache {
-    /// Zeroed by the system page by page when first touched, so unused blocks cost no memory.
-    data: Vec<f32>,
-    /// First element that starts a cache line.
-    aligned: usize,
-    elements: usize,
+    numbers: Numbers,
+    blocks: usize,
     elements_per_token: usize,
+}
+
+/// The numbers of all blocks.
+pub(crate) enum Numbers {
+    F32(Aligned<f32>),
+    Bf16(Aligned<u16>),
+}
+
+/// Numbers from the start of a cache line on.
+pub(crate) struct Aligned<E> {
+    /// Zeroed by the system page by page when first touched, so unused blocks cost no memory.
+    data: Vec<E>,
+    first: usize,
+}
+
+impl<E: Element> Aligned<E> {
+    fn zeroed(elements: usize) -> Self {
+        let line = LINE / size_of::<E>();
+        let data = vec![E::default(); elements + line];
+        let first = data.as_ptr().align_offset(LINE).min(line);
+        Self { data, first }
+    }
+
+    pub fn as_ptr(&self) -> *const E {
+        self.data[self.first..].as_ptr()
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) {
+        let (from, to) = (self.first + from, self.first + to);
+        self.data.copy_within(from..from + len, to);
+    }
+
+    fn write(&mut self, offset: usize, step: usize, values: &[f32]) {
+        let Some(last) = values.len().checked_sub(1) else { return };
+        let places = &mut self.data[self.first + offset..][..=last * step];
+        if step == 1 {
+            places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
+        } else {
+            values.iter().enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(*value));
+        }
+    }
+
+    fn read(&self, offset: usize, out: &mut [f32]) {
+        let numbers = &self.data[self.first + offset..];
+        out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_f32());
+    }
 }
 
 impl LayerCache {
     /// `blocks` blocks of [`BLOCK_TOKENS`] tokens of `elements_per_token` numbers.
-    pub fn new(blocks: usize, elements_per_token: usize) -> Self {
+    pub fn new(blocks: usize, elements_per_token: usize, format: CacheFormat) -> Self {
         let elements = blocks * BLOCK_TOKENS * elements_per_token;
-        let data = vec![0.0f32; elements + LINE / size_of::<f32>()];
-        let aligned = data.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
-        Self { data, aligned, elements, elements_per_token }
+        let numbers = match format {
+            CacheFormat::F32 => Numbers::F32(Aligned::zeroed(elements)),
+            CacheFormat::Bf16 => Numbers::Bf16(Aligned::zeroed(elements)),
+        };
+        Self { numbers, blocks, elements_per_token }
     }
 
     /// Numbers the blocks hold.
     pub fn allocated_elements(&self) -> usize {
-        self.elements
+        self.blocks * self.block_elements()
+    }
+
+    /// What they are stored as.
+    pub fn format(&self) -> CacheFormat {
+        match self.numbers {
+            Numbers::F32(_) => CacheFormat::F32,
+            Numbers::Bf16(_) => CacheFormat::Bf16,
+        }
     }
 
     /// Blocks in the cache.
     pub fn blocks(&self) -> usize {
-        self.allocated_elements().checked_div(self.block_elements()).unwrap_or(0)
+        self.blocks
     }
 
     pub(crate) fn block_elements(&self) -> usize {
         BLOCK_TOKENS * self.elements_per_token
     }
 
-    pub(crate) fn as_ptr(&self) -> *const f32 {
-        self.data[self.aligned..].as_ptr()
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
-    /// One block.
-    pub(crate) fn block_mut(&mut self, block: u32) -> &mut [f32] {
-        let start = self.aligned + block as usize * self.block_elements();
+    /// Stores numbers in a block, `step` places apart from `offset` on.
+    pub(crate) fn write(&mut self, block: u32, offset: usize, step: usize, values: &[f32]) {
+        let size = self.block_elements();
+        assert!(
+            values.is_empty() || offset + (values.len() - 1) * step < size,
+            "a token's numbers lie in its block"
+        );
+        let offset = block as usize * size + offset;
+        match &mut self.numbers {
+            Numbers::F32(numbers) => numbers.write(offset, step, values),
+            Numbers::Bf16(numbers) => numbers.write(offset, step, values),
+        }
+    }
+
+    /// All numbers of a block.
+    pub(crate) fn read(&self, block: u32, out: &mut Vec<f32>) {
+        out.resize(self.block_elements(), 0.0);
+        let offset = block as usize * self.block_elements();
+        match &self.numbers {
+            Numbers::F32(numbers) => numbers.read(offset, out),
+            Numbers::Bf16(numbers) => numbers.read(offset, out),
+        }
+    }
+
+    /// Copies one block over another.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
         let len = self.block_elements();
-        &mut self.data[start..start + len]
+        let (from, to) = (from as usize * len, to as usize * len);
+        match &mut self.numbers {
+            Numbers::F32(numbers) => numbers.copy(from, to, len),
+            Numbers::Bf16(numbers) => numbers.copy(from, to, len),
+        }
+    }
+
+    /// Panics unless the cache is of such a layer and has these blocks.
+    pub(crate) fn check_blocks(&self, blocks: &[u32], elements_per_token: usize) {
+        assert_eq!(self.elements_per_token, elements_per_token, "the cache was made for another layer");
+        let count = self.blocks;
+        assert!(blocks.iter().all(|block| (*block as usize) < count), "no such block of {count}");
     }
 
     /// Panics unless every segment's tokens lie in blocks of this cache and its rows below `rows`.
     pub(crate) fn check(&self, segments: &[Segment<'_>], elements_per_token: usize, rows: usize) {
-        assert_eq!(self.elements_per_token, elements_per_token, "the cache was made for another layer");
         for segment in segments {
+            self.check_blocks(segment.blocks, elements_per_token);
             assert!(segment.first_row + segment.rows <= rows, "a segment names rows beyond {rows}");
             let tokens = segment.start + segment.rows;
             assert!(tokens <= segment.blocks.len() * BLOCK_TOKENS, "{tokens} tokens overflow their blocks");
-            let blocks = self.blocks();
-            assert!(
-                segment.blocks.iter().all(|block| (*block as usize) < blocks),
-                "no such block of {blocks}"
-            );
         }
     }
 }

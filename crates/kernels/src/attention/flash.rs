@@ -6,29 +6,29 @@
 
 #![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
-use super::cache::{BLOCK_TOKENS, LayerCache, Segment};
+use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
-    gemm::RowMap,
+    gemm::{Element, RowMap},
     math::exp,
     simd::{Simd, dispatch},
 };
 use scores::{score_panels, score_rows};
 use values::add_values;
 
-/// Calls `$f::<S, R, N>(args, row)` for tiles of R rows.
+/// Calls `$f::<S, E, R, N>(args, row)` for tiles of R rows.
 macro_rules! for_tiles {
     ($rows:expr, $max:expr, $n:ident, $f:ident($($arg:expr),*)) => {{
         let mut row = 0;
         while row < $rows {
             let left = ($rows - row).min($max);
             match left {
-                1 => $f::<S, 1, $n>($($arg),*, row),
-                2 => $f::<S, 2, $n>($($arg),*, row),
-                3 => $f::<S, 3, $n>($($arg),*, row),
-                4 => $f::<S, 4, $n>($($arg),*, row),
-                5 => $f::<S, 5, $n>($($arg),*, row),
-                _ => $f::<S, 6, $n>($($arg),*, row),
+                1 => $f::<S, E, 1, $n>($($arg),*, row),
+                2 => $f::<S, E, 2, $n>($($arg),*, row),
+                3 => $f::<S, E, 3, $n>($($arg),*, row),
+                4 => $f::<S, E, 4, $n>($($arg),*, row),
+                5 => $f::<S, E, 5, $n>($($arg),*, row),
+                _ => $f::<S, E, 6, $n>($($arg),*, row),
             }
             row += left;
         }
@@ -84,13 +84,13 @@ pub(super) struct HeadSet {
 // SAFETY: the pointers are used by `attend` only, whose caller vouches for them; tasks write disjoint rows.
 unsafe impl Sync for HeadSet {}
 
-struct Task<'a> {
+struct Task<'a, E> {
     set: &'a HeadSet,
     segment: &'a Segment<'a>,
     /// First row in the segment: token · heads + head.
     row: usize,
     rows: usize,
-    cache: *const f32,
+    cache: *const E,
     block_elements: usize,
     scale: f32,
 }
@@ -108,6 +108,25 @@ pub(super) unsafe fn attend(
     min_rows: usize,
     scale: f32,
 ) {
+    let size = cache.block_elements();
+    // SAFETY: the caller's contract; the pointer is to the cache's first block.
+    unsafe {
+        match cache.numbers() {
+            Numbers::F32(n) => attend_in(pool, (n.as_ptr(), size), segments, sets, min_rows, scale),
+            Numbers::Bf16(n) => attend_in(pool, (n.as_ptr(), size), segments, sets, min_rows, scale),
+        }
+    }
+}
+
+/// As [`attend`], for one format of cache: its first block and a block's size.
+unsafe fn attend_in<E: Element>(
+    pool: &Pool,
+    (cache, block_elements): (*const E, usize),
+    segments: &[Segment<'_>],
+    sets: &[HeadSet],
+    min_rows: usize,
+    scale: f32,
+) {
     let rows: usize = sets.iter().map(|set| set.heads * super::rows_of(segments)).sum();
     let size = rows.div_ceil(2 * pool.threads()).clamp(min_rows.min(MAX_ROWS), MAX_ROWS);
     let mut parts = Vec::new();
@@ -117,7 +136,7 @@ pub(super) unsafe fn attend(
             parts.extend((0..rows).step_by(size).map(|row| (segment, set, row, size.min(rows - row))));
         }
     }
-    let (cache, block_elements) = (CachePointer(cache.as_ptr()), cache.block_elements());
+    let cache = CachePointer(cache);
     pool.run(parts.len(), &|index| {
         let (segment, set, row, rows) = parts[index];
         let task = Task { set, segment, row, rows, cache: cache.get(), block_elements, scale };
@@ -127,13 +146,13 @@ pub(super) unsafe fn attend(
 }
 
 /// A pointer that threads only read through.
-struct CachePointer(*const f32);
+struct CachePointer<E>(*const E);
 
 // SAFETY: nobody writes the cache while `attend` borrows it.
-unsafe impl Sync for CachePointer {}
+unsafe impl<E> Sync for CachePointer<E> {}
 
-impl CachePointer {
-    fn get(&self) -> *const f32 {
+impl<E> CachePointer<E> {
+    fn get(&self) -> *const E {
         self.0
     }
 }
@@ -141,7 +160,7 @@ impl CachePointer {
 dispatch! {
     /// # Safety
     /// As [`attend`].
-    unsafe fn run_task(task: &Task<'_>) = run_task_in; [4, 4] [2, 4] [2, 2]
+    unsafe fn run_task<E: Element>(task: &Task<'_, E>) = run_task_in; [4, 4] [2, 4] [2, 2]
 }
 
 /// Scores of a task's rows against one block, then their weights.
@@ -157,7 +176,7 @@ struct State {
 
 /// `P`: vectors of outputs beside each other; `C`: keys beside each other when keys are rows.
 #[inline(always)]
-unsafe fn run_task_in<S: Simd, const P: usize, const C: usize>(task: &Task<'_>) {
+unsafe fn run_task_in<S: Simd, E: Element, const P: usize, const C: usize>(task: &Task<'_, E>) {
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
     let mut state =
         State { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], rescale: [0.0; MAX_ROWS] };
@@ -169,23 +188,23 @@ unsafe fn run_task_in<S: Simd, const P: usize, const C: usize>(task: &Task<'_>) 
         unsafe {
             let block = task.cache.add(*block as usize * task.block_elements);
             match task.set.keys {
-                Keys::Panels(parts) => score_panels::<S, P>(task, &parts, block, tokens, &mut scores),
+                Keys::Panels(parts) => score_panels::<S, E, P>(task, &parts, block, tokens, &mut scores),
                 Keys::Rows { dim, stride } => {
-                    score_rows::<S, C>(task, dim, stride, block, tokens, &mut scores);
+                    score_rows::<S, E, C>(task, dim, stride, block, tokens, &mut scores);
                 }
             }
             for row in 0..task.rows {
                 let visible = (task.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
                 weigh::<S>(&mut scores[row], visible, task.scale, row, &mut state);
             }
-            add_values::<S, P>(task, block, tokens, &scores, &state.rescale);
+            add_values::<S, E, P>(task, block, tokens, &scores, &state.rescale);
         }
     }
     // SAFETY: the caller's contract.
     unsafe { divide(task, &state.sum) }
 }
 
-impl Task<'_> {
+impl<E> Task<'_, E> {
     /// Position of a row's token.
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
@@ -252,7 +271,7 @@ unsafe fn weigh<S: Simd>(
 }
 
 #[inline(always)]
-unsafe fn divide(task: &Task<'_>, sums: &[f32; MAX_ROWS]) {
+unsafe fn divide<E>(task: &Task<'_, E>, sums: &[f32; MAX_ROWS]) {
     for row in 0..task.rows {
         let inverse = 1.0 / sums[row];
         // SAFETY: the row has `dim` outputs.

@@ -4,7 +4,7 @@
 //! once; values token by token, because an output gathers many channels at once. The rope key exists once.
 
 use super::{
-    cache::BLOCK_TOKENS,
+    cache::{BLOCK_TOKENS, LayerCache},
     flash::{HeadSet, KeyPart, Keys, Values},
 };
 use crate::gemm::{PANEL, RowMap};
@@ -38,16 +38,15 @@ impl GroupedLayout {
         self.rope_offset() + BLOCK_TOKENS * (self.rope + group * self.value)
     }
 
-    /// Stores one token's key and value of a group at `place` in a block.
-    pub fn store(&self, block: &mut [f32], place: usize, group: usize, key: &[f32], value: &[f32]) {
-        store_panel(&mut block[self.key_offset(group)..], place, key);
-        let start = self.value_offset(group) + place * self.value;
-        block[start..start + self.value].copy_from_slice(value);
+    /// Stores one token's key and value of a group.
+    pub fn store(&self, cache: &mut LayerCache, at: Place, group: usize, key: &[f32], value: &[f32]) {
+        store_panel(cache, at, self.key_offset(group), key);
+        cache.write(at.block, self.value_offset(group) + at.place * self.value, 1, value);
     }
 
     /// Stores one token's shared rope key.
-    pub fn store_rope(&self, block: &mut [f32], place: usize, rope: &[f32]) {
-        store_panel(&mut block[self.rope_offset()..], place, rope);
+    pub fn store_rope(&self, cache: &mut LayerCache, at: Place, rope: &[f32]) {
+        store_panel(cache, at, self.rope_offset(), rope);
     }
 
     /// The heads of one group; `heads` are consecutive in queries of `query` channels and outputs of `value`.
@@ -78,9 +77,15 @@ pub(super) struct QueryRows<'a> {
     pub channels: usize,
 }
 
-fn store_panel(panels: &mut [f32], place: usize, channels: &[f32]) {
-    let start = place / PANEL * PANEL * channels.len() + place % PANEL;
-    for (channel, x) in channels.iter().enumerate() {
-        panels[start + channel * PANEL] = *x;
-    }
+/// Where a token lies.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub block: u32,
+    /// Which token of the block it is.
+    pub place: usize,
+}
+
+fn store_panel(cache: &mut LayerCache, at: Place, panels: usize, channels: &[f32]) {
+    let start = panels + at.place / PANEL * PANEL * channels.len() + at.place % PANEL;
+    cache.write(at.block, start, PANEL, channels);
 }

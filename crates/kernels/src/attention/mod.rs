@@ -17,7 +17,7 @@ mod tests;
 use gqla_model::AttentionShape;
 
 pub use absorb::Absorb;
-pub use cache::{BLOCK_TOKENS, LayerCache, Segment};
+pub use cache::{BLOCK_TOKENS, CacheFormat, LayerCache, Segment};
 pub use per_group::PerGroup;
 pub use plain::Plain;
 
@@ -33,6 +33,9 @@ pub trait Attention: Send + Sync {
 
     /// Width of an output row: heads times value dimension.
     fn output_width(&self) -> usize;
+
+    /// Numbers a call keeps in its [`Scratch`] for each row.
+    fn scratch_elements(&self) -> usize;
 
     /// Stores the tokens of `segments` in `cache`, then attends.
     ///

@@ -3,9 +3,9 @@
 use gqla_model::AttentionShape;
 
 use super::{
-    Attention, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
+    Attention, BLOCK_TOKENS, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
     flash::attend,
-    grouped::{GroupedLayout, QueryRows},
+    grouped::{GroupedLayout, Place, QueryRows},
     sized,
 };
 use crate::{
@@ -36,14 +36,48 @@ impl PerGroup {
         let rope_offset = d.latent_offset() + d.rank;
         let places = segments.iter().flat_map(Segment::places);
         for (row, block, place) in places {
-            let block = cache.block_mut(block);
             let kv = &kv[row * self.up.outputs()..][..self.up.outputs()];
-            for (group, kv) in kv.chunks_exact(d.nope + d.value).enumerate() {
-                let (key, value) = kv.split_at(d.nope);
-                self.layout.store(block, place, group, key, value);
-            }
             let rope = &projected[row * d.projected_width() + rope_offset..][..d.rope];
-            self.layout.store_rope(block, place, rope);
+            self.store_token(cache, Place { block, place }, kv, rope);
+        }
+    }
+
+    fn store_token(&self, cache: &mut LayerCache, at: Place, kv: &[f32], rope: &[f32]) {
+        for (group, kv) in kv.chunks_exact(self.dims.nope + self.dims.value).enumerate() {
+            let (key, value) = kv.split_at(self.dims.nope);
+            self.layout.store(cache, at, group, key, value);
+        }
+        self.layout.store_rope(cache, at, rope);
+    }
+
+    /// Fills `blocks` of `cache` from the same blocks of the absorb path's cache of this layer: the keys and values
+    /// are the ones this path would have made of the same latents, bit for bit where `latents` is f32.
+    ///
+    /// # Panics
+    /// When a cache is of another layer, or lacks one of the blocks.
+    pub fn expand(&self, pool: &Pool, latents: &LayerCache, cache: &mut LayerCache, blocks: &[u32]) {
+        let d = &self.dims;
+        let latent = d.rank + d.rope;
+        latents.check_blocks(blocks, latent);
+        cache.check_blocks(blocks, self.layout.elements());
+        let mut rows = Vec::new();
+        let mut kv = vec![0.0; BLOCK_TOKENS * self.up.outputs()];
+        for block in blocks.iter().copied() {
+            latents.read(block, &mut rows);
+            let expand = Operands {
+                x: rows.as_ptr(),
+                x_rows: RowMap::even(latent),
+                y: kv.as_mut_ptr(),
+                y_rows: RowMap::even(self.up.outputs()),
+                rows: BLOCK_TOKENS,
+                accumulate: false,
+            };
+            // SAFETY: `rows` holds a block of latent rows, `kv` a row for each.
+            unsafe { multiply_each(pool, &[(&self.up, expand)]) }
+            let tokens = rows.chunks_exact(latent).zip(kv.chunks_exact(self.up.outputs()));
+            for (place, (row, kv)) in tokens.enumerate() {
+                self.store_token(cache, Place { block, place }, kv, &row[d.rank..]);
+            }
         }
     }
 }
@@ -59,6 +93,10 @@ impl Attention for PerGroup {
 
     fn output_width(&self) -> usize {
         self.dims.heads * self.dims.value
+    }
+
+    fn scratch_elements(&self) -> usize {
+        self.up.outputs()
     }
 
     fn forward(

@@ -3,7 +3,7 @@
 use super::{
     Attention, LayerCache, Scratch, Segment,
     flash::attend,
-    grouped::{GroupedLayout, QueryRows},
+    grouped::{GroupedLayout, Place, QueryRows},
 };
 use crate::Pool;
 
@@ -24,12 +24,12 @@ impl Plain {
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32]) {
         let (groups, width) = (self.layout.groups, self.projected_width());
         for (row, block, place) in segments.iter().flat_map(Segment::places) {
-            let block = cache.block_mut(block);
+            let at = Place { block, place };
             let kv = &projected[row * width + self.heads * self.head_dim..(row + 1) * width];
             let (keys, values) = kv.split_at(groups * self.head_dim);
             let pairs = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
             for (group, (key, value)) in pairs.enumerate() {
-                self.layout.store(block, place, group, key, value);
+                self.layout.store(cache, at, group, key, value);
             }
         }
     }
@@ -46,6 +46,10 @@ impl Attention for Plain {
 
     fn output_width(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    fn scratch_elements(&self) -> usize {
+        0
     }
 
     fn forward(

@@ -169,10 +169,18 @@ fn both_paths(inputs: &AttentionInputs) -> [Box<dyn Attention>; 2] {
     [Box::new(PerGroup::new(&inputs.shape, up).unwrap()), Box::new(Absorb::new(&inputs.shape, up).unwrap())]
 }
 
-/// Fills the cache up to the queries, then attends with them; blocks are handed out in descending order.
-fn run(attention: &dyn Attention, pool: &Pool, inputs: &AttentionInputs) -> Vec<f32> {
-    let blocks: Vec<u32> = (0..inputs.kv_len.div_ceil(BLOCK_TOKENS) as u32).rev().collect();
-    let mut cache = LayerCache::new(blocks.len(), attention.kv_elements());
+/// Blocks for all tokens, in descending order.
+fn blocks_for(inputs: &AttentionInputs) -> Vec<u32> {
+    (0..inputs.kv_len.div_ceil(BLOCK_TOKENS) as u32).rev().collect()
+}
+
+fn cache_for(attention: &dyn Attention, inputs: &AttentionInputs, format: CacheFormat) -> LayerCache {
+    LayerCache::new(blocks_for(inputs).len(), attention.kv_elements(), format)
+}
+
+/// Fills the cache up to the queries, then attends with them.
+fn run(attention: &dyn Attention, pool: &Pool, inputs: &AttentionInputs, cache: &mut LayerCache) -> Vec<f32> {
+    let blocks = blocks_for(inputs);
     let mut scratch = Scratch::default();
     let mut out = Vec::new();
     let first_query = inputs.kv_len - inputs.s_q;
@@ -181,7 +189,7 @@ fn run(attention: &dyn Attention, pool: &Pool, inputs: &AttentionInputs) -> Vec<
         out = vec![f32::NAN; (to - from) * attention.output_width()];
         if from < to {
             let rows = projected(inputs, from, to);
-            attention.forward(pool, &mut cache, &[segment], &rows, &mut scratch, &mut out);
+            attention.forward(pool, cache, &[segment], &rows, &mut scratch, &mut out);
             scratch.poison();
         }
     }
@@ -195,7 +203,8 @@ fn both_paths_match_float64_in_all_forty_cases() {
         let inputs = case.inputs();
         let expected = reference::per_group(&inputs).out;
         for (attention, path) in both_paths(&inputs).iter().zip(["gqa", "mqa-absorb"]) {
-            let ours = run(attention.as_ref(), &pool, &inputs).into_iter().map(f64::from);
+            let mut cache = cache_for(attention.as_ref(), &inputs, CacheFormat::F32);
+            let ours = run(attention.as_ref(), &pool, &inputs, &mut cache).into_iter().map(f64::from);
             let error = worst(ours, &expected);
             assert!(error < 2e-5, "{} on {path}: {error:e}", case.name);
         }
@@ -211,8 +220,95 @@ fn the_cache_holds_what_the_formulas_say() {
         for (attention, path) in
             [(gqa, gqla_model::DecodePath::Gqa), (absorb, gqla_model::DecodePath::MqaAbsorb)]
         {
-            let allocated = LayerCache::new(3, attention.kv_elements()).allocated_elements();
+            let allocated =
+                LayerCache::new(3, attention.kv_elements(), CacheFormat::F32).allocated_elements();
             assert_eq!(allocated as u64, 3 * 64 * shape.kv_elements(path), "{} on {path}", case.name);
         }
+    }
+}
+
+fn contents(cache: &LayerCache) -> Vec<Vec<f32>> {
+    let block = |block| {
+        let mut numbers = Vec::new();
+        cache.read(block, &mut numbers);
+        numbers
+    };
+    (0..cache.blocks() as u32).map(block).collect()
+}
+
+#[test]
+fn latents_expand_to_the_keys_and_values_that_the_gqa_path_would_have_cached() {
+    let pool = Pool::new(None).unwrap();
+    for case in cases() {
+        let inputs = case.inputs();
+        let up = up_projection(&inputs);
+        let up = UpProjection(WeightRows::F32(&up));
+        let gqa = PerGroup::new(&inputs.shape, up).unwrap();
+        let absorb = Absorb::new(&inputs.shape, up).unwrap();
+        let mut latents = cache_for(&absorb, &inputs, CacheFormat::F32);
+        let mut direct = cache_for(&gqa, &inputs, CacheFormat::F32);
+        run(&absorb, &pool, &inputs, &mut latents);
+        run(&gqa, &pool, &inputs, &mut direct);
+        let mut expanded = cache_for(&gqa, &inputs, CacheFormat::F32);
+        gqa.expand(&pool, &latents, &mut expanded, &blocks_for(&inputs));
+        assert_eq!(contents(&expanded), contents(&direct), "{}", case.name);
+    }
+}
+
+#[test]
+fn a_bf16_cache_holds_the_nearest_numbers() {
+    let pool = Pool::new(None).unwrap();
+    for case in cases() {
+        let inputs = case.inputs();
+        let [gqa, absorb] = both_paths(&inputs);
+        let both = |attention: &dyn Attention| {
+            [CacheFormat::F32, CacheFormat::Bf16].map(|format| {
+                let mut cache = cache_for(attention, &inputs, format);
+                assert_eq!(cache.format(), format);
+                let out = run(attention, &pool, &inputs, &mut cache);
+                (out, contents(&cache))
+            })
+        };
+        // Latents and rope keys of these cases are bf16 numbers, so nothing is lost and the same bits are computed.
+        let [exact, rounded] = both(absorb.as_ref());
+        assert_eq!(exact, rounded, "{}", case.name);
+        let [(exact, kept), (rounded, kept_rounded)] = both(gqa.as_ref());
+        let nearest = |block: &Vec<f32>| -> Vec<f32> {
+            block.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
+        };
+        assert_eq!(kept.iter().map(nearest).collect::<Vec<_>>(), kept_rounded, "{}", case.name);
+        assert!(rounded.iter().all(|x| x.is_finite()) && exact != rounded, "{}", case.name);
+    }
+}
+
+#[test]
+fn plain_attention_reads_a_bf16_cache_as_it_was_stored() {
+    let pool = Pool::new(Some(2)).unwrap();
+    let (heads, groups, dim, tokens) = (6, 2, 40, 150);
+    let plain = Plain::new(heads, groups, dim);
+    let projected: Vec<f32> =
+        counter_noise(5, tokens * plain.projected_width(), 2.0).map(|x| x as f32).collect();
+    let blocks = [1, 2, 0];
+    let segment = Segment { first_row: 0, rows: tokens, start: 0, blocks: &blocks };
+    let outputs = [CacheFormat::F32, CacheFormat::Bf16].map(|format| {
+        let mut cache = LayerCache::new(3, plain.kv_elements(), format);
+        let mut out = vec![0.0; tokens * plain.output_width()];
+        plain.forward(&pool, &mut cache, &[segment], &projected, &mut Scratch::default(), &mut out);
+        out
+    });
+    assert!(outputs[0].iter().any(|x| *x != 0.0));
+    assert_eq!(outputs[0], outputs[1]);
+}
+
+#[test]
+fn a_copied_block_holds_the_same_numbers() {
+    for format in [CacheFormat::F32, CacheFormat::Bf16] {
+        let mut cache = LayerCache::new(3, 5, format);
+        cache.write(1, 7, 2, &[1.0, 2.0, 3.0]);
+        cache.copy_block(1, 2);
+        let [zero, one, two] = contents(&cache).try_into().unwrap();
+        assert_eq!(one, two);
+        assert_eq!((one[7], one[9], one[11], one[8]), (1.0, 2.0, 3.0, 0.0));
+        assert!(zero.iter().all(|x| *x == 0.0));
     }
 }

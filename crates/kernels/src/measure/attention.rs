@@ -10,12 +10,17 @@ use gqla_model::{AttentionShape, DecodePath};
 use super::{Figure, rates::sample};
 use crate::{
     MatrixError, Pool, WeightRows,
-    attention::{Absorb, Attention, BLOCK_TOKENS, LayerCache, PerGroup, Scratch, Segment, UpProjection},
+    attention::{
+        Absorb, Attention, BLOCK_TOKENS, CacheFormat, LayerCache, PerGroup, Scratch, Segment, UpProjection,
+    },
     reference::counter_noise,
 };
 
 /// Numbers of noise that fill caches and queries over and over; their values do not change the time.
 const NOISE: usize = 4093;
+
+/// What the server keeps caches as unless told otherwise.
+const FORMAT: CacheFormat = CacheFormat::F32;
 
 /// What one pass has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +88,7 @@ impl AttentionCase {
 
     /// Bytes the pass reads of a cache of `kv_elements` numbers per token, each read once.
     pub fn cache_bytes(&self, kv_elements: usize) -> f64 {
-        self.batch as f64 * self.context as f64 * (kv_elements * size_of::<f32>()) as f64
+        self.batch as f64 * self.context as f64 * (kv_elements * FORMAT.bytes()) as f64
     }
 }
 
@@ -115,18 +120,19 @@ impl AttentionTimer {
             DecodePath::Gqa => Box::new(PerGroup::new(shape, up)?),
             DecodePath::MqaAbsorb => Box::new(Absorb::new(shape, up)?),
         };
-        let mut cache = LayerCache::new(blocks, attention.kv_elements());
+        let mut cache = LayerCache::new(blocks, attention.kv_elements(), FORMAT);
         let noise = noise(2);
         let mut values = noise.iter().copied().cycle();
-        for block in 0..cache.blocks() {
-            cache.block_mut(block as u32).fill_with(|| values.next().unwrap_or_default());
+        for block in 0..cache.blocks() as u32 {
+            let numbers: Vec<f32> = values.by_ref().take(cache.block_elements()).collect();
+            cache.write(block, 0, 1, &numbers);
         }
         Ok(Self { attention, cache, scratch: Scratch::default() })
     }
 
     /// Bytes that one block of a layer takes on `path`.
     pub fn block_bytes(shape: &AttentionShape, path: DecodePath) -> u64 {
-        shape.kv_elements(path).saturating_mul((BLOCK_TOKENS * size_of::<f32>()) as u64)
+        shape.kv_elements(path).saturating_mul((BLOCK_TOKENS * FORMAT.bytes()) as u64)
     }
 
     /// Numbers the layer caches per token.
@@ -136,7 +142,7 @@ impl AttentionTimer {
 
     /// Bytes of the whole cache.
     pub fn cache_bytes(&self) -> usize {
-        self.cache.allocated_elements() * size_of::<f32>()
+        self.cache.allocated_elements() * FORMAT.bytes()
     }
 
     /// Times `case` for about `time`, half of it for the core and half for whole calls. Two of each are run even if they

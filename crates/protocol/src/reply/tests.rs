@@ -26,19 +26,19 @@ fn chat_stream_bytes() {
         reply.opening(0).unwrap(),
         format!(
             "{head}{}]}}\n\n",
-            r#"{"delta":{"content":"","role":"assistant"},"finish_reason":null,"index":0,"logprobs":null}"#
+            r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}"#
         )
     );
     assert_eq!(
         reply.delta(0, "Hi\n", None),
         format!(
             "{head}{}]}}\n\n",
-            r#"{"delta":{"content":"Hi\n"},"finish_reason":null,"index":0,"logprobs":null}"#
+            r#"{"index":0,"delta":{"content":"Hi\n"},"logprobs":null,"finish_reason":null}"#
         )
     );
     assert_eq!(
         reply.closing(0, FinishReason::Length),
-        format!("{head}{}]}}\n\n", r#"{"delta":{},"finish_reason":"length","index":0,"logprobs":null}"#)
+        format!("{head}{}]}}\n\n", r#"{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}"#)
     );
     assert_eq!(reply.usage(Usage::new(1, 2)), None);
     assert_eq!(DONE, "data: [DONE]\n\n");
@@ -55,7 +55,7 @@ fn usage_chunk_has_no_choices_and_the_others_a_null() {
     assert_eq!(
         reply.delta(1, "x", None),
         "data: {\"id\":\"id-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\",\"choices\":[\
-         {\"finish_reason\":null,\"index\":1,\"logprobs\":null,\"text\":\"x\"}],\"usage\":null}\n\n"
+         {\"index\":1,\"text\":\"x\",\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n"
     );
     assert_eq!(reply.opening(0), None);
 }

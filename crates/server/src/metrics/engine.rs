@@ -16,6 +16,10 @@ pub(super) struct EngineCollector {
     waiting: IntGauge,
     cache_usage: Gauge,
     preemptions: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: IntCounter,
+    cache_bytes: IntGauge,
+    cache_used_bytes: IntGauge,
     cache_config: IntGauge,
 }
 
@@ -50,12 +54,35 @@ impl EngineCollector {
                 "vllm:num_preemptions_total",
                 "Sequences evicted from the cache to be recomputed.",
             ))?,
+            prefix_queries: IntCounter::with_opts(opts(
+                "vllm:prefix_cache_queries_total",
+                "Tokens looked for in the cache when their sequence started.",
+            ))?,
+            prefix_hits: IntCounter::with_opts(opts(
+                "vllm:prefix_cache_hits_total",
+                "Tokens found in the cache and not computed again.",
+            ))?,
+            cache_bytes: IntGauge::with_opts(opts("gqla_kv_cache_bytes", "Bytes of all cache blocks."))?,
+            cache_used_bytes: IntGauge::with_opts(opts(
+                "gqla_kv_cache_used_bytes",
+                "Bytes of the cache blocks that sequences have.",
+            ))?,
             cache_config,
         })
     }
 
-    fn members(&self) -> [&dyn Collector; 5] {
-        [&self.running, &self.waiting, &self.cache_usage, &self.preemptions, &self.cache_config]
+    fn members(&self) -> [&dyn Collector; 9] {
+        [
+            &self.running,
+            &self.waiting,
+            &self.cache_usage,
+            &self.preemptions,
+            &self.prefix_queries,
+            &self.prefix_hits,
+            &self.cache_bytes,
+            &self.cache_used_bytes,
+            &self.cache_config,
+        ]
     }
 }
 
@@ -68,9 +95,18 @@ impl Collector for EngineCollector {
         let stats = self.engine.stats();
         self.running.set(stats.running as i64);
         self.waiting.set(stats.waiting as i64);
-        let blocks = self.engine.info().num_blocks.max(1);
-        self.cache_usage.set(stats.blocks_used as f64 / blocks as f64);
-        self.preemptions.inc_by(stats.preemptions.saturating_sub(self.preemptions.get()));
+        let info = self.engine.info();
+        self.cache_usage.set(stats.blocks_used as f64 / info.num_blocks.max(1) as f64);
+        let bytes = |blocks: usize| (blocks * info.block_size * info.kv_bytes_per_token) as i64;
+        self.cache_bytes.set(bytes(info.num_blocks));
+        self.cache_used_bytes.set(bytes(stats.blocks_used));
+        for (counter, now) in [
+            (&self.preemptions, stats.preemptions),
+            (&self.prefix_queries, stats.prefix_queries),
+            (&self.prefix_hits, stats.prefix_hits),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
         self.members().into_iter().flat_map(Collector::collect).collect()
     }
 }

@@ -21,8 +21,10 @@ pub(super) async fn create(State(app): State<Arc<App>>, request: Request) -> Res
     app.check_name(&request.model)?;
     let ChatRequest { messages, sampling, logprobs, streaming, .. } = request;
     let reader = Arc::clone(&model);
-    let prompt = app.tokenize(move || encode(&reader, &messages)).await?;
-    let job = Job { prompts: vec![prompt], sampling, logprobs, default_max_tokens: None };
+    let format = sampling.format.clone();
+    let read = move || Ok((encode(&reader, &messages)?, reader.grammar(&format)?));
+    let (prompt, grammar) = app.tokenize(read).await?;
+    let job = Job { prompts: vec![prompt], sampling, logprobs, grammar, default_max_tokens: None };
     Ok(respond::respond(&app, &model, token, Answer { job, dialect: Dialect::Chat, streaming }).await?)
 }
 

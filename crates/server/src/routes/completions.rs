@@ -24,9 +24,16 @@ pub(super) async fn create(State(app): State<Arc<App>>, request: Request) -> Res
     app.check_name(&request.model)?;
     let CompletionRequest { prompts, sampling, logprobs, streaming, .. } = request;
     let reader = Arc::clone(&model);
-    let prompts =
-        app.tokenize(move || prompts.into_iter().map(|prompt| encode(&reader, prompt)).collect()).await?;
-    let job = Job { prompts, sampling, logprobs, default_max_tokens: Some(DEFAULT_MAX_TOKENS) };
+    let format = sampling.format.clone();
+    let read = move || {
+        let prompts = prompts
+            .into_iter()
+            .map(|prompt| encode(&reader, prompt))
+            .collect::<Result<Vec<_>, ApiError>>()?;
+        Ok((prompts, reader.grammar(&format)?))
+    };
+    let (prompts, grammar) = app.tokenize(read).await?;
+    let job = Job { prompts, sampling, logprobs, grammar, default_max_tokens: Some(DEFAULT_MAX_TOKENS) };
     Ok(respond::respond(&app, &model, token, Answer { job, dialect: Dialect::Completion, streaming }).await?)
 }
 

@@ -1,6 +1,9 @@
 //! A server in this process, and the requests sent to it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -70,6 +73,7 @@ impl Server {
             engine,
             tokenizer: Some(tokenizer::bytes()),
             template: Some(ChatTemplate::new(TEMPLATE, "", "").unwrap()),
+            grammars: OnceLock::new(),
             eos_token_ids: vec![EOS],
             metrics,
         };

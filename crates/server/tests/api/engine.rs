@@ -3,14 +3,17 @@
 use std::{
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::Duration,
 };
 
-use gqla_engine::{Engine, EngineInfo, EngineStats, Event, Finish, Request, SubmitError, TokenLogprob};
+use gqla_engine::{
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SubmitError,
+    TokenLogprob,
+};
 use gqla_model::DecodePath;
 
 /// Runs one sequence at a time; every answer is the script, token by token, then the end-of-sequence token.
@@ -32,6 +35,8 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// The engine failed.
     pub dead: AtomicBool,
+    /// How the last request was to be drawn, its priority and its salt.
+    pub last: Mutex<Option<(SamplingParams, i32, String)>>,
     stopping: AtomicBool,
 }
 
@@ -74,6 +79,8 @@ impl ScriptedEngine {
 
 impl Shared {
     fn answer(&self, mut request: Request, script: &[u32]) {
+        let asked = (request.sampling.clone(), request.priority, request.cache_salt.clone());
+        *self.last.lock().unwrap() = Some(asked);
         while self.hold.load(Ordering::SeqCst) && !self.stopping.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -89,7 +96,17 @@ impl Shared {
     fn tokens(&self, request: &mut Request, script: &[u32]) -> Finish {
         let endless = std::iter::once(EOS).cycle();
         let sampling = &request.sampling;
+        let (mut constraint, mut complete) = (request.constraint.take(), false);
         for (id, _) in script.iter().copied().chain(endless).zip(0..sampling.max_tokens) {
+            let id = match &mut constraint {
+                Some(_) if complete => return Finish::Stop,
+                Some(constraint) => {
+                    let id = nearest(constraint.as_mut(), id);
+                    complete = constraint.accept(id).unwrap();
+                    id
+                }
+                None => id,
+            };
             if self.stopping.load(Ordering::SeqCst) {
                 return Finish::Aborted;
             }
@@ -111,6 +128,14 @@ impl Shared {
         }
         Finish::Length
     }
+}
+
+/// The script's token where it is allowed, else the largest allowed id, which is no white space if it can be avoided.
+fn nearest(constraint: &mut dyn Constraint, wanted: u32) -> u32 {
+    let mut logits = vec![0.0; VOCABULARY];
+    constraint.forbid(&mut logits).unwrap();
+    let mut ids = std::iter::once(wanted).chain((0..VOCABULARY as u32).rev());
+    ids.find(|id| logits[*id as usize] == 0.0).unwrap()
 }
 
 impl Engine for ScriptedEngine {
@@ -149,6 +174,8 @@ impl Engine for ScriptedEngine {
             waiting: self.shared.waiting.load(Ordering::SeqCst),
             blocks_used: 2,
             preemptions: 3,
+            prefix_queries: 128,
+            prefix_hits: 64,
             dead: self.shared.dead.load(Ordering::SeqCst),
             ..EngineStats::default()
         }

@@ -44,6 +44,10 @@ async fn counters_are_the_sum_of_the_clients_usage() {
         r#"gqla_weights_load_seconds{engine="0",model_name="m"} 2"#.to_owned(),
         r#"vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25"#.to_owned(),
         r#"vllm:num_requests_waiting{engine="0",model_name="m"} 0"#.to_owned(),
+        r#"vllm:prefix_cache_queries_total{engine="0",model_name="m"} 128"#.to_owned(),
+        r#"vllm:prefix_cache_hits_total{engine="0",model_name="m"} 64"#.to_owned(),
+        r#"gqla_kv_cache_bytes{engine="0",model_name="m"} 2560"#.to_owned(),
+        r#"gqla_kv_cache_used_bytes{engine="0",model_name="m"} 640"#.to_owned(),
         r#"vllm:num_preemptions_total{engine="0",model_name="m"} 3"#.to_owned(),
         r#"vllm:cache_config_info{block_size="16",engine="0",model_name="m",num_gpu_blocks="8"} 1"#
             .to_owned(),

@@ -28,6 +28,11 @@ async fn bad_requests_name_field_and_arithmetic() {
             json!(null),
             "prompt token 999 at position 1 is outside the vocabulary of 258",
         ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "thing"}}}}),
+            json!(null),
+            "response_format.json_schema.schema: cannot be followed",
+        ),
         (json!({"n": 5}), json!(null), "prompts times n is 5 sequences, but this server takes at most 4"),
     ] {
         assert_error(&server.complete(fields).await, 400, code, message);

@@ -1,8 +1,12 @@
 //! Answers in one body.
 
+use gqla_engine::SamplingParams;
 use serde_json::json;
 
-use crate::client::{Server, get};
+use crate::{
+    client::{Server, get},
+    engine::EOS,
+};
 
 #[tokio::test]
 async fn a_completion_ends_at_the_end_token_and_bills_what_it_shows() {
@@ -33,6 +37,33 @@ async fn completions_default_to_sixteen_tokens_and_end_tokens_can_be_ignored() {
     assert_eq!(body["usage"]["completion_tokens"], 16);
     assert_eq!(body["choices"][0]["text"], "ab", "special tokens have no text");
     assert_eq!(body["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn every_way_to_steer_the_draw_reaches_the_engine() {
+    let server = Server::saying("ab");
+    let fields = json!({
+        "max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": 3,
+        "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.5, "logit_bias": {"4": -2},
+        "stop_token_ids": [5], "logprobs": 1, "priority": -2, "cache_salt": "s",
+    });
+    assert_eq!(server.complete(fields).await.status, 200);
+    let expected = SamplingParams {
+        max_tokens: 9,
+        min_tokens: 2,
+        temperature: 0.5,
+        top_p: 0.25,
+        top_k: 7,
+        min_p: 0.125,
+        presence_penalty: 1.0,
+        frequency_penalty: -1.0,
+        repetition_penalty: 1.5,
+        logit_bias: vec![(4, -2.0)],
+        seed: 3,
+        stop_token_ids: vec![5, EOS],
+        logprobs: Some(1),
+    };
+    assert_eq!(*server.engine.last.lock().unwrap(), Some((expected, -2, "s".to_owned())));
 }
 
 #[tokio::test]
@@ -75,6 +106,25 @@ async fn logprobs_in_both_routes() {
                "top_logprobs": [{"token": "a", "logprob": -1.0, "bytes": [97]}]})
     );
     assert_eq!(server.chat(json!({})).await.json()["choices"][0]["logprobs"], json!(null));
+}
+
+#[tokio::test]
+async fn an_answer_fits_the_schema_whatever_the_model_would_say() {
+    let server = Server::saying("Sure! Here is");
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+                        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    let body = server.chat(json!({"response_format": format, "n": 2})).await.json();
+    for choice in body["choices"].as_array().unwrap() {
+        assert_eq!(choice["finish_reason"], "stop", "{body}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let answer: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert!(answer["ok"].is_boolean() && answer.as_object().unwrap().len() == 1, "{text}");
+    }
+    let streamed =
+        server.complete(json!({"response_format": format, "stream": true, "max_tokens": 60})).await;
+    let text = streamed.text(0);
+    assert!(serde_json::from_str::<serde_json::Value>(&text).unwrap()["ok"].is_boolean(), "{text}");
 }
 
 #[tokio::test]

@@ -4,15 +4,15 @@
 
 use super::{KeyPart, Scores, Task};
 use crate::{
-    gemm::{PANEL, TILE_ROWS, tile},
+    gemm::{Element, PANEL, TILE_ROWS, tile},
     simd::Simd,
 };
 
 #[inline(always)]
-pub(super) unsafe fn score_panels<S: Simd, const P: usize>(
-    task: &Task<'_>,
+pub(super) unsafe fn score_panels<S: Simd, E: Element, const P: usize>(
+    task: &Task<'_, E>,
     parts: &[KeyPart; 2],
-    block: *const f32,
+    block: *const E,
     tokens: usize,
     scores: &mut Scores,
 ) {
@@ -21,10 +21,10 @@ pub(super) unsafe fn score_panels<S: Simd, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn score_panel_tile<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
+unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
+    task: &Task<'_, E>,
     parts: &[KeyPart; 2],
-    block: *const f32,
+    block: *const E,
     tokens: usize,
     scores: &mut Scores,
     row: usize,
@@ -44,7 +44,7 @@ unsafe fn score_panel_tile<S: Simd, const R: usize, const P: usize>(
                     let token = group + p * S::LANES;
                     b[p] = block.add(part.block + token / PANEL * PANEL * part.dim + token % PANEL);
                 }
-                tile::<S, f32, R, P>(&mut acc, &x, &b, PANEL, part.dim);
+                tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, part.dim);
             }
             for r in 0..R {
                 for p in 0..P {
@@ -56,11 +56,11 @@ unsafe fn score_panel_tile<S: Simd, const R: usize, const P: usize>(
 }
 
 #[inline(always)]
-pub(super) unsafe fn score_rows<S: Simd, const C: usize>(
-    task: &Task<'_>,
+pub(super) unsafe fn score_rows<S: Simd, E: Element, const C: usize>(
+    task: &Task<'_, E>,
     dim: usize,
     stride: usize,
-    block: *const f32,
+    block: *const E,
     tokens: usize,
     scores: &mut Scores,
 ) {
@@ -69,11 +69,11 @@ pub(super) unsafe fn score_rows<S: Simd, const C: usize>(
 }
 
 #[inline(always)]
-unsafe fn score_row_tile<S: Simd, const R: usize, const C: usize>(
-    task: &Task<'_>,
+unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
+    task: &Task<'_, E>,
     dim: usize,
     stride: usize,
-    block: *const f32,
+    block: *const E,
     tokens: usize,
     scores: &mut Scores,
     row: usize,
@@ -86,7 +86,7 @@ unsafe fn score_row_tile<S: Simd, const R: usize, const C: usize>(
         }
         let mut token = 0;
         while token + C <= tokens {
-            let dots = dot_tile::<S, R, C>(&q, block.add(token * stride), stride, dim);
+            let dots = dot_tile::<S, E, R, C>(&q, block.add(token * stride), stride, dim);
             for r in 0..R {
                 for c in 0..C {
                     scores[row + r][token + c] = dots[r][c];
@@ -95,7 +95,7 @@ unsafe fn score_row_tile<S: Simd, const R: usize, const C: usize>(
             token += C;
         }
         while token < tokens {
-            let dots = dot_tile::<S, R, 1>(&q, block.add(token * stride), stride, dim);
+            let dots = dot_tile::<S, E, R, 1>(&q, block.add(token * stride), stride, dim);
             for r in 0..R {
                 scores[row + r][token] = dots[r][0];
             }
@@ -106,9 +106,9 @@ unsafe fn score_row_tile<S: Simd, const R: usize, const C: usize>(
 
 /// `R x C` inner products over `dim` channels.
 #[inline(always)]
-unsafe fn dot_tile<S: Simd, const R: usize, const C: usize>(
+unsafe fn dot_tile<S: Simd, E: Element, const R: usize, const C: usize>(
     q: &[*const f32; R],
-    keys: *const f32,
+    keys: *const E,
     stride: usize,
     dim: usize,
 ) -> [[f32; C]; R] {
@@ -121,7 +121,7 @@ unsafe fn dot_tile<S: Simd, const R: usize, const C: usize>(
         while i < whole {
             let mut k = [S::splat(0.0); C];
             for c in 0..C {
-                k[c] = S::load(keys.add(c * stride + i));
+                k[c] = E::load::<S>(keys.add(c * stride + i));
             }
             for r in 0..R {
                 let q = S::load(q[r].add(i));
@@ -135,7 +135,7 @@ unsafe fn dot_tile<S: Simd, const R: usize, const C: usize>(
             for r in 0..R {
                 let q = S::load_partial(q[r].add(whole), dim - whole);
                 for c in 0..C {
-                    let k = S::load_partial(keys.add(c * stride + whole), dim - whole);
+                    let k = E::load_partial::<S>(keys.add(c * stride + whole), dim - whole);
                     acc[r][c] = S::mul_add(q, k, acc[r][c]);
                 }
             }

@@ -4,15 +4,15 @@
 
 use super::{MAX_ROWS, Scores, Task, Values};
 use crate::{
-    gemm::{TILE_ROWS, tile},
+    gemm::{Element, TILE_ROWS, tile},
     simd::Simd,
 };
 
 /// `out = out · rescale + weights · V`; a rescale of 0 starts afresh.
 #[inline(always)]
-pub(super) unsafe fn add_values<S: Simd, const P: usize>(
-    task: &Task<'_>,
-    block: *const f32,
+pub(super) unsafe fn add_values<S: Simd, E: Element, const P: usize>(
+    task: &Task<'_, E>,
+    block: *const E,
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
@@ -22,9 +22,9 @@ pub(super) unsafe fn add_values<S: Simd, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn value_tile<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
-    block: *const f32,
+unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
+    task: &Task<'_, E>,
+    block: *const E,
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
@@ -37,7 +37,7 @@ unsafe fn value_tile<S: Simd, const R: usize, const P: usize>(
     unsafe {
         let values = block.add(offset);
         while channel + P * S::LANES <= whole {
-            value_columns::<S, R, P>(
+            value_columns::<S, E, R, P>(
                 task,
                 values.add(channel),
                 stride,
@@ -50,7 +50,7 @@ unsafe fn value_tile<S: Simd, const R: usize, const P: usize>(
             channel += P * S::LANES;
         }
         while channel < whole {
-            value_columns::<S, R, 1>(
+            value_columns::<S, E, R, 1>(
                 task,
                 values.add(channel),
                 stride,
@@ -67,7 +67,7 @@ unsafe fn value_tile<S: Simd, const R: usize, const P: usize>(
                 let out = task.out(row + r).add(channel);
                 let mut sum = start(*out, rescale[row + r]);
                 for token in 0..tokens {
-                    sum += scores[row + r][token] * *values.add(token * stride + channel);
+                    sum += scores[row + r][token] * (*values.add(token * stride + channel)).to_f32();
                 }
                 *out = sum;
             }
@@ -83,9 +83,9 @@ fn start(out: f32, rescale: f32) -> f32 {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn value_columns<S: Simd, const R: usize, const P: usize>(
-    task: &Task<'_>,
-    values: *const f32,
+unsafe fn value_columns<S: Simd, E: Element, const R: usize, const P: usize>(
+    task: &Task<'_, E>,
+    values: *const E,
     stride: usize,
     tokens: usize,
     channel: usize,
@@ -110,7 +110,7 @@ unsafe fn value_columns<S: Simd, const R: usize, const P: usize>(
         for p in 0..P {
             b[p] = values.add(p * S::LANES);
         }
-        tile::<S, f32, R, P>(&mut acc, &x, &b, stride, tokens);
+        tile::<S, E, R, P>(&mut acc, &x, &b, stride, tokens);
         for r in 0..R {
             let out = task.out(row + r).add(channel);
             for p in 0..P {

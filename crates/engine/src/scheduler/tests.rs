@@ -1,0 +1,281 @@
+//! The scheduler around a cache that remembers what was written where.
+
+use std::{
+    collections::HashMap,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Cancel, Event, SamplingParams, sampling::Drawn};
+
+const LIMITS: Limits = Limits { sequences: 4, tokens: 100, context: 512 };
+
+struct World {
+    scheduler: Scheduler,
+    queue: BTreeMap<Rank, Request>,
+    arrivals: u64,
+    /// What a token's place holds: a hash of the tokens up to there, as a key depends on all of them.
+    cache: HashMap<(u32, usize), u64>,
+    /// Numbers of the requests that ended, in that order.
+    ended: Arc<Mutex<Vec<(usize, Finish)>>>,
+    computed: usize,
+    copied: usize,
+}
+
+fn up_to(tokens: &[u32]) -> Vec<u64> {
+    let mut hash = 0xCBF2_9CE4_8422_2325u64;
+    let next = |token: &u32| {
+        hash = (hash ^ u64::from(*token + 1)).wrapping_mul(0x0100_0000_01B3);
+        hash
+    };
+    tokens.iter().map(next).collect()
+}
+
+impl World {
+    fn new(blocks: usize, limits: Limits) -> Self {
+        Self {
+            scheduler: Scheduler::new(blocks, limits),
+            queue: BTreeMap::new(),
+            arrivals: 0,
+            cache: HashMap::new(),
+            ended: Arc::default(),
+            computed: 0,
+            copied: 0,
+        }
+    }
+
+    fn submit(&mut self, prompt: Vec<u32>, max_tokens: u32, priority: i32, salt: &str) -> Cancel {
+        let (number, ended) = (self.arrivals as usize, Arc::clone(&self.ended));
+        let sink: crate::Sink = Box::new(move |event| {
+            if let Event::Finished(finish) = event {
+                ended.lock().unwrap().push((number, finish));
+            }
+            ControlFlow::Continue(())
+        });
+        let sampling = SamplingParams { max_tokens, ..SamplingParams::default() };
+        let request =
+            Request { priority, cache_salt: salt.to_owned(), ..Request::new(prompt, sampling, sink) };
+        let cancel = request.cancel.clone();
+        self.arrivals += 1;
+        self.queue.insert(Rank::new(self.arrivals, priority), request);
+        cancel
+    }
+
+    fn idle(&self) -> bool {
+        self.queue.is_empty() && self.scheduler.is_idle()
+    }
+
+    fn ended(&self) -> Vec<usize> {
+        self.ended.lock().unwrap().iter().map(|(number, _)| *number).collect()
+    }
+
+    /// One round as the engine's thread does it; answers the slices' lengths.
+    fn step(&mut self) -> Vec<usize> {
+        self.scheduler.dismiss();
+        self.scheduler.admit(&mut self.queue);
+        let Plan { slices, copies } = self.scheduler.plan();
+        self.copy(&copies);
+        for slice in &slices {
+            self.write(slice);
+        }
+        for slice in &slices {
+            self.read(slice);
+            self.scheduler.computed(slice);
+            if slice.draws {
+                let sequence = &mut self.scheduler.running[slice.sequence];
+                // The text a sequence continues with is a function of what it has.
+                let id = (up_to(&sequence.tokens)[sequence.tokens.len() - 1] % 3) as u32;
+                sequence.accept(Drawn { id, logprob: None, last: false }, LIMITS.context);
+            }
+        }
+        self.scheduler.retire();
+        let lengths: Vec<usize> = slices.iter().map(|slice| slice.len).collect();
+        self.computed += lengths.iter().sum::<usize>();
+        assert!(lengths.iter().sum::<usize>() <= self.scheduler.limits.tokens);
+        lengths
+    }
+
+    fn copy(&mut self, copies: &[BlockCopy]) {
+        self.copied += copies.len();
+        for copy in copies {
+            for place in 0..BLOCK_TOKENS {
+                if let Some(content) = self.cache.get(&(copy.from, place)).copied() {
+                    self.cache.insert((copy.to, place), content);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, slice: &Slice) {
+        let sequence = &self.scheduler.running[slice.sequence];
+        let content = up_to(&sequence.tokens);
+        for (position, content) in content.into_iter().enumerate().skip(slice.start).take(slice.len) {
+            let block = sequence.blocks[position / BLOCK_TOKENS];
+            let holders = self.scheduler.running.iter().flat_map(|s| &s.blocks).filter(|b| **b == block);
+            assert_eq!(holders.count(), 1, "nobody writes to a block that others have");
+            self.cache.insert((block, position % BLOCK_TOKENS), content);
+        }
+    }
+
+    /// After all writes of the step, as in a layer of the model.
+    fn read(&self, slice: &Slice) {
+        let sequence = &self.scheduler.running[slice.sequence];
+        for (position, content) in up_to(&sequence.tokens)[..slice.start + slice.len].iter().enumerate() {
+            let place = (sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            assert_eq!(self.cache.get(&place), Some(content), "position {position}");
+        }
+    }
+}
+
+/// Prompts with beginnings in common.
+fn prompt(kind: u32, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| if i < 140 { i % 7 + kind % 2 } else { i * kind }).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn every_sequence_reads_what_it_wrote_and_ends(
+        blocks in 8usize..16,
+        requests in prop::collection::vec(
+            (0u32..5, 1usize..320, 1u32..60, -2i32..3, 0usize..12, any::<bool>()), 1..14),
+    ) {
+        let mut world = World::new(blocks, LIMITS);
+        let mut cancels = Vec::new();
+        let count = requests.len();
+        for (kind, len, max_tokens, priority, wait, leaves) in requests {
+            let cancel = world.submit(prompt(kind, len), max_tokens, priority, if kind == 4 { "other" } else { "" });
+            for _ in 0..wait {
+                world.step();
+            }
+            if leaves {
+                cancels.push(cancel);
+            }
+            if cancels.len() > 1 {
+                cancels.remove(0).cancel();
+            }
+        }
+        let mut steps = 0;
+        while !world.idle() {
+            world.step();
+            steps += 1;
+            prop_assert!(steps < 5000, "some sequence never ends");
+        }
+        prop_assert_eq!(world.ended().len(), count);
+        prop_assert_eq!(world.scheduler.blocks_used(), 0);
+    }
+}
+
+#[test]
+fn nobody_waits_for_ever_however_many_more_important_requests_come() {
+    let mut world = World::new(16, LIMITS);
+    let flood = |world: &mut World, count| {
+        (0..count).for_each(|_| drop(world.submit(prompt(2, 70), 5, 0, "")));
+    };
+    flood(&mut world, 8);
+    world.submit(prompt(1, 70), 5, 2, "");
+    let mut steps = 0;
+    while !world.ended().contains(&8) {
+        flood(&mut world, 3);
+        world.step();
+        steps += 1;
+        assert!(steps < 1000, "the request starves");
+    }
+    // Those that came before it, at most two steps of priority, and what ran when its turn came.
+    let overtook = world.ended().iter().position(|number| *number == 8).unwrap();
+    assert!((100..=8 + 2 * 64 + LIMITS.sequences).contains(&overtook), "{overtook} went before it");
+}
+
+#[test]
+fn a_large_request_is_not_kept_out_by_small_ones() {
+    let mut world = World::new(8, LIMITS);
+    world.submit(prompt(1, 70), 50, 0, "");
+    world.step();
+    world.submit(prompt(2, 430), 5, 0, "");
+    for _ in 0..20 {
+        world.submit(prompt(3, 10), 40, 0, "");
+    }
+    while !world.idle() {
+        world.step();
+    }
+    assert_eq!(world.ended()[..2], [0, 1]);
+}
+
+#[test]
+fn priorities_decide_who_is_next() {
+    let one = Limits { sequences: 1, ..LIMITS };
+    let mut world = World::new(16, one);
+    for priority in [0, 5, -5, 0] {
+        world.submit(prompt(1, 10), 2, priority, "");
+    }
+    while !world.idle() {
+        world.step();
+    }
+    assert_eq!(world.ended(), [2, 0, 3, 1]);
+}
+
+#[test]
+fn decoding_goes_on_while_a_prompt_is_computed_in_chunks() {
+    let mut world = World::new(16, LIMITS);
+    world.submit(prompt(1, 3), 50, 0, "");
+    world.step();
+    world.submit(prompt(2, 250), 5, 0, "");
+    assert_eq!([world.step(), world.step(), world.step(), world.step()], [[1, 99], [1, 99], [1, 52], [1, 1]]);
+}
+
+#[test]
+fn a_cancelled_sequence_gives_its_blocks_back_before_the_next_step() {
+    let mut world = World::new(8, LIMITS);
+    let cancel = world.submit(prompt(1, 400), 50, 0, "");
+    world.step();
+    assert_eq!(world.scheduler.blocks_used(), 2);
+    cancel.cancel();
+    world.scheduler.dismiss();
+    assert_eq!(world.scheduler.blocks_used(), 0);
+    assert_eq!(*world.ended.lock().unwrap(), [(0, Finish::Aborted)]);
+}
+
+#[test]
+fn a_common_beginning_is_computed_once_for_each_salt() {
+    let mut world = World::new(32, LIMITS);
+    let mut cost = |len, salt| {
+        let before = (world.computed, world.copied);
+        world.submit(prompt(1, len), 1, 0, salt);
+        while !world.idle() {
+            world.step();
+        }
+        (world.computed - before.0, world.copied - before.1)
+    };
+    assert_eq!(cost(130, ""), (130, 0));
+    assert_eq!(cost(130, ""), (2, 0));
+    assert_eq!(cost(128, ""), (1, 0), "the last token is computed in any case");
+    assert_eq!(cost(130, "tenant"), (130, 0));
+    assert_eq!(world.scheduler.prefixes(), PrefixCounts { queries: 518, hits: 128 + 127 });
+}
+
+#[test]
+fn a_block_that_another_sequence_reads_is_copied_before_it_is_written() {
+    let mut world = World::new(32, LIMITS);
+    world.submit(prompt(1, 128), 20, 0, "");
+    world.step();
+    world.step();
+    world.submit(prompt(1, 128), 20, 0, "");
+    assert_eq!(world.step(), [1, 1]);
+    assert_eq!(world.copied, 1);
+}
+
+#[test]
+fn samples_of_one_prompt_that_came_together_compute_it_once() {
+    let mut world = World::new(32, LIMITS);
+    for _ in 0..3 {
+        world.submit(prompt(1, 320), 4, 0, "");
+    }
+    while !world.idle() {
+        world.step();
+    }
+    // 320 tokens, the last one again for each of the others, and three tokens for each that are no answer's last.
+    assert!((320 + 2 + 9..320 + 2 * 100).contains(&world.computed), "{}", world.computed);
+}

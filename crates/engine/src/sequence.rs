@@ -1,0 +1,114 @@
+//! One sequence as the scheduler sees it, and its place in line.
+
+use std::ops::ControlFlow;
+
+use gqla_kernels::attention::BLOCK_TOKENS;
+
+use crate::{
+    Cancel, Event, Finish, Request, Sink,
+    blocks::Prefix,
+    sampling::{Drawn, Sampler},
+};
+
+/// Later requests that may go before an earlier one for each step of priority between them.
+const PRIORITY_STEP: i64 = 64;
+
+/// Place in line, the first smallest. A request goes in its turn of arrival, moved by its priority: so priority is an
+/// advantage of a bounded number of places, and nobody waits for ever, however many more important requests come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    turn: i64,
+    /// Makes ranks unique.
+    arrival: u64,
+}
+
+impl Rank {
+    pub fn new(arrival: u64, priority: i32) -> Self {
+        let turn = i64::try_from(arrival).unwrap_or(i64::MAX);
+        Self { turn: turn.saturating_add(PRIORITY_STEP * i64::from(priority)), arrival }
+    }
+}
+
+/// A sequence being continued.
+pub(crate) struct Sequence {
+    /// Prompt and what was drawn.
+    pub tokens: Vec<u32>,
+    pub sampler: Sampler,
+    pub blocks: Vec<u32>,
+    /// Tokens whose keys are in the cache.
+    pub computed: usize,
+    pub rank: Rank,
+    pub finish: Option<Finish>,
+    sink: Sink,
+    cancel: Cancel,
+    prompt: usize,
+    /// Names of the content of the first 0, 1, 2, … blocks, as far as they were asked for.
+    prefixes: Vec<Prefix>,
+}
+
+impl Sequence {
+    pub fn new(request: Request, rank: Rank) -> Self {
+        Self {
+            sampler: Sampler::new(request.sampling, request.constraint, &request.prompt),
+            prompt: request.prompt.len(),
+            tokens: request.prompt,
+            blocks: Vec::new(),
+            computed: 0,
+            rank,
+            finish: None,
+            sink: request.sink,
+            cancel: request.cancel,
+            prefixes: vec![Prefix::start(&request.cache_salt)],
+        }
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Whether only its last token is missing from the cache.
+    pub fn decodes(&self) -> bool {
+        self.tokens.len() - self.computed == 1
+    }
+
+    /// Prompt tokens among `len` tokens from `start`.
+    pub fn prompt_tokens(&self, start: usize, len: usize) -> usize {
+        (start + len).min(self.prompt).saturating_sub(start)
+    }
+
+    /// Names the content of the first `blocks` blocks; all their tokens must be known.
+    pub fn prefix(&mut self, blocks: usize) -> Prefix {
+        while self.prefixes.len() <= blocks {
+            let index = self.prefixes.len() - 1;
+            let next = self.prefixes[index].after(&self.tokens[index * BLOCK_TOKENS..][..BLOCK_TOKENS]);
+            self.prefixes.push(next);
+        }
+        self.prefixes[blocks]
+    }
+
+    /// Takes a drawn token; true when it was delivered.
+    pub fn accept(&mut self, drawn: Drawn, context: usize) -> bool {
+        let Drawn { id, logprob, last } = drawn;
+        let params = self.sampler.params();
+        let (stops, max_tokens) = (params.stop_token_ids.contains(&id), params.max_tokens as usize);
+        if stops {
+            self.finish = Some(Finish::Stop);
+            return false;
+        }
+        self.tokens.push(id);
+        if (self.sink)(Event::Token { id, logprob }) == ControlFlow::Break(()) {
+            self.finish = Some(Finish::Aborted);
+        } else if last {
+            self.finish = Some(Finish::Stop);
+        } else if self.tokens.len() - self.prompt >= max_tokens || self.tokens.len() >= context {
+            self.finish = Some(Finish::Length);
+        }
+        true
+    }
+
+    /// Ends it.
+    pub fn end(mut self, finish: Finish) {
+        // It is over either way.
+        let _ = (self.sink)(Event::Finished(finish));
+    }
+}

@@ -1,0 +1,162 @@
+//! Random answers over a tiny vocabulary: each must parse and fit its schema.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Map, Value};
+
+use super::*;
+
+const EOS: u32 = 260;
+
+/// Ids 0 to 255 are bytes, then a few longer tokens, then `<eos>`.
+fn tokenizer() -> Tokenizer {
+    let mut vocabulary: Map<String, Value> =
+        (0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), byte.into())).collect();
+    for (id, token) in (256u32..).zip(["{\"", "\":", "true", "\u{2581}\u{2581}"]) {
+        vocabulary.insert(token.to_owned(), id.into());
+    }
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "pre_tokenizer": null,
+        "added_tokens": [{"id": EOS, "content": "<eos>", "special": true, "single_word": false, "lstrip": false,
+                          "rstrip": false, "normalized": false}],
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocabulary, "merges": []},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokenizer.json");
+    std::fs::write(&file, json.to_string()).unwrap();
+    Tokenizer::from_file(&file).unwrap()
+}
+
+fn grammars() -> Grammars {
+    Grammars::new(&tokenizer(), &[EOS]).unwrap()
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 1, "maximum": 150},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+            "next": {"$ref": "#/$defs/point"},
+        },
+        "required": ["name", "age", "next"],
+        "additionalProperties": false,
+        "$defs": {"point": {"type": "object", "properties": {"x": {"type": "boolean"}, "y": {"type": "null"}},
+                            "required": ["x"], "additionalProperties": false}},
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Person {
+    name: String,
+    age: u8,
+    #[serde(default)]
+    tags: Vec<String>,
+    next: Point,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Point {
+    #[serde(rename = "x")]
+    _x: bool,
+    #[serde(rename = "y", default)]
+    _y: (),
+}
+
+/// Draws allowed tokens at random until the answer ends; quotes and closing brackets are likelier, as in a model that
+/// wants to come to an end. `vocabulary` may be larger than the tokenizer's, as embeddings often are.
+fn answer(grammar: &Grammar, seed: u64, vocabulary: usize) -> String {
+    let tokenizer = tokenizer();
+    let mut constraint = grammar.follow();
+    let mut state = seed | 1;
+    let mut ids = Vec::new();
+    for _ in 0..3000 {
+        let mut logits = vec![0.0; vocabulary];
+        constraint.forbid(&mut logits).unwrap();
+        let allowed: Vec<u32> =
+            (0..).zip(&logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY).map(|(id, _)| id).collect();
+        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        let ends = [EOS, u32::from(b'}'), u32::from(b']'), u32::from(b'"')];
+        let end = ends.into_iter().find(|end| state >> 62 == 0 && allowed.contains(end));
+        let id = end.unwrap_or_else(|| allowed[(state >> 33) as usize % allowed.len()]);
+        let last = constraint.accept(id).unwrap();
+        ids.push(id);
+        if last || id == EOS {
+            return tokenizer.decode(&ids, true);
+        }
+    }
+    panic!("the answer does not end: {}", tokenizer.decode(&ids, true));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn every_answer_parses_and_fits(seed: u64, extra in 0usize..9) {
+        let grammars = grammars();
+        let grammar = grammars.compile(&ResponseFormat::JsonSchema(schema())).unwrap().unwrap();
+        let text = answer(&grammar, seed, 261 + extra);
+        let person: Person = serde_json::from_str(&text).map_err(|e| TestCaseError::fail(format!("{e}: {text}")))?;
+        prop_assert!(person.name.chars().count() <= 12 && person.age <= 150, "{}", text);
+        prop_assert!(person.tags.len() <= 3 && person.tags.iter().all(|tag| tag == "a" || tag == "b"));
+        let _ = person.next;
+        let object = grammars.compile(&ResponseFormat::JsonObject).unwrap().unwrap();
+        let text = answer(&object, seed, 261 + extra);
+        prop_assert!(serde_json::from_str::<BTreeMap<String, IgnoredAny>>(&text).is_ok(), "{}", text);
+    }
+}
+
+#[test]
+fn bad_schemas_are_refused_with_the_reason() {
+    let grammars = grammars();
+    assert!(grammars.compile(&ResponseFormat::Text).unwrap().is_none());
+    for (schema, reason) in [
+        (json!({"type": "strnig"}), "strnig"),
+        (json!({"type": "string", "pattern": "("}), "("),
+        (json!({"$ref": "#/$defs/absent"}), "absent"),
+        (json!({"$ref": "https://example.com/schema.json"}), "ref"),
+    ] {
+        let error = grammars.compile(&ResponseFormat::JsonSchema(schema.clone())).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some(SCHEMA_FIELD), "{error}");
+        assert!(
+            error.message.contains("cannot be followed") && error.message.contains(reason),
+            "{schema}: {error}"
+        );
+        assert!(error.message.len() < 1000, "{error}");
+    }
+}
+
+#[test]
+fn a_sequence_does_not_move_the_others() {
+    let grammar = grammars().compile(&ResponseFormat::JsonSchema(schema())).unwrap().unwrap();
+    let first = answer(&grammar, 5, 261);
+    answer(&grammar, 6, 261);
+    assert_eq!(answer(&grammar, 5, 261), first);
+}
+
+#[test]
+fn a_model_without_end_token_cannot_follow() {
+    assert!(matches!(Grammars::new(&tokenizer(), &[999]), Err(GrammarsError::NoEnd)));
+}
+
+#[test]
+fn schemas_that_multiply_are_refused_and_long_ones_are_not() {
+    let grammars = grammars();
+    let either = |i: usize| {
+        let object = |name: String| json!({"type": "object", "properties": {&name: {}}, "required": [name]});
+        json!({"anyOf": [object(format!("a{i}")), object(format!("b{i}"))]})
+    };
+    let every_pair = json!({"allOf": (0..16).map(either).collect::<Vec<_>>()});
+    let error = grammars.compile(&ResponseFormat::JsonSchema(every_pair)).unwrap_err();
+    assert!(error.message.contains("too large"), "{error}");
+    let properties: Map<String, Value> =
+        (0..500).map(|i| (format!("p{i}"), json!({"type": "string", "pattern": "^a{1,40}b?$"}))).collect();
+    let long = json!({"type": "object", "properties": properties});
+    assert!(grammars.compile(&ResponseFormat::JsonSchema(long)).is_ok());
+}
