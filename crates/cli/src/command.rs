@@ -7,7 +7,7 @@ use crate::{bench, convert, eval, explain, logits, nodes, plan, roofline};
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measure what this machine's kernels reach
+    /// Measure what this machine's kernels reach, or what a serving pod does
     Bench(bench::Args),
     /// Make a GQLA checkpoint of a plain LLaMA one
     Convert(convert::Args),

@@ -43,12 +43,11 @@ impl Machine {
         what: &str,
         samples: u32,
     ) -> Provenance {
-        let now = jiff::Timestamp::now();
         Provenance {
             tool,
             device: self.name(),
             build: format!("{VERSION} {}{what}", set.name()),
-            measured_at: now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
+            measured_at: now(),
             samples,
         }
     }
@@ -63,6 +62,12 @@ impl Machine {
             cache >> 20
         ))
     }
+}
+
+/// The time, to the second, as RFC 3339.
+pub(super) fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
 }
 
 fn processor(cpuinfo: &str) -> Option<&str> {
