@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    iter::once,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, channel},
@@ -78,18 +79,30 @@ fn submit_salted(
     salt: &str,
 ) -> Receiver<Event> {
     let (sender, events) = channel();
+    submit_to(engine, prompt, temperature, seed, salt, move |event| {
+        let _ = sender.send(event);
+    });
+    events
+}
+
+fn submit_to(
+    engine: &CpuEngine,
+    prompt: &[u32],
+    temperature: f32,
+    seed: u64,
+    salt: &str,
+    receive: impl Fn(Event) + Send + 'static,
+) {
     let sampling =
         SamplingParams { max_tokens: 32, temperature, seed, logprobs: Some(2), ..SamplingParams::default() };
     let sink: gqla_engine::Sink = Box::new(move |event| {
-        let _ = sender.send(event);
+        receive(event);
         ControlFlow::Continue(())
     });
     let cache_salt = salt.to_owned();
     engine.submit(Request { cache_salt, ..Request::new(prompt.to_vec(), sampling, sink) }).unwrap();
-    events
 }
 
-/// Tokens with the bits of their log-probabilities.
 fn collect(events: &Receiver<Event>) -> Vec<(u32, u32)> {
     let mut tokens = Vec::new();
     loop {
@@ -159,8 +172,16 @@ fn a_preempted_sequence_continues_with_the_same_bits() {
         assert_eq!(tight.info().num_blocks, 4);
         let prompt = &golden.ids("ids_2")[..50];
         let run = |engine: &CpuEngine| -> Vec<_> {
-            let events: Vec<_> = (0..8).map(|seed| submit(engine, prompt, 1.0, seed)).collect();
-            events.iter().map(collect).collect()
+            let (sender, first) = channel();
+            let (open, gate) = channel::<()>();
+            // The engine waits at the first token until every request is in: none is done before the last came.
+            submit_to(engine, prompt, 1.0, 0, "", move |event| {
+                let _ = gate.recv();
+                let _ = sender.send(event);
+            });
+            let others: Vec<_> = (1..4).map(|seed| submit(engine, prompt, 1.0, seed)).collect();
+            drop(open);
+            once(first).chain(others).map(|events| collect(&events)).collect()
         };
         assert_eq!(run(&tight), run(&roomy));
         assert!(tight.stats().preemptions > 0);
