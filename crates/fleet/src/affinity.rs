@@ -48,12 +48,16 @@ pub(crate) fn terms<'n>(
     if fields.len() > MAX_REFUTED {
         return Vec::new();
     }
-    let written = |excluded| {
-        let write = |class| Writer { catalogue, class, excluded }.terms();
-        catalogue.get(name).map(write).unwrap_or_default()
-    };
+    let writer = |excluded| Some(Writer { catalogue, class: catalogue.get(name)?, excluded });
+    let written = |excluded| writer(excluded).map(|writer| writer.terms()).unwrap_or_default();
     let mut by_labels = written(BTreeSet::new());
-    let strangers = kinds.counted_as(name).filter(|(kind, by)| by.is_none() && matches(&by_labels, kind));
+    let stated = writer(BTreeSet::new()).map(|writer| writer.stated()).unwrap_or_default();
+    let strangers = kinds.counted_as(name).filter(|(kind, by)| match by {
+        None => matches(&by_labels, kind),
+        Some(By::Statement) => false,
+        // What an administrator says is not why they count, so the terms that say so, shared GPUs and all, are not theirs.
+        Some(_) => matches(&stated, kind),
+    });
     let excluded: BTreeSet<&str> = strangers.map(|(kind, _)| kind.device.as_str()).collect();
     if !excluded.is_empty() {
         by_labels = written(excluded);
@@ -116,7 +120,7 @@ fn one_by_one(kinds: &Kinds, name: &str, by_labels: &[Term]) -> Vec<Term> {
 struct Writer<'a> {
     catalogue: &'a Catalogue,
     class: &'a GpuClass,
-    /// Devices that GPUClasses declare, on nodes that are told by product and are not of this class.
+    /// Devices that GPUClasses declare, on nodes that are told by product and are not of this class, or not by statement.
     excluded: BTreeSet<&'a str>,
 }
 

@@ -154,6 +154,28 @@ fn a_lying_statement_adds_a_term_and_changes_none() {
     assert!(nodes.iter().all(|node| schedulable(&after, node)));
 }
 
+/// A device that a GPUClass has with other multiprocessors is told by product: a statement is not what makes it count, and so
+/// does not have it count when it is shared.
+#[test]
+fn a_statement_does_not_open_a_shared_node_that_counts_by_its_product() {
+    let spec = from_value(json!({
+        "memoryGiB": 24, "memoryBandwidthGBps": 300, "bf16TFLOPS": 120, "multiprocessors": 60, "pciDeviceIDs": ["00ff"],
+    }));
+    let catalogue = gqla_fleet::classes(&[gqla_api::GPUClass::new("x9", spec.unwrap())]).catalogue;
+    let stated = |name: &str, shared: Option<&str>| {
+        let mut node = seen(name, "NVIDIA H200", 0x00ff, 132);
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.insert("gqla.dev/gpu-class".to_owned(), "H200".to_owned());
+        labels.extend(shared.map(|how| ("nvidia.com/gpu.sharing-strategy".to_owned(), how.to_owned())));
+        node
+    };
+    let nodes = [stated("a", None), stated("b", Some("mps"))];
+    check(&catalogue, &nodes, &BTreeMap::new()).unwrap();
+    check(&catalogue, &nodes[1..], &BTreeMap::new()).unwrap();
+    let terms = hardware(catalogue, &nodes, &BTreeMap::new()).terms("H200", &BTreeMap::new());
+    assert_eq!([0, 1].map(|node| schedulable(&terms, &nodes[node])), [true, false]);
+}
+
 /// Whether terms change when a class that nothing shares a name with is declared, with `key` announcing it.
 fn rolled(key: &str) -> Vec<String> {
     use gqla_api::{GPUClass, GPUClassSpec};
