@@ -3,12 +3,15 @@
 use gqla_kernels::{
     Matrix,
     attention::{Attention, CacheFormat, LayerCache, Scratch, Segment},
-    ops::{rms_norm, rms_norm_row, swiglu},
+    ops::{rms_norm, rms_norm_row},
 };
-
 use gqla_model::DecodePath;
 
-use super::model::{Layer, Model};
+use super::{
+    feed_forward,
+    model::{Layer, Model},
+    projection,
+};
 use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads.
@@ -24,10 +27,10 @@ struct Activations {
     normed: Vec<f32>,
     projected: Vec<f32>,
     attended: Vec<f32>,
-    gate_up: Vec<f32>,
-    activated: Vec<f32>,
     logits: Vec<f32>,
-    scratch: Scratch,
+    projection: projection::Buffers,
+    attention: Scratch,
+    feed_forward: feed_forward::Buffers,
 }
 
 impl Workspace {
@@ -47,7 +50,7 @@ impl Workspace {
     }
 }
 
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len, 0.0);
     buffer
 }
@@ -96,25 +99,20 @@ impl Model {
             self.eps,
             sized(&mut a.normed, rows * self.norm.len()),
         );
-        let projected = sized(&mut a.projected, rows * layer.projection.outputs());
-        layer.projection.multiply(&self.pool, &a.normed, projected);
+        let projected = sized(&mut a.projected, rows * layer.projection.width());
+        layer.projection.forward(&self.pool, &a.normed, &mut a.projection, projected);
         self.position(layer, segments, projected);
         let attended = sized(&mut a.attended, rows * layer.attention.output_width());
-        layer.attention.forward(&self.pool, cache, segments, projected, &mut a.scratch, attended);
+        layer.attention.forward(&self.pool, cache, segments, projected, &mut a.attention, attended);
         layer.output.multiply_add(&self.pool, attended, &mut a.residual);
     }
 
-    /// Norms the latents where the model has such a norm, and turns queries and keys.
+    /// Turns queries and keys.
     fn position(&self, layer: &Layer, segments: &[Segment<'_>], projected: &mut [f32]) {
-        let width = layer.projection.outputs();
+        let width = layer.projection.width();
         for segment in segments {
             for i in 0..segment.rows {
                 let row = &mut projected[(segment.first_row + i) * width..][..width];
-                if let Some(norm) = &layer.latent_norm {
-                    let latent = &mut row[norm.offset..][..norm.weight.len()];
-                    let raw = latent.to_vec();
-                    rms_norm_row(&raw, &norm.weight, norm.eps, latent);
-                }
                 for heads in &self.rotary {
                     for head in 0..heads.count {
                         let start = heads.offset + head * heads.stride;
@@ -127,13 +125,7 @@ impl Model {
 
     fn feed_forward(&self, layer: &Layer, a: &mut Activations) {
         rms_norm(&self.pool, &a.residual, &layer.post_norm, self.eps, &mut a.normed);
-        let rows = a.residual.len() / self.norm.len();
-        let width = layer.down.inputs();
-        let gate_up = sized(&mut a.gate_up, rows * 2 * width);
-        layer.gate_up.multiply(&self.pool, &a.normed, gate_up);
-        let activated = sized(&mut a.activated, rows * width);
-        swiglu(&self.pool, gate_up, width, activated);
-        layer.down.multiply_add(&self.pool, activated, &mut a.residual);
+        layer.feed_forward.forward(&self.pool, &a.normed, &mut a.feed_forward, &mut a.residual);
     }
 
     fn head<'a>(&self, wanted: &[usize], a: &'a mut Activations) -> &'a [f32] {

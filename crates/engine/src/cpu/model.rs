@@ -8,7 +8,7 @@ use gqla_kernels::{
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
-use super::{LoadError, forward::Workspace, load};
+use super::{LoadError, feed_forward::FeedForward, forward::Workspace, load, projection::Projection};
 
 /// Tokens [`Model::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -22,30 +22,19 @@ pub(super) struct RotaryHeads {
     pub dim: usize,
 }
 
-/// The norm some converted models put on the latent before it is cached.
-pub(super) struct LatentNorm {
-    pub offset: usize,
-    pub weight: Vec<f32>,
-    pub eps: f32,
-}
-
 /// One decoder layer.
 pub(super) struct Layer {
     pub input_norm: Vec<f32>,
-    /// All projections attention needs, stacked.
-    pub projection: Matrix,
-    pub latent_norm: Option<LatentNorm>,
+    pub projection: Projection,
     pub attention: Box<dyn Attention>,
     /// What takes its place when the path changes.
     pub expanded: Option<PerGroup>,
     pub output: Matrix,
     pub post_norm: Vec<f32>,
-    /// Gate rows, then up rows.
-    pub gate_up: Matrix,
-    pub down: Matrix,
+    pub feed_forward: FeedForward,
 }
 
-/// A LLaMA-family model ready to compute, on one decode path.
+/// A model ready to compute, on one decode path.
 pub struct Model {
     pub(super) pool: Pool,
     pub(super) embedding: Matrix,
@@ -61,7 +50,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a checkpoint to compute with all the machine's processors. `path` chooses between a converted model's
+    /// Loads a checkpoint to compute with all the machine's processors. `path` chooses between a latent model's
     /// two paths; `None` takes GQA there, and is the only choice for a plain model.
     pub fn load(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result<Self, LoadError> {
         Self::load_with_threads(checkpoint, path, None)
@@ -91,21 +80,20 @@ impl Model {
         self.context
     }
 
-    /// Decoder layers.
-    pub fn layers(&self) -> usize {
-        self.layers.len()
+    /// Cache elements one token takes in the layer that takes most: layers may differ in their groups.
+    pub fn kv_elements_per_token_layer(&self) -> usize {
+        self.layers.iter().map(|layer| layer.attention.kv_elements()).max().unwrap_or(0)
     }
 
-    /// Cache elements one token takes in one layer.
-    pub fn kv_elements_per_token_layer(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.attention.kv_elements())
+    /// Cache elements one token takes in all layers.
+    pub fn kv_elements_per_token(&self) -> usize {
+        self.layers.iter().map(|layer| layer.attention.kv_elements()).sum()
     }
 
     /// The same along whichever path the model may take.
-    pub(super) fn largest_kv_elements(&self) -> usize {
-        let expanded = self.layers.first().and_then(|layer| layer.expanded.as_ref());
-        let expanded = expanded.map_or(0, |attention| attention.kv_elements());
-        self.kv_elements_per_token_layer().max(expanded)
+    pub(super) fn largest_kv_elements_per_token(&self) -> usize {
+        let expanded = |layer: &Layer| layer.expanded.as_ref().map_or(0, |attention| attention.kv_elements());
+        self.layers.iter().map(|layer| layer.attention.kv_elements().max(expanded(layer))).sum()
     }
 
     /// Bytes of the buffers of a step of `rows` tokens that draws for `sequences`.
@@ -114,9 +102,10 @@ impl Model {
         let widest = |width: &dyn Fn(&Layer) -> usize| self.layers.iter().map(width).max().unwrap_or(0);
         let attention = widest(&|layer| {
             let attention = &layer.attention;
-            layer.projection.outputs() + attention.output_width() + attention.scratch_elements()
+            let projection = layer.projection.width() + layer.projection.scratch_elements();
+            projection + attention.output_width() + attention.scratch_elements()
         });
-        let feed_forward = widest(&|layer| 3 * layer.down.inputs());
+        let feed_forward = widest(&|layer| layer.feed_forward.scratch_elements());
         let per_row = 2 * hidden + attention + feed_forward;
         (rows * per_row + sequences * self.vocab_size()) * size_of::<f32>()
     }
