@@ -10,7 +10,10 @@ use gqla_engine::{
     Checkpoint, Engine,
     cpu::{CacheFormat, CpuEngine, CpuEngineConfig, LoadError, Model},
 };
-use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
+use gqla_model::{
+    DecodePath::{self, Gqa, MqaAbsorb},
+    RopeScaling, Yarn,
+};
 use gqla_weights::{AttentionConfig, CheckpointWriter, Dtype, ModelConfig, Sidecars, Tensor, TensorSpec};
 use serde_json::json;
 use support::{Golden, collect, config, fixture, ids, relative_error, submit};
@@ -172,4 +175,75 @@ fn compressed_weights_and_other_families_are_refused() {
     let error = refusal("model_type", json!("deepseek_v2"));
     assert!(matches!(&error, LoadError::UnsupportedModel { model_type } if model_type == "deepseek_v2"));
     assert!(error.to_string().contains("`glm4_moe_lite`, this checkpoint's config says `deepseek_v2`"));
+}
+
+/// YaRN over a context so long that every channel counts as fast: only its factors are left.
+const SHARPER: Yarn = Yarn {
+    factor: 40.0,
+    original_max_position_embeddings: 1 << 30,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    truncate: true,
+    attention_factor: None,
+    mscale: Some(1.0),
+    mscale_all_dim: Some(1.0),
+};
+
+/// Multiplies rows `from ..` of each head of `height` rows.
+fn scale_rows(tensors: &mut Tensors, suffix: &str, height: usize, from: usize, factor: f32) {
+    for (_, (shape, values)) in tensors.iter_mut().filter(|(name, _)| name.ends_with(suffix)) {
+        let width = shape[1];
+        for (row, values) in values.chunks_mut(width).enumerate().filter(|(row, _)| row % height >= from) {
+            assert!(row < shape[0]);
+            values.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+}
+
+/// What a checkpoint's scaling says of scores and of turned channels is the same as larger weights before them.
+#[test]
+fn factors_of_scaled_ropes_are_those_of_larger_weights() {
+    let source = open("glm_a/gqla");
+    let tokens = Golden::open("glm_a/gqla").ids("ids_1");
+    let sharp = (0.1 * 40f64.ln() + 1.0).powi(2) as f32;
+    let turned = Yarn { attention_factor: Some(1.5), mscale: None, mscale_all_dim: None, ..SHARPER };
+    for path in DecodePath::ALL {
+        let plain = logits(&source, path, &tokens);
+        let scaled = |yarn: Yarn| {
+            let (_dir, checkpoint) = rewritten(&source, Dtype::F32, |_, config| {
+                config.rope_scaling = Some(RopeScaling::Yarn(yarn));
+            });
+            logits(&checkpoint, path, &tokens)
+        };
+        let (_dir, larger) = rewritten(&source, Dtype::F32, |tensors, _| {
+            scale_rows(tensors, "q_b_proj.weight", 48, 0, sharp);
+        });
+        let scores = scaled(SHARPER);
+        let error = relative_error(&scores, &logits(&larger, path, &tokens));
+        assert!(error < 1e-4, "{path} scores: {error:e}");
+        let (_dir, larger) = rewritten(&source, Dtype::F32, |tensors, _| {
+            scale_rows(tensors, "q_b_proj.weight", 48, 32, 1.5);
+            scale_rows(tensors, "kv_a_proj_with_mqa.weight", 80, 64, 1.5);
+        });
+        let channels = scaled(turned.clone());
+        let error = relative_error(&channels, &logits(&larger, path, &tokens));
+        assert!(error < 1e-4, "{path} channels: {error:e}");
+        assert!(relative_error(&scores, &plain) > 1e-3 && relative_error(&channels, &plain) > 1e-3);
+    }
+}
+
+/// The prediction layer of a checkpoint whose conversion left it alone has one group per head.
+#[test]
+fn a_grafted_prediction_layer_drafts_alike() {
+    let golden = Golden::open("glm_a/gqla");
+    let (_dir, grafted) =
+        rewritten(&open("glm_a/gqla"), Dtype::F32, |tensors, _| one_group_per_head(tensors, &[4]));
+    assert_eq!((grafted.groups_of_layer(3), grafted.groups_of_layer(4)), (Some(4), Some(8)));
+    for path in DecodePath::ALL {
+        let mut model = Model::load_with_threads(&grafted, Some(path), Some(2)).unwrap();
+        model.make_drafting(&grafted).unwrap();
+        let drafts = model.draft_logits(&golden.ids("ids_2"), &golden.ids("mtp_next_ids_2")).unwrap();
+        let error = relative_error(&drafts, &golden.floats("mtp_logits_2"));
+        assert!(error < 1e-4, "{path}: {error:e}");
+    }
 }

@@ -66,6 +66,12 @@ pub enum LoadError {
     /// A model that starts on no absorb path cannot leave it.
     #[error("only a converted model that starts along `mqa-absorb` can change its path while it runs")]
     NotExpandable,
+    /// The model cannot draft for itself.
+    #[error(
+        "the checkpoint has no multi-token-prediction layer (num_nextn_predict_layers is 0 in its config): draft \
+         without one, or serve a checkpoint that kept the layer"
+    )]
+    NoDraftLayer,
     /// No sequence could ever run.
     #[error("{field} is 0, expected at least 1")]
     Zero {

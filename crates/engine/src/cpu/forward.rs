@@ -16,14 +16,18 @@ use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads.
 pub(super) struct Workspace {
-    caches: Vec<LayerCache>,
-    activations: Activations,
+    pub(super) caches: Vec<LayerCache>,
+    pub(super) activations: Activations,
 }
 
 #[derive(Default)]
-struct Activations {
+pub(super) struct Activations {
     /// The residual stream, `[rows, hidden]`.
-    residual: Vec<f32>,
+    pub residual: Vec<f32>,
+    /// What the last call made of every row, for the prediction layer; empty where there is none.
+    pub hidden: Vec<f32>,
+    /// The prediction layer's input, `[rows, 2 hidden]`.
+    pub joined: Vec<f32>,
     normed: Vec<f32>,
     projected: Vec<f32>,
     attended: Vec<f32>,
@@ -36,8 +40,8 @@ struct Activations {
 impl Workspace {
     /// Caches of `blocks` blocks for every layer.
     pub fn new(model: &Model, blocks: usize, format: CacheFormat) -> Self {
-        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements(), format);
-        Self { caches: model.layers.iter().map(cache).collect(), activations: Activations::default() }
+        let cache = |elements| LayerCache::new(blocks, elements, format);
+        Self { caches: model.kv_elements().map(cache).collect(), activations: Activations::default() }
     }
 }
 
@@ -59,12 +63,16 @@ impl Model {
     /// Goes on along the GQA path: layer by layer, so that no more than one layer's cache exists twice. Blocks keep
     /// their numbers. Layers that were not made for it stay as they are.
     pub(super) fn expand(&mut self, workspace: &mut Workspace, blocks: &[u32]) {
-        for (layer, cache) in self.layers.iter_mut().zip(&mut workspace.caches) {
-            let Some(gqa) = layer.expanded.take() else { continue };
+        for (index, cache) in workspace.caches.iter_mut().enumerate() {
+            let Some(gqa) = self.all_layers_mut().nth(index).and_then(|layer| layer.expanded.take()) else {
+                continue;
+            };
             let mut expanded = LayerCache::new(cache.blocks(), gqa.kv_elements(), cache.format());
             gqa.expand(&self.pool, cache, &mut expanded, blocks);
             *cache = expanded;
-            layer.attention = Box::new(gqa);
+            if let Some(layer) = self.all_layers_mut().nth(index) {
+                layer.attention = Box::new(gqa);
+            }
             self.path = Some(DecodePath::Gqa);
         }
     }
@@ -87,10 +95,21 @@ impl Model {
             self.attend(layer, cache, segments, activations);
             self.feed_forward(layer, activations);
         }
-        self.head(wanted, activations)
+        if self.draft.is_some() {
+            let len = activations.residual.len();
+            let all = sized(&mut activations.hidden, len);
+            rms_norm(&self.pool, &activations.residual, &self.norm, self.eps, all);
+        }
+        self.head(&self.norm, wanted, activations)
     }
 
-    fn attend(&self, layer: &Layer, cache: &mut LayerCache, segments: &[Segment<'_>], a: &mut Activations) {
+    pub(super) fn attend(
+        &self,
+        layer: &Layer,
+        cache: &mut LayerCache,
+        segments: &[Segment<'_>],
+        a: &mut Activations,
+    ) {
         let rows = a.residual.len() / self.norm.len();
         rms_norm(
             &self.pool,
@@ -123,17 +142,18 @@ impl Model {
         }
     }
 
-    fn feed_forward(&self, layer: &Layer, a: &mut Activations) {
+    pub(super) fn feed_forward(&self, layer: &Layer, a: &mut Activations) {
         rms_norm(&self.pool, &a.residual, &layer.post_norm, self.eps, &mut a.normed);
         layer.feed_forward.forward(&self.pool, &a.normed, &mut a.feed_forward, &mut a.residual);
     }
 
-    fn head<'a>(&self, wanted: &[usize], a: &'a mut Activations) -> &'a [f32] {
+    /// Logits of the rows `wanted` of the residual stream, after a norm.
+    pub(super) fn head<'a>(&self, norm: &[f32], wanted: &[usize], a: &'a mut Activations) -> &'a [f32] {
         let hidden = self.norm.len();
         let head: &Matrix = self.head.as_ref().unwrap_or(&self.embedding);
         let normed = sized(&mut a.normed, wanted.len() * hidden);
         for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(hidden)) {
-            rms_norm_row(&a.residual[row * hidden..][..hidden], &self.norm, self.eps, normed);
+            rms_norm_row(&a.residual[row * hidden..][..hidden], norm, self.eps, normed);
         }
         let logits = sized(&mut a.logits, wanted.len() * head.outputs());
         head.multiply(&self.pool, normed, logits);

@@ -25,7 +25,15 @@ impl Workspace {
     /// Overwrites everything but the caches, the latents of earlier tokens among it.
     fn poison(&mut self) {
         let a = &mut self.activations;
-        for buffer in [&mut a.residual, &mut a.normed, &mut a.projected, &mut a.attended, &mut a.logits] {
+        for buffer in [
+            &mut a.residual,
+            &mut a.hidden,
+            &mut a.joined,
+            &mut a.normed,
+            &mut a.projected,
+            &mut a.attended,
+            &mut a.logits,
+        ] {
             buffer.fill(f32::NAN);
         }
         a.projection.poison();

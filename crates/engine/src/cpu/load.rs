@@ -8,10 +8,10 @@ use gqla_kernels::{
     attention::PerGroup,
     ops::{Rope, RopeStyle},
 };
-use gqla_model::{AttentionShape, DecodePath};
+use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, ModelConfig};
 
-use super::{LoadError, Model, model::RotaryHeads};
+use super::{LoadError, Model, draft::DraftLayer, model::RotaryHeads};
 use layer::Source;
 use numbers::Numbers;
 
@@ -40,6 +40,7 @@ pub(super) fn model(
         embedding: head("model.embed_tokens.weight")?,
         head: if config.tie_word_embeddings { None } else { Some(head("lm_head.weight")?) },
         layers,
+        draft: None,
         norm: checkpoint.tensor("model.norm.weight")?.expect_shape(&[config.hidden_size])?.to_f32(),
         eps: config.rms_norm_eps,
         rope,
@@ -49,6 +50,22 @@ pub(super) fn model(
             Kind::Latent { path, .. } => Some(path),
         },
         context: config.max_position_embeddings,
+    })
+}
+
+/// The first prediction layer, to go along `path`.
+pub(super) fn draft(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result<DraftLayer, LoadError> {
+    let config = checkpoint.config();
+    if config.num_nextn_predict_layers == 0 {
+        return Err(LoadError::NoDraftLayer);
+    }
+    let (source, hidden) = (Source { checkpoint, layer: config.num_hidden_layers }, config.hidden_size);
+    Ok(DraftLayer {
+        embedding_norm: source.norm("enorm", hidden)?,
+        hidden_norm: source.norm("hnorm", hidden)?,
+        projection: source.matrix(&[("eh_proj", hidden)], 2 * hidden)?,
+        layer: source.layer(Kind::of(config, path)?)?,
+        norm: source.norm("shared_head.norm", hidden)?,
     })
 }
 
@@ -103,7 +120,10 @@ impl Kind {
                 (rope, RopeStyle::Interleaved, vec![queries, key])
             }
         };
-        (Rope::new(dim, config.max_position_embeddings, config.rope_theta, style), heads)
+        let scaling = config.rope_scaling.as_ref();
+        let frequencies = rotary_frequencies(dim, config.rope_theta, scaling);
+        let factor = scaling.map_or(1.0, RopeScaling::rotary_factor);
+        (Rope::new(&frequencies, factor, config.max_position_embeddings, style), heads)
     }
 }
 

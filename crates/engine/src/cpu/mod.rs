@@ -4,6 +4,7 @@
 //! A latent model decodes along either path; the paths are two implementations of
 //! [`Attention`](gqla_kernels::attention::Attention) over one set of weights. A plain model has one path.
 
+mod draft;
 mod engine;
 mod error;
 mod feed_forward;

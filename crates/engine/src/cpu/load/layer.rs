@@ -4,7 +4,7 @@ use gqla_kernels::{
     Matrix, MatrixError, WeightRows,
     attention::{Absorb, Attention, PerGroup, Plain, UpProjection},
 };
-use gqla_model::{AttentionShape, DecodePath, ExpertShape};
+use gqla_model::{AttentionShape, DecodePath, ExpertShape, RopeScaling};
 use gqla_weights::{Checkpoint, FeedForward as Block, Routing, Tensor};
 
 use super::{Kind, LoadError, Numbers, dims};
@@ -134,14 +134,21 @@ impl<'a> Source<'a> {
             DecodePath::Gqa => Box::new(self.per_group(shape)?),
             DecodePath::MqaAbsorb => {
                 let (shape, up) = self.up_projection(shape)?;
-                Box::new(Absorb::new(&shape, UpProjection(up.rows())).map_err(|source| self.broken(source))?)
+                let absorb = Absorb::new(&shape, UpProjection(up.rows()));
+                Box::new(absorb.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
             }
         })
     }
 
     pub fn per_group(self, shape: &AttentionShape) -> Result<PerGroup, LoadError> {
         let (shape, up) = self.up_projection(shape)?;
-        PerGroup::new(&shape, UpProjection(up.rows())).map_err(|source| self.broken(source))
+        let per_group = PerGroup::new(&shape, UpProjection(up.rows()));
+        Ok(per_group.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
+    }
+
+    fn score_factor(self) -> f32 {
+        let scaling = self.checkpoint.config().rope_scaling.as_ref();
+        scaling.map_or(1.0, RopeScaling::score_factor) as f32
     }
 
     fn feed_forward(self) -> Result<FeedForward, LoadError> {
