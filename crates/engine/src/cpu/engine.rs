@@ -28,7 +28,7 @@ const STEP_TOKENS: usize = 128;
 /// How to run a model on the CPU.
 #[derive(Clone, Debug)]
 pub struct CpuEngineConfig {
-    /// The decode path of a converted model; `None` takes the GQA path, and is the only choice for a plain model.
+    /// The decode path of a latent model; `None` takes the GQA path, and is the only choice for a plain model.
     pub path: Option<DecodePath>,
     /// Prompt plus answer, in tokens; refused where the cache cannot hold it. `None` takes the model's own limit, or
     /// what the cache holds.
@@ -133,16 +133,16 @@ fn step_tokens(config: &CpuEngineConfig) -> usize {
 /// is kept or refused; the model's own may be cut.
 fn plan_cache(model: &Model, config: &CpuEngineConfig) -> Result<EngineInfo, LoadError> {
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
-    let number_bytes = model.layers() * config.kv_cache_format.bytes();
+    let number_bytes = config.kv_cache_format.bytes();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let demand = Demand {
-        block: (model.largest_kv_elements() * number_bytes * BLOCK_TOKENS) as u64,
+        block: (model.largest_kv_elements_per_token() * number_bytes * BLOCK_TOKENS) as u64,
         workspace: model.workspace_bytes(step_tokens(config), config.max_num_seqs) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
     let num_blocks = usize::try_from(blocks(config.kv_cache, demand, free)?).unwrap_or(usize::MAX);
-    let kv_bytes_per_token = model.kv_elements_per_token_layer() * number_bytes;
+    let kv_bytes_per_token = model.kv_elements_per_token() * number_bytes;
     Ok(EngineInfo {
         path: model.path(),
         tensor_parallel: 1,
