@@ -7,7 +7,7 @@ mod engine;
 mod error;
 mod forward;
 mod load;
-mod memory;
+pub(crate) mod memory;
 mod model;
 
 pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
