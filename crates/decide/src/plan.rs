@@ -447,8 +447,7 @@ fn note(class: &str, device: Device) -> Option<String> {
         }
         Device::Cpu => None,
         _ => Some(
-            "gqla-server of this version has no CUDA backend yet: its pods refuse to start and say so"
-                .to_owned(),
+            "gqla-server's image ships no CUDA kernels yet: its pods refuse to start and say so".to_owned(),
         ),
     }
 }

@@ -1,11 +1,12 @@
 //! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
 //!
-//! [`cpu`] computes; around it, `runner` is the engine's thread, `scheduler` decides each step over `sequence`s,
+//! [`cpu`] and [`cuda`] compute; around them, `runner` is the engine's thread, `scheduler` decides each step over `sequence`s,
 //! `blocks` hands out cache blocks and finds beginnings again, and `sampling` draws tokens. A sequence's tokens depend
 //! on its own prompt and parameters alone, never on what shares its steps.
 
 mod blocks;
 pub mod cpu;
+pub mod cuda;
 mod request;
 mod runner;
 mod sampling;

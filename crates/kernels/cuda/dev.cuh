@@ -35,7 +35,15 @@ DEV void load_matrices(u32 (&r)[4], const void* row) {
                  : "memory");
 }
 
-// The same of each matrix's transpose.
+// Two such matrices; lanes 0 to 15 name rows.
+DEV void load_matrices(u32 (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1},[%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// Four, each transposed.
 DEV void load_matrices_transposed(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

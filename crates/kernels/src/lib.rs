@@ -1,16 +1,18 @@
-//! CPU kernels of both decode paths and the references they are held to.
+//! CPU and CUDA kernels of both decode paths and the references they are held to.
 //!
-//! Everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
+//! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
 //! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
+//! [`device`] runs the CUDA kernels of the folder `cuda`.
 //!
 //! **A row's result depends on that row alone**: no kernel's order of additions changes with the batch, the chunk or
 //! the number of threads, so a sequence computes the same bits whatever it shares a step with.
 //!
-//! `unsafe` is confined to vector instructions and to threads writing disjoint parts of one buffer; the public
+//! `unsafe` is confined to vector instructions, to threads writing disjoint parts of one buffer and to CUDA; the public
 //! functions are safe and check lengths.
 
 pub mod attention;
+pub mod device;
 mod gemm;
 mod math;
 mod matrix;

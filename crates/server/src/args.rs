@@ -79,9 +79,12 @@ struct ServeArgs {
     /// Memory the cache may take, in bytes, instead of a share.
     #[arg(long)]
     kv_cache_bytes: Option<u64>,
-    /// What the cache's numbers are stored as; bf16 takes half the memory.
+    /// What the cache's numbers are stored as; bf16 takes half the memory. CUDA stores bf16 whatever this says.
     #[arg(long, value_enum, default_value_t = KvCacheDtype::F32)]
     kv_cache_dtype: KvCacheDtype,
+    /// Folder with images of the CUDA kernels (cubin, PTX); without one, NVRTC compiles them when the server starts.
+    #[arg(long)]
+    kernel_images: Option<PathBuf>,
     /// File with the key that clients must send as a bearer token.
     #[arg(long)]
     api_key_file: Option<PathBuf>,
@@ -141,9 +144,12 @@ pub enum ArgsError {
     /// Neither a subcommand nor a model.
     #[error("--model is missing: name the model's directory or .gguf file")]
     NoModel,
-    /// CUDA.
-    #[error("--device cuda: this version has no GPU backend yet; use --device cpu")]
-    Cuda,
+    /// Measuring a GPU is not a server's job.
+    #[error(
+        "--device cuda --decode-path auto: the server plans for its own processor only; name the path, as `gqla plan` \
+         says for the GPU: --decode-path mqa-absorb or gqa"
+    )]
+    CudaPath,
     /// Several ranks.
     #[error("--tp {0}: this version runs on one rank; use --tp 1")]
     TensorParallel(u32),
@@ -168,6 +174,10 @@ pub struct Config {
     pub model: PathBuf,
     /// The name clients ask for.
     pub served_name: String,
+    /// What computes.
+    pub device: Device,
+    /// Folder of the CUDA kernels' images.
+    pub kernel_images: Option<PathBuf>,
     /// `None` asks the planner.
     pub decode_path: Option<DecodePath>,
     /// Address of the OpenAI API.
@@ -216,16 +226,18 @@ impl Args {
 
 impl ServeArgs {
     fn validate(self) -> Result<Config, ArgsError> {
-        match (self.device, self.tp, self.mtp) {
-            (Device::Cuda, ..) => return Err(ArgsError::Cuda),
-            (_, tp, _) if tp != 1 => return Err(ArgsError::TensorParallel(tp)),
-            (.., mtp) if mtp != 0 => return Err(ArgsError::MultiTokenPrediction(mtp)),
+        match (self.tp, self.mtp) {
+            (tp, _) if tp != 1 => return Err(ArgsError::TensorParallel(tp)),
+            (_, mtp) if mtp != 0 => return Err(ArgsError::MultiTokenPrediction(mtp)),
             _ => {}
         }
         let decode_path = match self.decode_path.as_str() {
             "auto" => None,
             name => Some(name.parse().map_err(|_| ArgsError::DecodePath(name.to_owned()))?),
         };
+        if self.device == Device::Cuda && decode_path.is_none() {
+            return Err(ArgsError::CudaPath);
+        }
         let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let served_name = self
             .served_model_name
@@ -233,6 +245,8 @@ impl ServeArgs {
             .ok_or_else(|| ArgsError::NoName { model: self.model.clone() })?;
         Ok(Config {
             served_name,
+            device: self.device,
+            kernel_images: self.kernel_images,
             decode_path,
             model: self.model,
             listen: self.listen,
@@ -328,7 +342,7 @@ mod tests {
     #[test]
     fn what_this_version_lacks_is_refused_by_name() {
         for (flags, error) in [
-            ("--device cuda", ArgsError::Cuda),
+            ("--device cuda", ArgsError::CudaPath),
             ("--tp 2", ArgsError::TensorParallel(2)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 1", ArgsError::MultiTokenPrediction(1)),

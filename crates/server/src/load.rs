@@ -9,12 +9,13 @@ use anyhow::Context;
 use gqla_engine::{
     Engine,
     cpu::{CpuEngine, CpuEngineConfig},
+    cuda::{CudaEngine, CudaEngineConfig, Images},
 };
 use gqla_protocol::ChatTemplate;
 use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
 
 use crate::{
-    args::Config,
+    args::{Config, Device},
     decode_path::{Machine, PathChoice, choose},
     ridge,
     state::{App, Model, Phase},
@@ -104,6 +105,20 @@ fn start_engine(
     config: &Config,
     choice: &PathChoice,
 ) -> anyhow::Result<Arc<dyn Engine>> {
+    if config.device == Device::Cuda {
+        return Ok(Arc::new(CudaEngine::start(
+            checkpoint,
+            CudaEngineConfig {
+                path: choice.path,
+                max_model_len: config.max_model_len,
+                max_num_seqs: config.limits.running,
+                max_queued: config.limits.queued,
+                kv_cache: config.kv_cache,
+                device: 0,
+                images: config.kernel_images.as_deref().map_or_else(Images::default, Images::in_folder),
+            },
+        )?));
+    }
     let engine = CpuEngine::start(
         checkpoint,
         CpuEngineConfig {

@@ -15,7 +15,7 @@ pub enum CacheMemory {
 
 /// What a model's cache is for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Demand {
+pub(crate) struct Demand {
     /// Bytes of a block in all layers.
     pub block: u64,
     /// Bytes of a step's buffers.
@@ -83,7 +83,7 @@ pub enum CacheTooSmall {
 }
 
 /// Blocks of the cache: as many as fit, and no more than can be used. `free` is asked only where a share is wanted.
-pub(super) fn blocks(
+pub(crate) fn blocks(
     memory: CacheMemory,
     demand: Demand,
     free: impl FnOnce() -> Result<u64, String>,
@@ -106,7 +106,7 @@ pub(super) fn blocks(
 }
 
 /// Bytes this process can still take: what the machine has, and what its control groups allow.
-pub(super) fn free() -> Result<u64, String> {
+pub(crate) fn free() -> Result<u64, String> {
     let meminfo = fs::read_to_string("/proc/meminfo").map_err(|error| format!("/proc/meminfo: {error}"))?;
     let available = field(&meminfo, "MemAvailable:")
         .ok_or("/proc/meminfo has no MemAvailable, expected Linux 3.14 or later")?;

@@ -10,7 +10,7 @@ mod error;
 mod feed_forward;
 mod forward;
 mod load;
-mod memory;
+pub(crate) mod memory;
 mod model;
 mod projection;
 

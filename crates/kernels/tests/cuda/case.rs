@@ -1,7 +1,13 @@
 //! One decode step of a few sequences: its numbers, what it should give, and the least traffic it takes.
 
-use gqla_kernels::reference::{AttentionInputs, per_group};
-use gqla_model::AttentionShape;
+use gqla_kernels::{
+    device::{DecodePlan, DecodeShape, Limits, plan_decode},
+    reference::{AttentionInputs, per_group},
+};
+use gqla_model::{
+    AttentionShape,
+    DecodePath::{self, Gqa, MqaAbsorb},
+};
 use half::bf16;
 
 pub const PAGE: usize = 64;
@@ -9,9 +15,11 @@ pub const PAGE: usize = 64;
 /// Dimensions of a step.
 #[derive(Clone, Debug)]
 pub struct Case {
+    pub path: DecodePath,
     pub heads: usize,
+    /// Along absorb, 1: all heads attend to the same rows.
     pub groups: usize,
-    /// Head dimensions: nope, rope, value.
+    /// Head dimensions: nope, rope, value; along absorb, rank, rope, rank.
     pub dims: [usize; 3],
     pub s_q: usize,
     /// Tokens of each sequence, the queries' own included.
@@ -58,11 +66,11 @@ impl Noise {
 pub struct Sequence {
     /// `[s_q, heads, nope + rope]`
     pub q: Vec<bf16>,
-    /// `[groups, tokens, nope]`
+    /// `[groups, tokens, nope]`; along absorb, latents.
     pub k_nope: Vec<Vec<bf16>>,
     /// `[tokens, rope]`
     pub k_rope: Vec<bf16>,
-    /// `[groups, tokens, value]`
+    /// `[groups, tokens, value]`; along absorb, the latents again.
     pub v: Vec<Vec<bf16>>,
 }
 
@@ -71,23 +79,41 @@ impl Case {
         self.s_q * self.heads / self.groups
     }
 
-    pub fn pages(&self, sequence: usize) -> usize {
-        self.lengths[sequence].div_ceil(PAGE)
+    pub fn shape(&self) -> DecodeShape {
+        let [nope, rope, value] = self.dims.map(|dim| dim as u32);
+        // Softmax scales by the widths of the keys that are multiplied, as the reference does with what it is given.
+        let scale = 1.0 / f64::from(nope + rope).sqrt();
+        DecodeShape {
+            heads: self.heads as u32,
+            groups: self.groups as u32,
+            nope,
+            rope,
+            value,
+            rank: nope,
+            scale,
+        }
     }
 
-    pub fn splits(&self) -> usize {
-        (0..self.lengths.len()).map(|i| self.pages(i).div_ceil(self.pages_per_split)).max().unwrap()
+    pub fn plan(&self) -> DecodePlan {
+        let limits = Limits { capability: (9, 0), shared_per_block: 227 << 10 };
+        plan_decode(&self.shape(), self.path, self.s_q as u32, limits).unwrap()
+    }
+
+    pub fn pages(&self, sequence: usize) -> usize {
+        self.lengths[sequence].div_ceil(PAGE)
     }
 
     pub fn sequence(&self, index: usize) -> Sequence {
         let (mut noise, length) = (Noise::new(index as u64 + 1), self.lengths[index]);
         let [nope, rope, value] = self.dims;
-        Sequence {
-            q: noise.take(self.s_q * self.heads * (nope + rope)),
-            k_nope: (0..self.groups).map(|_| noise.take(length * nope)).collect(),
-            k_rope: noise.take(length * rope),
-            v: (0..self.groups).map(|_| noise.take(length * value)).collect(),
-        }
+        let q = noise.take(self.s_q * self.heads * (nope + rope));
+        let k_nope: Vec<_> = (0..self.groups).map(|_| noise.take(length * nope)).collect();
+        let k_rope = noise.take(length * rope);
+        let v = match self.path {
+            Gqa => (0..self.groups).map(|_| noise.take(length * value)).collect(),
+            MqaAbsorb => k_nope.clone(),
+        };
+        Sequence { q, k_nope, k_rope, v }
     }
 
     /// What the float64 reference gives, `[s_q, heads, value]`. Keys and values are given here, not made from latents, so
@@ -134,17 +160,27 @@ impl Case {
         out
     }
 
-    /// Bytes of keys (nope), keys (rope) and values that must be read: each once per group.
+    /// Bytes of keys (nope), keys (rope) and values, or of latent rows, that must be read: each once per group and block.
     pub fn least_bytes(&self) -> [u64; 3] {
         let tokens: usize = self.lengths.iter().sum();
-        self.dims.map(|dim| (tokens * self.groups * dim * 2) as u64)
+        let times = tokens * self.groups * self.rows().div_ceil(self.plan().rows as usize);
+        match self.path {
+            Gqa => self.dims.map(|dim| (times * dim * 2) as u64),
+            MqaAbsorb => [(times * (self.dims[0] + self.dims[1]) * 2) as u64, 0, 0],
+        }
     }
 
-    /// Multiplications of 16 × 8 × 16 that whole pages and whole tiles of rows take.
+    /// Multiplications of 16 × 8 × 16 that whole stages of tokens and whole tiles of rows take. A stage is a page, or what
+    /// the absorbing kernel copies at a time.
     pub fn least_mma(&self) -> u64 {
         let [nope, rope, value] = self.dims;
-        let pages: usize = (0..self.lengths.len()).map(|i| self.pages(i)).sum();
-        let of_page = PAGE / 8 * ((nope + rope) / 16) + PAGE / 16 * (value / 8);
-        (pages * self.groups * self.rows().div_ceil(16) * of_page) as u64
+        let stage = match (self.path, self.plan().rows) {
+            (Gqa, _) => PAGE,
+            (MqaAbsorb, 64) => 32,
+            (MqaAbsorb, _) => 16,
+        };
+        let stages: usize = self.lengths.iter().map(|length| length.div_ceil(stage)).sum();
+        let of_stage = stage / 8 * ((nope + rope) / 16) + stage / 16 * (value / 8);
+        (stages * self.groups * self.rows().div_ceil(16) * of_stage) as u64
     }
 }

@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
 mod case;
+mod decode;
 mod device;
-mod gqa;
+mod images;
 mod mutants;
+mod ops;
 
 use std::process::Command;
 
@@ -18,6 +20,11 @@ const CHILD: &str = "GQLA_KERNELS_TEST_CHILD";
 
 /// Runs `body` in a process that finds the stand-in and NVRTC when it starts, with `devices` H20s.
 fn on_stand_in(name: &str, order: &str, devices: usize, body: impl FnOnce()) {
+    on_driver("12.9", name, order, devices, body);
+}
+
+/// The same with a driver of another CUDA version.
+fn on_driver(driver: &str, name: &str, order: &str, devices: usize, body: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some() {
         return body();
     }
@@ -30,6 +37,7 @@ fn on_stand_in(name: &str, order: &str, devices: usize, body: impl FnOnce()) {
         .env(CHILD, "1")
         .env("LD_LIBRARY_PATH", format!("{}:{nvrtc}", folder.path().display()))
         .env(Config::DEVICES_ENV, vec!["H20"; devices].join(","))
+        .env(Config::DRIVER_ENV, driver)
         .env(Config::ORDER_ENV, order)
         .env(Config::REPORT_ENV, folder.path().join("report.jsonl"))
         .output()

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use gqla_model::DecodePath::{Gqa, MqaAbsorb};
+
 use crate::{
     case::Case,
-    device::{Device, Outcome, error_of, source},
-    gqa::MAX_ERROR,
+    decode::MAX_ERROR,
+    device::{Bench, Outcome, error_of, program},
     on_stand_in,
 };
 
@@ -30,7 +32,7 @@ struct Mutant {
 const RACES: By = By::Fault(&["SharedReadAfterWrite", "SharedWriteAfterRead", "SharedWriteAfterWrite"]);
 const NOT_OWN: By = By::Fault(&["GlobalUninitialised", "GlobalOutOfBoundsRead"]);
 
-const MUTANTS: [Mutant; 17] = [
+const GQA_MUTANTS: [Mutant; 18] = [
     Mutant {
         name: "no barrier in the loop",
         changes: &[("next one takes.\n        __syncthreads();", "next one takes.")],
@@ -53,7 +55,10 @@ const MUTANTS: [Mutant; 17] = [
     },
     Mutant {
         name: "wrong matrix for a lane",
-        changes: &[("swizzled(row, k * 2 + matrix % 2)", "swizzled(row, k * 2 + matrix / 2)")],
+        changes: &[(
+            "swizzled<K_CHUNKS>(row, k * 2 + matrix % 2)",
+            "swizzled<K_CHUNKS>(row, k * 2 + matrix / 2)",
+        )],
         by: By::Error,
     },
     Mutant {
@@ -63,7 +68,7 @@ const MUTANTS: [Mutant; 17] = [
     },
     Mutant {
         name: "no swizzle",
-        changes: &[("swizzled(row, n * 2 + matrix / 2)", "(n * 2 + matrix / 2)")],
+        changes: &[("swizzled<V_CHUNKS>(row, n * 2 + matrix / 2)", "(n * 2 + matrix / 2)")],
         by: By::Error,
     },
     Mutant {
@@ -73,7 +78,7 @@ const MUTANTS: [Mutant; 17] = [
     },
     Mutant {
         name: "queries see those after them",
-        changes: &[("last[half] = length - p.s_q + query;", "last[half] = length - 1;")],
+        changes: &[("? p.positions[t.query(row)] : -1;", "? t.length - 1 : -1;")],
         by: By::Error,
     },
     Mutant {
@@ -86,7 +91,7 @@ const MUTANTS: [Mutant; 17] = [
         name: "another sequence's pages",
         changes: &[(
             "p.page_table[sequence * p.table_width",
-            "p.page_table[(sequence + 1) % p.batch * p.table_width",
+            "p.page_table[(sequence + 1) % 3 * p.table_width",
         )],
         by: By::Fault(&["GlobalUninitialised", "GlobalOutOfBoundsRead"]),
     },
@@ -94,14 +99,14 @@ const MUTANTS: [Mutant; 17] = [
         name: "one page too far ahead",
         // The copies that nobody needs must at least have arrived before their place is used again.
         changes: &[
-            ("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < length) {"),
+            ("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < t.length) {"),
             ("sums take.\n    __syncthreads();", "sums take.\n    wait_copies<0>();\n    __syncthreads();"),
         ],
         by: By::Traffic,
     },
     Mutant {
         name: "one page too far ahead, into a place that is used again",
-        changes: &[("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < length) {")],
+        changes: &[("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < t.length) {")],
         by: By::Fault(&["SharedInFlight"]),
     },
     Mutant {
@@ -119,11 +124,94 @@ const MUTANTS: [Mutant; 17] = [
         changes: &[("for (int s = 0; s < splits; s++) most", "for (int s = 0; s < p.splits; s++) most")],
         by: By::Fault(&["GlobalUninitialised"]),
     },
+    Mutant {
+        name: "tiles of rows begin where the first does",
+        changes: &[("t.first_row = tile * ROWS;", "t.first_row = 0;")],
+        by: By::Fault(&["GlobalUninitialised"]),
+    },
+];
+
+const ABSORB_MUTANTS: [Mutant; 12] = [
+    Mutant {
+        name: "no barrier before tokens are used and their places again",
+        changes: &[("next ones take.\n        __syncthreads();", "next ones take.")],
+        by: RACES,
+    },
+    Mutant {
+        name: "no barrier between maxima and those who read them",
+        changes: &[("maxima are there.\n        __syncthreads();", "maxima are there.")],
+        by: RACES,
+    },
+    Mutant {
+        name: "no barrier between weights and those who read them",
+        changes: &[("weights are there.\n        __syncthreads();", "weights are there.")],
+        by: RACES,
+    },
+    Mutant {
+        name: "waits for a group too few",
+        changes: &[("wait_copies<0>();", "wait_copies<1>();")],
+        by: By::Fault(&["SharedInFlight"]),
+    },
+    Mutant {
+        name: "the other part's maximum forgotten",
+        changes: &[(
+            "fmaxf(maxima[row], maxima[rows + row])",
+            "maxima[threadIdx.x / WARP % PARTS * rows + row]",
+        )],
+        by: By::Error,
+    },
+    Mutant {
+        name: "the other part's sum forgotten",
+        changes: &[("sums[row] + sums[rows + row]", "sums[row]")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "both parts sum the same columns",
+        changes: &[("part * (COLUMNS / 8) + n * 2", "n * 2")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "values from behind the latent",
+        changes: &[("part * (COLUMNS / 8) + n * 2", "DR / 8 + part * (COLUMNS / 8) + n * 2")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "second step's keys for the first",
+        changes: &[(
+            "mma_16816(s[n], query[0], key[0], key[1]);\n                    mma",
+            "mma_16816(s[n], query[0], key[2], key[3]);\n                    mma",
+        )],
+        by: By::Error,
+    },
+    Mutant {
+        name: "queries see those after them",
+        changes: &[("? p.positions[t.query(row)] : -1;", "? t.length - 1 : -1;")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "tail not clamped",
+        changes: &[("min(TOKENS, length - first)", "TOKENS")],
+        by: By::Fault(&["GlobalUninitialised"]),
+    },
+    Mutant {
+        name: "every row read once more",
+        changes: &[(
+            "load_queries<ROWS, THREADS>(queries, p, t);",
+            "load_queries<ROWS, THREADS>(queries, p, t);\n    load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);\n    wait_copies<0>();\n    commit_copies();\n    wait_copies<0>();",
+        )],
+        by: By::Traffic,
+    },
 ];
 
 /// Tails as first page and as later ones, and splits that are not there.
-fn case() -> Case {
-    Case { heads: 20, groups: 2, dims: [128, 64, 128], s_q: 2, lengths: vec![300, 70, 5], pages_per_split: 2 }
+fn gqa_case() -> Case {
+    let (lengths, pages_per_split) = (vec![300, 70, 5], 2);
+    Case { path: Gqa, heads: 80, groups: 2, dims: [128, 64, 128], s_q: 2, lengths, pages_per_split }
+}
+
+fn absorb_case() -> Case {
+    let (lengths, pages_per_split) = (vec![300, 70, 5], 2);
+    Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, pages_per_split }
 }
 
 fn faults(outcome: &Outcome) -> BTreeSet<String> {
@@ -138,32 +226,44 @@ fn noticed(by: By, outcome: &Outcome, case: &Case) -> bool {
         By::Fault(kinds) => outcome.out.is_err() && kinds.iter().any(|kind| faults.contains(*kind)),
         By::Error => faults.is_empty() && error.is_ok_and(|error| error > MAX_ERROR),
         By::Traffic => {
-            let more = outcome.read.iter().zip(case.least_bytes()).all(|(read, least)| *read > least);
+            let of_path = case.least_bytes().into_iter().filter(|least| *least > 0);
+            let more = outcome.read.iter().zip(of_path).all(|(read, least)| *read > least);
             faults.is_empty() && more && error.is_ok_and(|error| error <= MAX_ERROR)
         }
     }
 }
 
-#[test]
-fn planted_mistakes_are_noticed() {
-    // Errors of kernels stay with their device, so each mistake gets one of its own.
-    on_stand_in("mutants::planted_mistakes_are_noticed", "own-first", MUTANTS.len(), || {
-        let (case, source) = (case(), source());
-        for (device, mutant) in MUTANTS.iter().enumerate() {
-            let mut planted = source.clone();
-            for (from, to) in mutant.changes {
-                assert_eq!(source.matches(from).count(), 1, "{}: its place is gone", mutant.name);
-                planted = planted.replace(from, to);
-            }
-            let outcome = Device::new(device, &planted, &case).run(&case);
-            let error = outcome.out.as_ref().map_or(f64::INFINITY, |out| error_of(out, &case));
-            println!(
-                "{}: faults {:?}, relative error {error:.2e}, read {:?}",
-                mutant.name,
-                faults(&outcome),
-                outcome.read
-            );
-            assert!(noticed(mutant.by, &outcome, &case), "{}: not noticed by {:?}", mutant.name, mutant.by);
+fn check(mutants: &[Mutant], case: &Case) {
+    let program = program(case);
+    for (device, mutant) in mutants.iter().enumerate() {
+        let mut planted = program.text().to_owned();
+        for (from, to) in mutant.changes {
+            assert_eq!(planted.matches(from).count(), 1, "{}: its place is gone", mutant.name);
+            planted = planted.replace(from, to);
         }
+        let outcome = Bench::new(device, &program.clone().with_text(planted)).run(case);
+        let error = outcome.out.as_ref().map_or(f64::INFINITY, |out| error_of(out, case));
+        println!(
+            "{}: faults {:?}, relative error {error:.2e}, read {:?}",
+            mutant.name,
+            faults(&outcome),
+            outcome.read
+        );
+        assert!(noticed(mutant.by, &outcome, case), "{}: not noticed by {:?}", mutant.name, mutant.by);
+    }
+}
+
+// Errors of kernels stay with their device, so each mistake gets one of its own.
+#[test]
+fn mistakes_along_gqa_are_noticed() {
+    on_stand_in("mutants::mistakes_along_gqa_are_noticed", "own-first", GQA_MUTANTS.len(), || {
+        check(&GQA_MUTANTS, &gqa_case());
+    });
+}
+
+#[test]
+fn mistakes_along_absorb_are_noticed() {
+    on_stand_in("mutants::mistakes_along_absorb_are_noticed", "own-first", ABSORB_MUTANTS.len(), || {
+        check(&ABSORB_MUTANTS, &absorb_case());
     });
 }

@@ -1,0 +1,171 @@
+//! A running model on a GPU behind the [`Engine`] trait.
+
+use std::time::Duration;
+
+use gqla_kernels::{
+    attention::{BLOCK_TOKENS, Segment},
+    device::Images,
+};
+use gqla_model::DecodePath;
+use gqla_weights::Checkpoint;
+use half::bf16;
+
+use super::{CudaLoadError, CudaModel, forward::Workspace};
+use crate::{
+    Engine, EngineInfo, EngineStats, Request, SubmitError,
+    blocks::BlockCopy,
+    cpu::{
+        CacheMemory,
+        memory::{Demand, blocks},
+    },
+    runner::{Bounds, Runner, StepModel},
+    scheduler::Limits,
+};
+
+/// Tokens of a step at least: prompts advance in chunks of so many, while the others decode.
+const STEP_TOKENS: usize = 256;
+
+/// How to run a model on a GPU.
+#[derive(Clone, Debug)]
+pub struct CudaEngineConfig {
+    /// The decode path; `None` takes the GQA path.
+    pub path: Option<DecodePath>,
+    /// Prompt plus answer, in tokens; refused where the cache cannot hold it. `None` takes the model's own limit, or
+    /// what the cache holds.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Requests that may wait.
+    pub max_queued: usize,
+    /// What the cache may take of the device's memory.
+    pub kv_cache: CacheMemory,
+    /// The device, of those that the driver shows.
+    pub device: usize,
+    /// Where images of the kernels are.
+    pub images: Images,
+}
+
+impl Default for CudaEngineConfig {
+    fn default() -> Self {
+        Self {
+            path: None,
+            max_model_len: None,
+            max_num_seqs: 64,
+            max_queued: 128,
+            kv_cache: CacheMemory::FreeShare(0.9),
+            device: 0,
+            images: Images::default(),
+        }
+    }
+}
+
+/// A model running on a GPU.
+pub struct CudaEngine {
+    info: EngineInfo,
+    runner: Runner,
+}
+
+impl CudaEngine {
+    /// Loads a checkpoint and starts the engine's thread.
+    ///
+    /// # Errors
+    /// When the model is not one this backend runs, or does not fit on the device.
+    pub fn start(checkpoint: &Checkpoint, config: CudaEngineConfig) -> Result<Self, CudaLoadError> {
+        for (field, value) in [
+            ("max_num_seqs", config.max_num_seqs),
+            ("max_model_len", config.max_model_len.unwrap_or(1)),
+            ("max_queued", config.max_queued),
+        ] {
+            if value == 0 {
+                return Err(CudaLoadError::Zero { field });
+            }
+        }
+        let model = CudaModel::load(checkpoint, config.path, config.device, &config.images)?;
+        let tokens = STEP_TOKENS.max(2 * config.max_num_seqs);
+        let info = plan_cache(&model, &config, tokens)?;
+        let limits = Limits { sequences: config.max_num_seqs, tokens, context: info.context_length };
+        let bounds =
+            Bounds { limits, blocks: info.num_blocks, queued: config.max_queued, vocab: info.vocab_size };
+        let workspace = Workspace::new(&model, info.num_blocks, tokens, config.max_num_seqs)?;
+        let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
+        Ok(Self { info, runner })
+    }
+}
+
+/// Sizes the cache as the CPU engine does, by the device's free memory.
+fn plan_cache(
+    model: &CudaModel,
+    config: &CudaEngineConfig,
+    tokens: usize,
+) -> Result<EngineInfo, CudaLoadError> {
+    let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
+    let kv_bytes_per_token = model.kv_elements_per_token_layer() * model.layers() * size_of::<bf16>();
+    let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
+    let demand = Demand {
+        block: (kv_bytes_per_token * BLOCK_TOKENS) as u64,
+        workspace: model.workspace_bytes(tokens, config.max_num_seqs, context) as u64,
+        needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
+        useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
+    };
+    let free = || model.device.memory().map(|(free, _)| free as u64).map_err(|error| error.to_string());
+    let num_blocks = usize::try_from(blocks(config.kv_cache, demand, free)?).unwrap_or(usize::MAX);
+    Ok(EngineInfo {
+        path: Some(model.path()),
+        tensor_parallel: 1,
+        multi_token_prediction: 0,
+        context_length: context.min(num_blocks * BLOCK_TOKENS),
+        block_size: BLOCK_TOKENS,
+        num_blocks,
+        kv_elements_per_token_layer: model.kv_elements_per_token_layer(),
+        kv_bytes_per_token,
+        vocab_size: model.vocab_size(),
+        instruction_set: "cuda",
+    })
+}
+
+impl Engine for CudaEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        self.runner.submit(request)
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.runner.stats()
+    }
+
+    fn shutdown(&self, deadline: Duration) {
+        self.runner.shutdown(deadline);
+    }
+}
+
+/// A model and its buffers, as the engine's thread owns them.
+struct Running {
+    model: CudaModel,
+    workspace: Workspace,
+    logits: Vec<f32>,
+    /// Why copying blocks failed, which the next step tells.
+    failed: Option<String>,
+}
+
+impl StepModel for Running {
+    fn copy(&mut self, copies: &[BlockCopy]) {
+        if let Err(error) = self.workspace.copy(&self.model.device, copies) {
+            self.failed = Some(error.to_string());
+        }
+    }
+
+    /// Nobody asks for it: this engine offers no change of path.
+    fn expand(&mut self, _: &[u32]) {}
+
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        let logits = self.model.forward(&mut self.workspace, tokens, segments, wanted);
+        self.logits = logits.map_err(|error| error.to_string())?;
+        Ok(&self.logits)
+    }
+}

@@ -1,0 +1,179 @@
+//! From a checkpoint's tensors to weights on a device.
+
+use gqla_kernels::device::{Buffer, DecodeShape, Device, DeviceError, Norm, Weights};
+use gqla_model::{AttentionShape, DecodePath};
+use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
+use half::bf16;
+
+use super::{
+    CudaLoadError,
+    model::{Layer, Parameters, Up},
+};
+
+/// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
+const LATENT_NORM_EPS: f32 = 1e-6;
+
+/// The attention of a model that this backend runs.
+pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaLoadError> {
+    let config = checkpoint.config();
+    let unsupported = |what: &str| Err(CudaLoadError::UnsupportedVariant { what: what.to_owned() });
+    if config.num_key_value_heads_per_layer.is_some() {
+        return unsupported("layers with different num_key_value_heads: convert to one number of groups");
+    }
+    match (config.model_type.as_str(), &config.attention) {
+        ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
+            unsupported("factored query projections (q_lora_rank): convert without them")
+        }
+        ("llama_gqla", AttentionConfig::Latent { shape, .. }) => Ok(*shape),
+        (model_type, _) => Err(CudaLoadError::UnsupportedModel { model_type: model_type.to_owned() }),
+    }
+}
+
+/// Copies all weights to the device, layer by layer.
+pub(super) fn parameters(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    attention: &AttentionShape,
+    path: DecodePath,
+) -> Result<Parameters, CudaLoadError> {
+    let config = checkpoint.config();
+    let source = Source { checkpoint, config, device, shape: DecodeShape::of(attention), attention };
+    let layers =
+        (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
+    let head = |name: &str| source.matrix(&[(name, config.vocab_size)], config.hidden_size);
+    Ok(Parameters {
+        embedding: head("model.embed_tokens.weight")?,
+        head: if config.tie_word_embeddings { None } else { Some(head("lm_head.weight")?) },
+        layers,
+        norm: source.norm("model.norm.weight", config.hidden_size, config.rms_norm_eps)?,
+        turns: turns(device, attention.qk_rope_head_dim as usize, config)?,
+    })
+}
+
+/// Cosine and sine of `position · theta^(-2t/dim)`, computed in float64.
+fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Buffer<f32>, DeviceError> {
+    let frequency = |t: usize| config.rope_theta.powf(-((2 * t) as f64) / dim as f64);
+    let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
+    let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
+    let turns: Vec<f32> = (0..config.max_position_embeddings)
+        .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
+        .collect();
+    device.upload("rotary angles", &turns)
+}
+
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    device: &'a Device,
+    attention: &'a AttentionShape,
+    shape: DecodeShape,
+}
+
+impl<'a> Source<'a> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
+        Ok(self.checkpoint.tensor(name)?.expect_shape(shape)?)
+    }
+
+    fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm, CudaLoadError> {
+        let weight = self.tensor(name, &[width])?.to_f32();
+        Ok(Norm { weight: self.device.upload(name, &weight)?, eps })
+    }
+
+    /// Stacks matrices of `inputs` columns.
+    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weights, CudaLoadError> {
+        let mut numbers = Vec::new();
+        for (name, outputs) in parts {
+            numbers.extend(rounded(&self.tensor(name, &[*outputs, inputs])?));
+        }
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        Ok(self.upload(parts[0].0, &numbers, [1, outputs, inputs])?)
+    }
+
+    fn upload(&self, what: &str, numbers: &[bf16], dims: [usize; 3]) -> Result<Weights, DeviceError> {
+        Weights::upload(self.device, what, numbers, dims)
+    }
+
+    fn layer(&self, layer: usize, path: DecodePath) -> Result<Layer, CudaLoadError> {
+        let (hidden, inner, eps) =
+            (self.config.hidden_size, self.config.intermediate_size, self.config.rms_norm_eps);
+        let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
+        let matrix = |parts: &[(&str, usize)], inputs: usize| {
+            let names: Vec<(String, usize)> =
+                parts.iter().map(|(part, outputs)| (name(part), *outputs)).collect();
+            let parts: Vec<(&str, usize)> =
+                names.iter().map(|(part, outputs)| (part.as_str(), *outputs)).collect();
+            self.matrix(&parts, inputs)
+        };
+        let normed =
+            matches!(self.config.attention, AttentionConfig::Latent { qk_latent_layernorm: true, .. });
+        let rank = self.attention.kv_lora_rank as usize;
+        let latent_norm = || self.norm(&name("self_attn.kv_a_layernorm"), rank, LATENT_NORM_EPS);
+        let attended = self.shape.heads as usize * self.shape.value as usize;
+        Ok(Layer {
+            input_norm: self.norm(&name("input_layernorm"), hidden, eps)?,
+            projection: self.projection(&name("self_attn.q_proj"), &name("self_attn.kv_a_proj_with_mqa"))?,
+            latent_norm: if normed { Some(latent_norm()?) } else { None },
+            up: self.up(&name("self_attn.kv_b_proj"), path)?,
+            output: matrix(&[("self_attn.o_proj", hidden)], attended)?,
+            post_norm: self.norm(&name("post_attention_layernorm"), hidden, eps)?,
+            gate_up: matrix(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
+            down: matrix(&[("mlp.down_proj", hidden)], inner)?,
+        })
+    }
+
+    /// Queries, then the latent padded with rows of zeros, then the rope key.
+    fn projection(&self, queries: &str, latent: &str) -> Result<Weights, CudaLoadError> {
+        let hidden = self.config.hidden_size;
+        let (rank, rope) = (self.attention.kv_lora_rank as usize, self.shape.rope as usize);
+        let outputs = (self.shape.heads * (self.shape.nope + self.shape.rope)) as usize;
+        let mut numbers = rounded(&self.tensor(queries, &[outputs, hidden])?);
+        let compressed = rounded(&self.tensor(latent, &[rank + rope, hidden])?);
+        let (latent, rope_key) = compressed.split_at(rank * hidden);
+        numbers.extend_from_slice(latent);
+        numbers.resize((outputs + self.shape.rank as usize) * hidden, bf16::ZERO);
+        numbers.extend_from_slice(rope_key);
+        let outputs = numbers.len() / hidden;
+        Ok(self.upload(queries, &numbers, [1, outputs, hidden])?)
+    }
+
+    fn up(&self, name: &str, path: DecodePath) -> Result<Up, CudaLoadError> {
+        let DecodeShape { groups, nope, value, rank: padded, .. } = self.shape;
+        let [groups, nope, value, padded] = [groups, nope, value, padded].map(|dim| dim as usize);
+        let (rank, width) = (self.attention.kv_lora_rank as usize, nope + value);
+        let numbers = rounded(&self.tensor(name, &[groups * width, rank])?);
+        let row = |group: usize, row: usize| &numbers[(group * width + row) * rank..][..rank];
+        let padded_row = |row: &[bf16]| {
+            let mut row = row.to_vec();
+            row.resize(padded, bf16::ZERO);
+            row
+        };
+        if path == DecodePath::Gqa {
+            let rows: Vec<bf16> = numbers.chunks(rank).flat_map(padded_row).collect();
+            return Ok(Up::Gqa(self.upload(name, &rows, [1, groups * width, padded])?));
+        }
+        let mut into_latent = vec![bf16::ZERO; groups * padded * nope];
+        let mut out_of_latent = Vec::with_capacity(groups * value * padded);
+        for group in 0..groups {
+            for channel in 0..nope {
+                for (latent, weight) in row(group, channel).iter().enumerate() {
+                    into_latent[(group * padded + latent) * nope + channel] = *weight;
+                }
+            }
+            out_of_latent.extend((nope..width).flat_map(|channel| padded_row(row(group, channel))));
+        }
+        Ok(Up::Absorb {
+            into_latent: self.upload(name, &into_latent, [groups, padded, nope])?,
+            out_of_latent: self.upload(name, &out_of_latent, [groups, value, padded])?,
+        })
+    }
+}
+
+/// A tensor's numbers in bf16.
+fn rounded(tensor: &Tensor<'_>) -> Vec<bf16> {
+    match tensor.dtype {
+        Dtype::BF16 => {
+            tensor.bytes().chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]])).collect()
+        }
+        _ => tensor.to_f32().into_iter().map(bf16::from_f32).collect(),
+    }
+}

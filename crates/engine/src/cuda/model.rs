@@ -1,0 +1,156 @@
+//! A model on a device: weights and kernels, and nothing that a sequence leaves behind.
+
+use gqla_kernels::{
+    attention::{BLOCK_TOKENS, Segment},
+    device::{
+        Buffer, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
+        Weights, plan_decode,
+    },
+};
+use gqla_model::DecodePath;
+use gqla_weights::Checkpoint;
+
+use super::{CudaLoadError, forward::Workspace, load};
+
+/// Tokens that [`CudaModel::logits`] computes at a time.
+const CHUNK: usize = 128;
+/// Splits that a sequence of the whole context has at most, and pages that a split has at least.
+const MOST_SPLITS: usize = 32;
+const LEAST_PAGES_PER_SPLIT: usize = 4;
+
+/// What the paths do with the up-projections.
+pub(super) enum Up {
+    /// `[G (d_nope + d_v), r]`
+    Gqa(Weights),
+    /// `W_UKᵀ` `[G, r, d_nope]` and `W_UV` `[G, d_v, r]`.
+    Absorb { into_latent: Weights, out_of_latent: Weights },
+}
+
+/// One decoder layer.
+pub(super) struct Layer {
+    pub input_norm: Norm,
+    /// Queries, latent and rope key.
+    pub projection: Weights,
+    pub latent_norm: Option<Norm>,
+    pub up: Up,
+    pub output: Weights,
+    pub post_norm: Norm,
+    /// Gate rows, then up rows.
+    pub gate_up: Weights,
+    pub down: Weights,
+}
+
+/// The weights of a model.
+pub(super) struct Parameters {
+    pub embedding: Weights,
+    /// `None` when the embedding is the head.
+    pub head: Option<Weights>,
+    pub layers: Vec<Layer>,
+    pub norm: Norm,
+    /// `[positions, d_rope / 2, 2]`, cosine and sine.
+    pub turns: Buffer<f32>,
+}
+
+/// A converted LLaMA-family model on a GPU, on one decode path.
+pub struct CudaModel {
+    pub(super) device: Device,
+    pub(super) gemm: Gemm,
+    pub(super) rows: RowKernels,
+    pub(super) decode: Decode,
+    pub(super) shape: DecodeShape,
+    pub(super) path: DecodePath,
+    pub(super) parameters: Parameters,
+    context: usize,
+}
+
+impl CudaModel {
+    /// Loads a checkpoint onto device `ordinal`; `path` defaults to GQA. The kernels' images come from `images` or NVRTC.
+    ///
+    /// # Errors
+    /// When the model is not one this backend runs, or the device cannot.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        path: Option<DecodePath>,
+        ordinal: usize,
+        images: &Images,
+    ) -> Result<Self, CudaLoadError> {
+        let attention = load::attention(checkpoint)?;
+        let (shape, path) = (DecodeShape::of(&attention), path.unwrap_or(DecodePath::Gqa));
+        let device = Device::open(ordinal)?;
+        // A step of one token per sequence decides: kernels must not change with what shares a step.
+        let plan = plan_decode(&shape, path, 1, device.limits())?;
+        let context = checkpoint.config().max_position_embeddings;
+        let decode = decode(&device, images, shape, plan, context)?;
+        let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
+        let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
+        let parameters = load::parameters(checkpoint, &device, &attention, path)?;
+        tracing::info!(
+            device = device.name(),
+            kernel = plan.decode,
+            path = path.flag(),
+            "the model is on the device"
+        );
+        Ok(Self { device, gemm, rows, decode, shape, path, parameters, context })
+    }
+
+    /// The decode path.
+    pub fn path(&self) -> DecodePath {
+        self.path
+    }
+
+    /// Rows of the embedding.
+    pub fn vocab_size(&self) -> usize {
+        self.parameters.embedding.outputs()
+    }
+
+    /// Longest sequence, in tokens.
+    pub fn context_length(&self) -> usize {
+        self.context
+    }
+
+    /// Cache elements one token takes in one layer, padding included.
+    pub fn kv_elements_per_token_layer(&self) -> usize {
+        self.shape.kv_elements(self.path) as usize
+    }
+
+    /// Decoder layers.
+    pub fn layers(&self) -> usize {
+        self.parameters.layers.len()
+    }
+
+    /// Logits of every position of one sequence, `[tokens, vocab]`, computed in chunks as the engine does.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary, the sequence is longer than the context, or the device fails.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, CudaLoadError> {
+        let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
+        let mut workspace = Workspace::new(self, blocks.len(), CHUNK, CHUNK)?;
+        let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
+        for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
+            let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
+            let wanted: Vec<usize> = (0..chunk.len()).collect();
+            logits.extend(self.forward(&mut workspace, chunk, &[segment], &wanted)?);
+        }
+        Ok(logits)
+    }
+}
+
+fn decode(
+    device: &Device,
+    images: &Images,
+    shape: DecodeShape,
+    plan: DecodePlan,
+    context: usize,
+) -> Result<Decode, CudaLoadError> {
+    let pages = context.div_ceil(BLOCK_TOKENS);
+    let pages_per_split = pages.div_ceil(MOST_SPLITS).max(LEAST_PAGES_PER_SPLIT);
+    let loaded = kernels(device, images, &shape.program(plan.path))?;
+    Ok(Decode::new(&loaded, shape, plan, pages_per_split)?)
+}
+
+fn kernels(device: &Device, images: &Images, program: &Program) -> Result<Loaded, CudaLoadError> {
+    let loaded = images.load(device, program)?;
+    let refusals = loaded.refusals.join("; ");
+    tracing::info!(kernels = program.stem(), source = %loaded.source, refusals, "kernels loaded");
+    Ok(loaded)
+}

@@ -1,0 +1,122 @@
+// What both decode kernels share: which queries attend to which tokens, how pages come to shared memory, and the merge.
+//
+// A launch serves any number of sequences, each with as many queries as it likes: one or a few when it decodes, a chunk of
+// its prompt otherwise. A block takes one (split, tile of query rows, sequence). A split is `pages_per_split` pages
+// from a multiple of that on, so that a query's result depends on its position alone, never on what shares the launch.
+#pragma once
+#include "dev.cuh"
+
+enum : int { PAGE = 64 };
+
+struct Params {
+    const u16* q;          // query i from i * q_stride on: [heads][width of a key]
+    const u16* keys;       // GQA: [pages][groups][PAGE][D_NOPE]; absorb: latent rows, [pages][PAGE][RANK + D_ROPE]
+    const u16* rope_keys;  // GQA: [pages][PAGE][D_ROPE]
+    const u16* values;     // GQA: [pages][groups][PAGE][D_V]
+    const int* page_table; // [batch][table_width]
+    const int* positions;  // [queries], each one's place in its sequence
+    const int* first_rows; // [batch + 1], where each sequence's queries begin
+    float* partial;        // [splits][queries][heads][width of a value], divided by their sum
+    float* partial_lse;    // [splits][queries][heads], to base 2
+    u16* out;              // [queries][heads][width of a value]
+    int queries, q_stride, heads, groups, table_width, splits, pages_per_split;
+    float scale_log2;      // softmax scale times log2(e)
+};
+
+// Where chunk `chunk` (16 bytes) of row `row` lies in rows of CHUNKS: eight rows' equal chunks fall into different banks.
+template <int CHUNKS>
+DEV int swizzled(int row, int chunk) {
+    constexpr int TURNS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
+    return chunk ^ (row / (8 / TURNS) & (TURNS - 1));
+}
+
+// Starts copies of the first `valid` of ROWS rows of WIDTH numbers to chunks from FIRST on, in rows of TO_CHUNKS chunks;
+// rows beyond become zero.
+template <int ROWS, int WIDTH, int TO_CHUNKS, int FIRST, int THREADS>
+DEV void load_rows(u8* to, const u16* from, int valid) {
+    constexpr int CHUNKS = WIDTH / 8, COPIES = ROWS * CHUNKS;
+    // Addresses of more copies at once would not fit in registers beside wide heads.
+#pragma unroll(8)
+    for (int n = 0; n < (COPIES + THREADS - 1) / THREADS; n++) {
+        const int i = n * THREADS + threadIdx.x, row = i / CHUNKS, chunk = i % CHUNKS;
+        if (COPIES % THREADS != 0 && i >= COPIES) break;
+        copy_async(to + (row * TO_CHUNKS + swizzled<TO_CHUNKS>(row, FIRST + chunk)) * 16, from + row * WIDTH + chunk * 8,
+                   row < valid ? 16 : 0);
+    }
+}
+
+// A tile of query rows: row i is query i / per_group, head i % per_group of its group.
+struct Tile {
+    int first_query, queries, per_group, group, first_row;
+    // Tokens that its last query sees.
+    int length;
+
+    DEV int rows() const { return queries * per_group - first_row; }
+    DEV int query(int row) const { return first_query + (first_row + row) / per_group; }
+    DEV int head(int row) const { return group * per_group + (first_row + row) % per_group; }
+};
+
+template <int ROWS>
+DEV Tile tile_of(const Params& p, int sequence, int group, int tile) {
+    Tile t;
+    t.first_query = p.first_rows[sequence];
+    t.queries = p.first_rows[sequence + 1] - t.first_query;
+    t.per_group = p.heads / p.groups;
+    t.group = group;
+    t.first_row = tile * ROWS;
+    if (t.rows() > 0) t.length = p.positions[t.query(min(t.rows(), ROWS) - 1)] + 1;
+    return t;
+}
+
+// Pages of a tile that split `split` has.
+struct Range {
+    int first, end;
+};
+DEV Range pages_of(const Params& p, int length, int split) {
+    const int first = split * p.pages_per_split;
+    return {first, min((length + PAGE - 1) / PAGE, first + p.pages_per_split)};
+}
+
+// Sum and maximum over the four lanes that hold a row.
+DEV float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+DEV float row_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+// Where the partial results of a query's head are.
+DEV u64 place_of(const Params& p, int split, int query, int head) {
+    return ((u64)split * p.queries + query) * p.heads + head;
+}
+
+// Puts the splits of each row together: a warp per (query, head).
+template <int WIDTH>
+DEV void merge(const Params& p) {
+    const int lane = threadIdx.x % WARP, row = blockIdx.x * 4 + threadIdx.x / WARP;
+    if (row >= p.queries * p.heads) return;
+    const int query = row / p.heads, pages = p.positions[query] / PAGE + 1;
+    const int splits = (pages + p.pages_per_split - 1) / p.pages_per_split;
+    const u64 apart = (u64)p.queries * p.heads;
+    float most = negative_infinity();
+    for (int s = 0; s < splits; s++) most = fmaxf(most, p.partial_lse[s * apart + row]);
+    for (int column = lane * 4; column < WIDTH; column += WARP * 4) {
+        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+        float total = 0.f;
+        for (int s = 0; s < splits; s++) {
+            const float factor = exp2_below(p.partial_lse[s * apart + row], most);
+            const float4 x = *(const float4*)(p.partial + (s * apart + row) * WIDTH + column);
+            total += factor;
+            sum.x += factor * x.x;
+            sum.y += factor * x.y;
+            sum.z += factor * x.z;
+            sum.w += factor * x.w;
+        }
+        const float inverse = total > 0.f ? 1.f / total : 0.f;
+        u32* to = (u32*)(p.out + (u64)row * WIDTH + column);
+        to[0] = pack(sum.x * inverse, sum.y * inverse);
+        to[1] = pack(sum.z * inverse, sum.w * inverse);
+    }
+}

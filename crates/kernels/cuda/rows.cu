@@ -1,0 +1,112 @@
+// What a step does row by row between its products: embedding, norms, rotary embedding, cache writes, activation.
+#include "dev.cuh"
+
+DEV float wide(u16 x) { return __uint_as_float((u32)x << 16); }
+
+// A block per row copies the row of `table` that its token names.
+struct Embed {
+    const u16* table;  // [vocabulary][width]
+    const int* tokens; // [rows]
+    float* out;        // [rows][width]
+    int width;
+};
+extern "C" __global__ void __launch_bounds__(128) embed(const __grid_constant__ Embed p) {
+    const u16* from = p.table + (u64)p.tokens[blockIdx.x] * p.width;
+    for (int i = threadIdx.x * 2; i < p.width; i += blockDim.x * 2) {
+        const u32 pair = *(const u32*)(from + i);
+        *(float2*)(p.out + (u64)blockIdx.x * p.width + i) = make_float2(wide((u16)pair), wide((u16)(pair >> 16)));
+    }
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight: a block per row. Row i of out is row `rows[i]` of x, or row i where rows is null.
+template <class In>
+struct Norm {
+    const In* x;
+    const float* weight;
+    const int* rows;
+    u16* out;
+    int width, x_stride, out_stride;
+    float eps;
+};
+
+DEV float number(float x) { return x; }
+DEV float number(u16 x) { return wide(x); }
+
+template <class In>
+DEV void rms_norm(const Norm<In>& p) {
+    __shared__ float of_warps[8];
+    const int row = p.rows ? p.rows[blockIdx.x] : blockIdx.x, lane = threadIdx.x % WARP;
+    const In* x = p.x + (u64)row * p.x_stride;
+    float squares = 0.f;
+    for (int i = threadIdx.x; i < p.width; i += 256) squares += number(x[i]) * number(x[i]);
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) squares += __shfl_xor_sync(ALL_LANES, squares, apart);
+    if (lane == 0) of_warps[threadIdx.x / WARP] = squares;
+    __syncthreads();
+    squares = 0.f;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++) squares += of_warps[warp];
+    const float scale = 1.f / sqrtf(squares / p.width + p.eps);
+    u16* out = p.out + (u64)blockIdx.x * p.out_stride;
+    for (int i = threadIdx.x; i < p.width; i += 256) out[i] = (u16)pack(number(x[i]) * scale * p.weight[i], 0.f);
+}
+extern "C" __global__ void __launch_bounds__(256) rms_norm_f32(const __grid_constant__ Norm<float> p) { rms_norm(p); }
+extern "C" __global__ void __launch_bounds__(256) rms_norm_bf16(const __grid_constant__ Norm<u16> p) { rms_norm(p); }
+
+// Turns 2 * pairs channels of each head: channels 2t and 2t + 1 where interleaved, else t and t + pairs. A thread per pair.
+struct Rope {
+    const u16* x;
+    u16* out;
+    const float2* turns;  // [position][pairs], cosine and sine
+    const int* positions; // [rows]
+    int rows, heads, pairs, interleaved;
+    int x_stride, x_head_stride, out_stride, out_head_stride;
+};
+extern "C" __global__ void __launch_bounds__(256) rope(const __grid_constant__ Rope p) {
+    const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i >= (u64)p.rows * p.heads * p.pairs) return;
+    const int pair = i % p.pairs, head = i / p.pairs % p.heads, row = i / p.pairs / p.heads;
+    const int first = p.interleaved ? 2 * pair : pair, second = p.interleaved ? 2 * pair + 1 : pair + p.pairs;
+    const u16* x = p.x + (u64)row * p.x_stride + head * p.x_head_stride;
+    u16* out = p.out + (u64)row * p.out_stride + head * p.out_head_stride;
+    const float2 turn = p.turns[(u64)p.positions[row] * p.pairs + pair];
+    const float a = wide(x[first]), b = wide(x[second]);
+    const u32 turned = pack(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
+    out[first] = (u16)turned;
+    out[second] = (u16)(turned >> 16);
+}
+
+// Copies `width` numbers of every row and part to the row's slot in a paged cache [pages][parts][page][width]; a slot is
+// page * page_tokens + place in the page. A thread per 8 numbers.
+struct Append {
+    const u16* x;
+    u16* cache;
+    const int* slots; // [rows]
+    int rows, parts, width, page_tokens, x_stride, x_part_stride;
+};
+extern "C" __global__ void __launch_bounds__(256) append(const __grid_constant__ Append p) {
+    const int chunks = p.width / 8;
+    const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i >= (u64)p.rows * p.parts * chunks) return;
+    const int chunk = i % chunks, part = i / chunks % p.parts, row = i / chunks / p.parts, slot = p.slots[row];
+    const u64 place = ((u64)(slot / p.page_tokens) * p.parts + part) * p.page_tokens + slot % p.page_tokens;
+    *(uint4*)(p.cache + place * p.width + chunk * 8) =
+        *(const uint4*)(p.x + (u64)row * p.x_stride + part * p.x_part_stride + chunk * 8);
+}
+
+// out = silu(gate) * up of rows [gate | up]. A thread per two numbers.
+struct Swiglu {
+    const u16* gate_up; // [rows][2 * width]
+    u16* out;           // [rows][width]
+    int rows, width;
+};
+DEV float silu(float x) { return x / (1.f + exp2_approx(x * -1.44269504f)); }
+extern "C" __global__ void __launch_bounds__(256) swiglu(const __grid_constant__ Swiglu p) {
+    const int pairs = p.width / 2;
+    const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i >= (u64)p.rows * pairs) return;
+    const u16* from = p.gate_up + i / pairs * 2 * p.width + i % pairs * 2;
+    const u32 gate = *(const u32*)from, up = *(const u32*)(from + p.width);
+    *(u32*)(p.out + 2 * i) =
+        pack(silu(wide((u16)gate)) * wide((u16)up), silu(wide((u16)(gate >> 16))) * wide((u16)(up >> 16)));
+}

@@ -1,0 +1,288 @@
+//! Attention over a paged cache on the device, for decoding and for prompts.
+
+use cudarc::driver::{
+    CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg,
+    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_DYNAMIC,
+};
+use gqla_model::DecodePath;
+use half::bf16;
+
+use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Tables};
+use crate::attention::BLOCK_TOKENS;
+
+/// Warps of a block of the merging kernel, and rows that it merges.
+const MERGE_WARPS: u32 = 4;
+
+/// `Params` of `attention.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Params {
+    q: u64,
+    keys: u64,
+    rope_keys: u64,
+    values: u64,
+    page_table: u64,
+    positions: u64,
+    first_rows: u64,
+    partial: u64,
+    partial_lse: u64,
+    out: u64,
+    queries: i32,
+    q_stride: i32,
+    heads: i32,
+    groups: i32,
+    table_width: i32,
+    splits: i32,
+    pages_per_split: i32,
+    scale_log2: f32,
+}
+
+// SAFETY: plain numbers, laid out as the kernel's struct.
+unsafe impl DeviceRepr for Params {}
+
+/// What one layer remembers of all tokens, in pages of [`BLOCK_TOKENS`] tokens.
+pub enum DecodeCache {
+    /// The GQA path's.
+    Gqa {
+        /// `[pages, groups, tokens, nope]`
+        keys: Buffer<bf16>,
+        /// `[pages, tokens, rope]`
+        rope_keys: Buffer<bf16>,
+        /// `[pages, groups, tokens, value]`
+        values: Buffer<bf16>,
+    },
+    /// The absorb path's.
+    Absorb {
+        /// `[pages, tokens, rank + rope]`
+        latents: Buffer<bf16>,
+    },
+}
+
+impl DecodeCache {
+    /// Room for `pages` pages; nothing is written.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(
+        device: &Device,
+        shape: &DecodeShape,
+        path: DecodePath,
+        pages: usize,
+    ) -> Result<Self, DeviceError> {
+        let tokens = pages * BLOCK_TOKENS;
+        let room = |width: u32| device.unwritten("the cache's blocks", tokens * width as usize);
+        Ok(match path {
+            DecodePath::Gqa => Self::Gqa {
+                keys: room(shape.groups * shape.nope)?,
+                rope_keys: room(shape.rope)?,
+                values: room(shape.groups * shape.value)?,
+            },
+            DecodePath::MqaAbsorb => Self::Absorb { latents: room(shape.rank + shape.rope)? },
+        })
+    }
+
+    /// Copies one page over another.
+    ///
+    /// # Errors
+    /// When there is no such page.
+    pub fn copy_page(
+        &mut self,
+        device: &Device,
+        pages: usize,
+        from: usize,
+        to: usize,
+    ) -> Result<(), DeviceError> {
+        let copy = |buffer: &mut Buffer<bf16>| {
+            let page = buffer.len() / pages.max(1);
+            device.copy(buffer, from * page, to * page, page)
+        };
+        match self {
+            Self::Gqa { keys, rope_keys, values } => {
+                copy(keys)?;
+                copy(rope_keys)?;
+                copy(values)
+            }
+            Self::Absorb { latents } => copy(latents),
+        }
+    }
+
+    fn addresses(&self) -> [u64; 3] {
+        match self {
+            Self::Gqa { keys, rope_keys, values } => [keys, rope_keys, values].map(Buffer::address),
+            Self::Absorb { latents } => [latents.address(), 0, 0],
+        }
+    }
+
+    /// Tokens it has room for along `path`.
+    fn tokens(&self, shape: &DecodeShape) -> usize {
+        let room = |buffer: &Buffer<bf16>, width: u32| buffer.len() / width as usize;
+        match self {
+            Self::Gqa { keys, rope_keys, values } => room(keys, shape.groups * shape.nope)
+                .min(room(rope_keys, shape.rope))
+                .min(room(values, shape.groups * shape.value)),
+            Self::Absorb { latents } => room(latents, shape.rank + shape.rope),
+        }
+    }
+}
+
+/// What a launch reads besides the cache and writes.
+pub struct DecodeInputs<'a> {
+    /// Row i's queries from `i * q_stride` on, `[heads, width of a key]`.
+    pub q: &'a Buffer<bf16>,
+    /// Numbers between two rows' queries.
+    pub q_stride: usize,
+    /// `[rows, heads, width of a value]`
+    pub out: &'a mut Buffer<bf16>,
+}
+
+/// The attention kernels of one shape and path, loaded.
+pub struct Decode {
+    shape: DecodeShape,
+    plan: DecodePlan,
+    pages_per_split: usize,
+    decode: CudaFunction,
+    merge: CudaFunction,
+}
+
+impl Decode {
+    /// Takes the plan's kernels from its program. A split takes `pages_per_split` pages.
+    ///
+    /// # Errors
+    /// When the program lacks them, or the device refuses their shared memory.
+    pub fn new(
+        loaded: &Loaded,
+        shape: DecodeShape,
+        plan: DecodePlan,
+        pages_per_split: usize,
+    ) -> Result<Self, DeviceError> {
+        let (decode, merge) = (loaded.kernel(plan.decode)?, loaded.kernel(plan.merge)?);
+        let shared = int(plan.decode, "shared memory", plan.shared_bytes as usize)?;
+        let doing = format!("giving `{}` {shared} bytes of shared memory", plan.decode);
+        decode.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
+        Ok(Self { shape, plan, pages_per_split: pages_per_split.max(1), decode, merge })
+    }
+
+    /// Splits of the longest sequence.
+    fn splits(&self, longest: usize) -> usize {
+        longest.div_ceil(BLOCK_TOKENS).div_ceil(self.pages_per_split)
+    }
+
+    /// Bytes that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.
+    pub fn workspace_bytes(&self, rows: usize, longest: usize) -> usize {
+        let width = self.shape.output(self.plan.path) as usize + 1;
+        self.splits(longest) * rows * self.shape.heads as usize * width * size_of::<f32>()
+    }
+
+    /// Every row of `tables` attends to its sequence up to itself.
+    ///
+    /// # Errors
+    /// When buffers are too small for what `tables` says, memory is short, or the device refuses.
+    pub fn launch(
+        &self,
+        device: &Device,
+        cache: &DecodeCache,
+        tables: &Tables,
+        inputs: DecodeInputs<'_>,
+    ) -> Result<(), DeviceError> {
+        let (shape, path) = (&self.shape, self.plan.path);
+        let heads = shape.heads as usize;
+        let (query, output) = (shape.query(path) as usize, shape.output(path) as usize);
+        self.check(cache, tables, &inputs, heads * query, heads * output)?;
+        let splits = self.splits(tables.longest);
+        let partial: Buffer<f32> =
+            device.unwritten("attention's splits", splits * tables.rows * heads * output)?;
+        let partial_lse: Buffer<f32> =
+            device.unwritten("attention's splits", splits * tables.rows * heads)?;
+        let int = |what: &str, x: usize| int(self.plan.decode, what, x);
+        let [keys, rope_keys, values] = cache.addresses();
+        let params = Params {
+            q: inputs.q.address(),
+            keys,
+            rope_keys,
+            values,
+            page_table: tables.pages.address(),
+            positions: tables.positions.address(),
+            first_rows: tables.first_rows.address(),
+            partial: partial.address(),
+            partial_lse: partial_lse.address(),
+            out: inputs.out.address(),
+            queries: int("rows", tables.rows)?,
+            q_stride: int("q_stride", inputs.q_stride)?,
+            heads: int("heads", heads)?,
+            groups: int("groups", shape.key_groups(path) as usize)?,
+            table_width: int("page table", tables.width)?,
+            splits: int("splits", splits)?,
+            pages_per_split: int("pages of a split", self.pages_per_split)?,
+            scale_log2: (shape.scale * std::f64::consts::LOG2_E) as f32,
+        };
+        let row_tiles =
+            (tables.most_rows * heads / shape.key_groups(path) as usize).div_ceil(self.plan.rows as usize);
+        let blocks = (splits, row_tiles * shape.key_groups(path) as usize, tables.sequences);
+        let grid_dim = (
+            int("splits", splits)? as u32,
+            int("tiles", blocks.1)? as u32,
+            int("sequences", blocks.2)? as u32,
+        );
+        let decode = LaunchConfig {
+            grid_dim,
+            block_dim: (self.plan.threads, 1, 1),
+            shared_mem_bytes: self.plan.shared_bytes,
+        };
+        let merge = LaunchConfig {
+            grid_dim: ((int("rows", tables.rows * heads)? as u32).div_ceil(MERGE_WARPS), 1, 1),
+            block_dim: (32 * MERGE_WARPS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        device.bind()?;
+        for (function, config, name) in
+            [(&self.decode, decode, self.plan.decode), (&self.merge, merge, self.plan.merge)]
+        {
+            // SAFETY: the kernels take these parameters, `check` held every buffer to what they touch, and `Tables` name
+            // pages that are there.
+            unsafe { device.stream.launch_builder(function).arg(&params).launch(config) }
+                .map_err(DeviceError::driver(format!("launching `{name}`")))?;
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        cache: &DecodeCache,
+        tables: &Tables,
+        inputs: &DecodeInputs<'_>,
+        query: usize,
+        output: usize,
+    ) -> Result<(), DeviceError> {
+        let wrong = |reason: String| Err(DeviceError::arguments(self.plan.decode, reason));
+        let (rows, of_path) =
+            (tables.rows, matches!(cache, DecodeCache::Gqa { .. }) == (self.plan.path == DecodePath::Gqa));
+        if rows == 0 {
+            return wrong("no rows".to_owned());
+        }
+        if !of_path || cache.tokens(&self.shape) < tables.page_count * BLOCK_TOKENS {
+            return wrong(format!(
+                "the cache is not one of {} pages along {}",
+                tables.page_count, self.plan.path
+            ));
+        }
+        if inputs.q_stride < query
+            || !inputs.q_stride.is_multiple_of(8)
+            || inputs.q.len() < (rows - 1) * inputs.q_stride + query
+        {
+            return wrong(format!(
+                "{} queries, {} apart, for {rows} rows of {query}",
+                inputs.q.len(),
+                inputs.q_stride
+            ));
+        }
+        if inputs.out.len() < rows * output {
+            return wrong(format!("out holds {}, {rows} rows of {output} are written", inputs.out.len()));
+        }
+        Ok(())
+    }
+}
+
+/// A number as kernels take it.
+pub(super) fn int(kernel: &'static str, what: &str, x: usize) -> Result<i32, DeviceError> {
+    i32::try_from(x).map_err(|_| DeviceError::arguments(kernel, format!("{what}: {x} is more than 2^31 - 1")))
+}

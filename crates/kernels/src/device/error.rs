@@ -1,0 +1,91 @@
+//! What can go wrong with a device.
+
+use cudarc::driver::DriverError;
+
+use super::NoKernel;
+
+/// Why a device cannot do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no driver.
+    #[error(
+        "libcuda.so.1 is not on this machine, expected the NVIDIA driver's: run on a GPU node whose container runtime \
+         mounts the driver, or use the CPU"
+    )]
+    NoDriver,
+    /// There is no such device.
+    #[error("CUDA device {ordinal} cannot be opened: {reason}; see `nvidia-smi` on the node")]
+    NoDevice {
+        /// Its number.
+        ordinal: usize,
+        /// What the driver says.
+        reason: String,
+    },
+    /// The driver refused or a kernel failed. Errors of kernels stay: the process must end.
+    #[error("{doing} failed: {reason}")]
+    Driver {
+        /// What was being done.
+        doing: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// Memory is short.
+    #[error("{what} take {bytes} bytes of device memory, {free} of {total} are free: {advice}")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// How much.
+        bytes: usize,
+        /// What is left.
+        free: usize,
+        /// What the device has.
+        total: usize,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// No image of a program loads.
+    #[error("no image of the kernels `{program}` loads on {device}: {}", refusals.join("; "))]
+    NoImage {
+        /// The program.
+        program: String,
+        /// Name and compute capability.
+        device: String,
+        /// One reason for each step.
+        refusals: Vec<String>,
+    },
+    /// No kernel fits.
+    #[error(transparent)]
+    NoKernel(#[from] NoKernel),
+    /// Arguments do not fit together: a mistake of the caller.
+    #[error("{kernel}: {reason}")]
+    Arguments {
+        /// The kernel.
+        kernel: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+impl DeviceError {
+    pub(super) fn driver(doing: impl Into<String>) -> impl FnOnce(DriverError) -> Self {
+        let doing = doing.into();
+        move |error| Self::Driver { doing, reason: reason_of(error) }
+    }
+
+    pub(super) fn arguments(kernel: &'static str, reason: impl Into<String>) -> Self {
+        Self::Arguments { kernel, reason: reason.into() }
+    }
+}
+
+/// The driver's own name and text for an error.
+pub(super) fn reason_of(error: DriverError) -> String {
+    let text = |text: Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    let (name, meaning) = (text(error.error_name()), text(error.error_string()));
+    if name == meaning {
+        format!("{name} ({})", error.0 as u32)
+    } else {
+        format!("{name} ({}): {meaning}", error.0 as u32)
+    }
+}

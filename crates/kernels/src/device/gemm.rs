@@ -1,0 +1,250 @@
+//! Products of matrices on the device.
+
+use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg};
+use half::bf16;
+
+use super::{Buffer, Device, DeviceError, Loaded, decode::int};
+
+/// Outputs of a block, and its threads.
+const OUTPUTS: usize = 64;
+const THREADS: u32 = 128;
+/// Rows of the small kernel's block and of the large one's. A row's bits are the same in both.
+const ROWS: [usize; 2] = [16, 64];
+/// Numbers that are copied together.
+const CHUNK: usize = 8;
+
+/// Where rows lie: row i begins at `i / inner * outer + i % inner * stride`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMap {
+    inner: i32,
+    stride: i32,
+    outer: i32,
+}
+
+impl RowMap {
+    /// Rows `stride` apart.
+    ///
+    /// # Errors
+    /// When the numbers are too large for kernels.
+    pub fn even(stride: usize) -> Result<Self, DeviceError> {
+        Self::nested(1, 0, stride)
+    }
+
+    /// Groups of `inner` rows: rows `stride` apart, groups `outer`.
+    ///
+    /// # Errors
+    /// When the numbers are too large for kernels.
+    pub fn nested(inner: usize, stride: usize, outer: usize) -> Result<Self, DeviceError> {
+        let int = |what, x| int("gemm", what, x);
+        Ok(Self {
+            inner: int("inner", inner.max(1))?,
+            stride: int("stride", stride)?,
+            outer: int("outer", outer)?,
+        })
+    }
+
+    /// Where the last of `rows` rows begins, at most.
+    fn last(self, rows: usize) -> usize {
+        let Some(last) = rows.checked_sub(1) else { return 0 };
+        let (inner, stride, outer) = (self.inner as usize, self.stride as usize, self.outer as usize);
+        last / inner * outer + (inner.min(rows) - 1) * stride
+    }
+
+    fn is_multiple_of(self, chunk: usize) -> bool {
+        (self.stride as usize).is_multiple_of(chunk) && (self.outer as usize).is_multiple_of(chunk)
+    }
+}
+
+/// `Params` of `gemm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Params {
+    x: u64,
+    weights: u64,
+    y: u64,
+    rows: i32,
+    outputs: i32,
+    inputs: i32,
+    x_rows: RowMap,
+    y_rows: RowMap,
+    x_apart: i32,
+    y_apart: i32,
+}
+
+// SAFETY: plain numbers, laid out as the kernel's struct.
+unsafe impl DeviceRepr for Params {}
+
+/// `batch` matrices of `outputs` rows and `inputs` columns.
+pub struct Weights {
+    numbers: Buffer<bf16>,
+    outputs: usize,
+    inputs: usize,
+    batch: usize,
+}
+
+impl Weights {
+    /// Copies matrices to the device. Inputs must be multiples of 8 and outputs of 2: pad with zeros.
+    ///
+    /// # Errors
+    /// When numbers are missing or widths are not such multiples; when memory is short.
+    pub fn upload(
+        device: &Device,
+        what: &str,
+        numbers: &[bf16],
+        [batch, outputs, inputs]: [usize; 3],
+    ) -> Result<Self, DeviceError> {
+        if numbers.len() != batch * outputs * inputs
+            || !inputs.is_multiple_of(CHUNK)
+            || !outputs.is_multiple_of(2)
+        {
+            let reason =
+                format!("{what}: {} numbers for {batch} matrices of {outputs} x {inputs}", numbers.len());
+            return Err(DeviceError::arguments("gemm", reason));
+        }
+        Ok(Self { numbers: device.upload(what, numbers)?, outputs, inputs, batch })
+    }
+
+    /// Rows of each matrix.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Columns.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The numbers themselves, as an embedding look-up takes them.
+    pub fn numbers(&self) -> &Buffer<bf16> {
+        &self.numbers
+    }
+}
+
+/// Rows in a buffer, from `offset` on; those of the next product of a batch `apart` numbers on.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// Where the first begins.
+    pub offset: usize,
+    /// Where the others do.
+    pub map: RowMap,
+    /// Numbers to the next product's.
+    pub apart: usize,
+}
+
+impl Rows {
+    /// Rows `stride` apart, of one product.
+    ///
+    /// # Errors
+    /// When the numbers are too large for kernels.
+    pub fn even(offset: usize, stride: usize) -> Result<Self, DeviceError> {
+        Ok(Self { offset, map: RowMap::even(stride)?, apart: 0 })
+    }
+
+    fn end(&self, rows: usize, width: usize, batch: usize) -> usize {
+        self.offset + batch.saturating_sub(1) * self.apart + self.map.last(rows) + width
+    }
+}
+
+/// Where a product goes.
+pub enum Destination<'a> {
+    /// Rounded.
+    Bf16(&'a mut Buffer<bf16>),
+    /// As it was summed.
+    F32(&'a mut Buffer<f32>),
+    /// Added to what is there.
+    Add(&'a mut Buffer<f32>),
+}
+
+impl Destination<'_> {
+    fn index(&self) -> usize {
+        match self {
+            Self::Bf16(_) => 0,
+            Self::F32(_) => 1,
+            Self::Add(_) => 2,
+        }
+    }
+
+    fn place(&self, offset: usize) -> (u64, usize) {
+        match self {
+            Self::Bf16(buffer) => (buffer.address() + (offset * size_of::<bf16>()) as u64, buffer.len()),
+            Self::F32(buffer) | Self::Add(buffer) => {
+                (buffer.address() + (offset * size_of::<f32>()) as u64, buffer.len())
+            }
+        }
+    }
+}
+
+/// The loaded kernels, by rows and destination.
+pub struct Gemm {
+    kernels: [[CudaFunction; 3]; 2],
+}
+
+impl Gemm {
+    /// Takes them from [`Program::gemm`](super::Program::gemm).
+    ///
+    /// # Errors
+    /// When the program lacks one.
+    pub fn new(loaded: &Loaded) -> Result<Self, DeviceError> {
+        let of = |rows: &str| -> Result<[CudaFunction; 3], DeviceError> {
+            let kernel = |to: &str| loaded.kernel(&format!("gemm_rows{rows}_{to}"));
+            Ok([kernel("bf16")?, kernel("f32")?, kernel("add")?])
+        };
+        Ok(Self { kernels: [of("16")?, of("64")?] })
+    }
+
+    /// `y = x Wᵀ` for `rows` rows of each product of the batch.
+    ///
+    /// # Errors
+    /// When a buffer is too small, rows do not begin at multiples of 8 numbers (x) or 2 (y), or the device refuses.
+    pub fn launch(
+        &self,
+        device: &Device,
+        weights: &Weights,
+        rows: usize,
+        (x, x_rows): (&Buffer<bf16>, Rows),
+        (y, y_rows): (Destination<'_>, Rows),
+    ) -> Result<(), DeviceError> {
+        let Weights { numbers, outputs, inputs, batch } = weights;
+        let (to, room) = y.place(y_rows.offset);
+        let (x_end, y_end) = (x_rows.end(rows, *inputs, *batch), y_rows.end(rows, *outputs, *batch));
+        let aligned = |rows: &Rows, chunk: usize| {
+            rows.map.is_multiple_of(chunk)
+                && rows.offset.is_multiple_of(chunk)
+                && rows.apart.is_multiple_of(chunk)
+        };
+        if rows == 0 || x_end > x.len() || y_end > room || !aligned(&x_rows, CHUNK) || !aligned(&y_rows, 2) {
+            let reason = format!(
+                "{rows} rows of {inputs} up to {x_end} of {}, to rows of {outputs} up to {y_end} of {room}; x begins at \
+                 multiples of {CHUNK}, y of 2",
+                x.len()
+            );
+            return Err(DeviceError::arguments("gemm", reason));
+        }
+        let int = |what: &str, x: usize| int("gemm", what, x);
+        let params = Params {
+            x: x.address() + (x_rows.offset * size_of::<bf16>()) as u64,
+            weights: numbers.address(),
+            y: to,
+            rows: int("rows", rows)?,
+            outputs: int("outputs", *outputs)?,
+            inputs: int("inputs", *inputs)?,
+            x_rows: x_rows.map,
+            y_rows: y_rows.map,
+            x_apart: int("apart", x_rows.apart)?,
+            y_apart: int("apart", y_rows.apart)?,
+        };
+        let size = usize::from(rows > ROWS[0]);
+        let blocks = |count: usize, each: usize| count.div_ceil(each) as u32;
+        let config = LaunchConfig {
+            grid_dim: (blocks(*outputs, OUTPUTS), blocks(rows, ROWS[size]), int("batch", *batch)? as u32),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        device.bind()?;
+        // SAFETY: the kernel takes these parameters, and the buffers hold all rows it touches.
+        unsafe { device.stream.launch_builder(&self.kernels[size][y.index()]).arg(&params).launch(config) }
+            .map_err(DeviceError::driver("launching `gemm`"))?;
+        Ok(())
+    }
+}

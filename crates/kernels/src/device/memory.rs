@@ -1,0 +1,208 @@
+//! A device with its stream, and its memory.
+
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    sys::{self, CUdevice_attribute, cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY},
+};
+
+use super::{DeviceError, Limits, error::reason_of};
+
+/// One GPU, with one stream in which everything happens in order.
+pub struct Device {
+    context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    name: String,
+    limits: Limits,
+}
+
+/// What buffers hold: plain numbers of which every bit pattern is one.
+pub trait Number: DeviceRepr + Copy + Default + private::Sealed {}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for i32 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Number for f32 {}
+impl Number for i32 {}
+impl Number for half::bf16 {}
+
+/// Numbers on a device. What nobody wrote is unspecified.
+pub struct Buffer<T> {
+    pub(super) slice: CudaSlice<T>,
+}
+
+impl<T> Buffer<T> {
+    /// Numbers it holds.
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its address on the device, as reports of launches name it.
+    pub fn address(&self) -> u64 {
+        // One stream does everything in order, so there is nothing to wait for.
+        self.slice.device_ptr(self.slice.stream()).0
+    }
+}
+
+impl Device {
+    /// Opens device `ordinal` of those that the driver shows.
+    ///
+    /// # Errors
+    /// When there is no driver, no such device, or the driver refuses.
+    pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
+        // SAFETY: it only tries to open the library, whose initialisers the driver's vendor vouches for.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(DeviceError::NoDriver);
+        }
+        let no_device = |error: DriverError| DeviceError::NoDevice { ordinal, reason: reason_of(error) };
+        let context = CudaContext::new(ordinal).map_err(no_device)?;
+        // SAFETY: all work goes to one stream, in order, so no event needs to order it.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(no_device)?;
+        let attribute =
+            |attribute| context.attribute(attribute).map(|value| value.unsigned_abs()).map_err(no_device);
+        let limits = Limits {
+            capability: (
+                attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            shared_per_block: attribute(
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+        };
+        let name = context.name().map_err(no_device)?;
+        Ok(Self { context, stream, name, limits })
+    }
+
+    /// The name that the driver gives it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What blocks of kernels may use.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Free and total bytes.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        self.context.mem_get_info().map_err(DeviceError::driver("asking for free memory"))
+    }
+
+    /// Room for `len` numbers that nobody has written; `what` says for people what they are.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn unwritten<T: Number>(&self, what: &str, len: usize) -> Result<Buffer<T>, DeviceError> {
+        self.bind()?;
+        // SAFETY: every bit pattern is a `Number`. CUDA allocates no zero bytes, so there is always one number.
+        let slice = unsafe { self.stream.alloc(len.max(1)) };
+        Ok(Buffer { slice: slice.map_err(|error| self.short(what, len * size_of::<T>(), error))? })
+    }
+
+    fn short(&self, what: &str, bytes: usize, error: DriverError) -> DeviceError {
+        match (error.0, self.memory()) {
+            (CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => DeviceError::OutOfMemory {
+                what: what.to_owned(),
+                bytes,
+                free,
+                total,
+                advice: "give the model more GPUs or a larger one, or lower the context length or the cache's share",
+            },
+            _ => DeviceError::driver(format!("allocating {bytes} bytes for {what}"))(error),
+        }
+    }
+
+    /// Copies numbers to new memory.
+    ///
+    /// # Errors
+    /// When memory is short, or the driver refuses.
+    pub fn upload<T: Number>(&self, what: &str, numbers: &[T]) -> Result<Buffer<T>, DeviceError> {
+        let mut buffer = self.unwritten(what, numbers.len())?;
+        self.write(&mut buffer, 0, numbers)?;
+        Ok(buffer)
+    }
+
+    /// Copies numbers over those from `at` on.
+    ///
+    /// # Errors
+    /// When they do not fit, or the driver refuses.
+    pub fn write<T: Number>(&self, to: &mut Buffer<T>, at: usize, numbers: &[T]) -> Result<(), DeviceError> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let (len, count) = (to.len(), numbers.len());
+        let mut place = to.slice.try_slice_mut(at..at + count).ok_or_else(|| {
+            DeviceError::arguments("write", format!("{count} numbers at {at} do not fit into {len}"))
+        })?;
+        self.bind()?;
+        self.stream.memcpy_htod(numbers, &mut place).map_err(DeviceError::driver("copying to the device"))
+    }
+
+    /// Waits for all work and copies the first `len` numbers back.
+    ///
+    /// # Errors
+    /// When there are fewer, or any work so far failed.
+    pub fn download<T: Number>(&self, from: &Buffer<T>, len: usize) -> Result<Vec<T>, DeviceError> {
+        let mut numbers = vec![T::default(); len];
+        if len == 0 {
+            return Ok(numbers);
+        }
+        let place = from
+            .slice
+            .try_slice(..len)
+            .ok_or_else(|| DeviceError::arguments("download", format!("{len} numbers of {}", from.len())))?;
+        self.bind()?;
+        let copied = self.stream.memcpy_dtoh(&place, &mut numbers).and_then(|()| self.stream.synchronize());
+        copied.map_err(DeviceError::driver("work on the device"))?;
+        Ok(numbers)
+    }
+
+    /// Copies `len` numbers of a buffer from one place to another that does not overlap it.
+    ///
+    /// # Errors
+    /// When a place is not there or they overlap, or the driver refuses.
+    pub fn copy<T: Number>(
+        &self,
+        buffer: &mut Buffer<T>,
+        from: usize,
+        to: usize,
+        len: usize,
+    ) -> Result<(), DeviceError> {
+        let apart = from.abs_diff(to) >= len && from.max(to) + len <= buffer.len();
+        if !apart {
+            let reason = format!("{len} numbers from {from} to {to} of {}", buffer.len());
+            return Err(DeviceError::arguments("copy", reason));
+        }
+        self.bind()?;
+        let (mut low, mut high) = buffer.slice.split_at_mut(from.max(to));
+        let copied = if from < to {
+            self.stream.memcpy_dtod(&low.slice(from..from + len), &mut high.slice_mut(..len))
+        } else {
+            self.stream.memcpy_dtod(&high.slice(..len), &mut low.slice_mut(to..to + len))
+        };
+        copied.map_err(DeviceError::driver("copying on the device"))
+    }
+
+    /// Threads that did not open the device must take its context first.
+    pub(super) fn bind(&self) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(DeviceError::driver("taking the device's context"))
+    }
+}

@@ -1,0 +1,322 @@
+//! Which kernel decodes a shape, and what its blocks take: pure data, before any device is there.
+//!
+//! The choice follows from the shape and the architecture alone, so that a sequence is computed by the same kernel, and
+//! to the same bits, in every step: a chunk of a prompt takes more tiles of rows, not another kernel.
+
+use gqla_model::{AttentionShape, DecodePath};
+
+use super::Program;
+
+/// Tokens of a page.
+const PAGE: u32 = 64;
+/// Columns that one matrix multiplication takes of a key.
+const STEP: u32 = 16;
+/// A value's columns are shared by two warps of whole steps.
+const RANK_STEP: u32 = 2 * STEP;
+
+/// What a block may use on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Compute capability, 9.0 is (9, 0).
+    pub capability: (u32, u32),
+    /// Shared memory of a block that opted in, bytes.
+    pub shared_per_block: u32,
+}
+
+/// Attention as kernels see it. The latent is padded with zeros to what matrix multiplications take, which only test models
+/// need.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeShape {
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value groups.
+    pub groups: u32,
+    /// Per-head key width without position.
+    pub nope: u32,
+    /// Width of the rotary key.
+    pub rope: u32,
+    /// Per-head value width.
+    pub value: u32,
+    /// Width of the latent, padded.
+    pub rank: u32,
+    /// Softmax scale.
+    pub scale: f64,
+}
+
+impl DecodeShape {
+    /// The shape with a padded latent.
+    pub fn of(shape: &AttentionShape) -> Self {
+        let (nope, rope) = (shape.qk_nope_head_dim, shape.qk_rope_head_dim);
+        Self {
+            heads: shape.num_attention_heads,
+            groups: shape.num_key_value_heads,
+            nope,
+            rope,
+            value: shape.v_head_dim,
+            rank: shape.kv_lora_rank.next_multiple_of(RANK_STEP),
+            scale: 1.0 / f64::from(nope + rope).sqrt(),
+        }
+    }
+
+    /// Numbers that a token takes in a layer's cache.
+    pub fn kv_elements(&self, path: DecodePath) -> u32 {
+        match path {
+            DecodePath::Gqa => self.groups * (self.nope + self.value) + self.rope,
+            DecodePath::MqaAbsorb => self.rank + self.rope,
+        }
+    }
+
+    /// Width of a query head.
+    pub fn query(&self, path: DecodePath) -> u32 {
+        match path {
+            DecodePath::Gqa => self.nope + self.rope,
+            DecodePath::MqaAbsorb => self.rank + self.rope,
+        }
+    }
+
+    /// Width of an output head.
+    pub fn output(&self, path: DecodePath) -> u32 {
+        match path {
+            DecodePath::Gqa => self.value,
+            DecodePath::MqaAbsorb => self.rank,
+        }
+    }
+
+    /// Groups whose heads share keys: along absorb, all heads do.
+    pub fn key_groups(&self, path: DecodePath) -> u32 {
+        match path {
+            DecodePath::Gqa => self.groups,
+            DecodePath::MqaAbsorb => 1,
+        }
+    }
+
+    /// The kernels of a path, compiled for these widths.
+    pub fn program(&self, path: DecodePath) -> Program {
+        match path {
+            DecodePath::Gqa => Program::gqa_decode(self.nope, self.rope, self.value),
+            DecodePath::MqaAbsorb => Program::absorb_decode(self.rank, self.rope),
+        }
+    }
+}
+
+/// The kernels of a path and what a block of the first takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// The path.
+    pub path: DecodePath,
+    /// The kernel that attends.
+    pub decode: &'static str,
+    /// The kernel that puts splits together.
+    pub merge: &'static str,
+    /// Query rows of a block.
+    pub rows: u32,
+    /// Threads of a block. Kernels are bound to 255 registers a thread at most.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, bytes.
+    pub shared_bytes: u32,
+}
+
+/// Why a shape has no kernel on an architecture.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoKernel {
+    /// Matrix multiplications do not divide a head.
+    #[error("no kernel decodes heads of {nope} + {rope} and {value}, expected multiples of 16: use the CPU")]
+    Widths {
+        /// Key width without position.
+        nope: u32,
+        /// Width of the rotary key.
+        rope: u32,
+        /// Value width.
+        value: u32,
+    },
+    /// Not even the smallest block fits.
+    #[error(
+        "no kernel decodes along {path} on sm_{}{}: heads of {nope} + {rope} and {value}, latents of {rank} take at \
+         least {least} bytes of a block's shared memory, the architecture has {shared_per_block}: take the other path \
+         or another GPU",
+        capability.0, capability.1
+    )]
+    SharedMemory {
+        /// The path.
+        path: DecodePath,
+        /// The architecture.
+        capability: (u32, u32),
+        /// What it has, bytes.
+        shared_per_block: u32,
+        /// What the smallest kernel takes, bytes.
+        least: u32,
+        /// Key width without position.
+        nope: u32,
+        /// Width of the rotary key.
+        rope: u32,
+        /// Value width.
+        value: u32,
+        /// Width of the latent.
+        rank: u32,
+    },
+}
+
+/// Chooses the kernels for steps of `s_q` tokens per sequence: the smallest block that holds all rows which share keys, so
+/// that each key is read once, or the largest that fits.
+///
+/// # Errors
+/// When heads are no multiples of what a multiplication takes, or the architecture has room for no kernel.
+pub fn plan_decode(
+    shape: &DecodeShape,
+    path: DecodePath,
+    s_q: u32,
+    limits: Limits,
+) -> Result<DecodePlan, NoKernel> {
+    let DecodeShape { nope, rope, value, rank, .. } = *shape;
+    if [nope, rope, value].iter().any(|width| *width == 0 || !width.is_multiple_of(STEP)) {
+        return Err(NoKernel::Widths { nope, rope, value });
+    }
+    let rows = s_q * shape.heads / shape.key_groups(path);
+    let plans = match path {
+        DecodePath::Gqa => gqa_plans(shape),
+        DecodePath::MqaAbsorb => absorb_plans(shape),
+    };
+    let mut fitting = plans.iter().filter(|plan| plan.shared_bytes <= limits.shared_per_block);
+    let enough = fitting.clone().find(|plan| plan.rows >= rows);
+    enough.or_else(|| fitting.next_back()).copied().ok_or_else(|| NoKernel::SharedMemory {
+        path,
+        capability: limits.capability,
+        shared_per_block: limits.shared_per_block,
+        least: plans.iter().map(|plan| plan.shared_bytes).min().unwrap_or(0),
+        nope,
+        rope,
+        value,
+        rank,
+    })
+}
+
+/// By growing rows; `gqa_decode.cu` has the layout of shared memory.
+fn gqa_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
+    let (key, value) = (shape.nope + shape.rope, shape.value);
+    let pages = 2 * PAGE * (key + value) * 2;
+    let queries_in_shared = key / 4 + value / 2 > 160;
+    let variants = [("gqa_decode_rows16", 16, 4), ("gqa_decode_rows32", 32, 8), ("gqa_decode_rows64", 64, 8)];
+    let plan = |(decode, rows, warps): (_, u32, u32)| {
+        let queries = if queries_in_shared { rows * key * 2 } else { 0 };
+        let sums = warps * 16 * (value + 4 + 2) * 4;
+        DecodePlan {
+            path: DecodePath::Gqa,
+            decode,
+            merge: "gqa_merge",
+            rows,
+            threads: 32 * warps,
+            shared_bytes: (pages + queries).max(sums),
+        }
+    };
+    variants.map(plan).to_vec()
+}
+
+/// By growing rows; `absorb_decode.cu` has the layout of shared memory.
+fn absorb_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
+    let row = (shape.rank + shape.rope) * 2;
+    let variants = [("absorb_decode_rows32", 32, 16), ("absorb_decode_rows64", 64, 32)];
+    let plan = |(decode, rows, tokens): (_, u32, u32)| DecodePlan {
+        path: DecodePath::MqaAbsorb,
+        decode,
+        merge: "absorb_merge",
+        rows,
+        threads: rows / 16 * 2 * 32,
+        shared_bytes: rows * row + 2 * tokens * row + rows * tokens * 2 + 2 * 2 * rows * 4,
+    };
+    variants.map(plan).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u32 = 1 << 10;
+    const REGISTERS_PER_BLOCK: u32 = 65536;
+
+    /// Shared memory of a block, from the CUDA C++ Programming Guide's table of technical specifications.
+    const ARCHITECTURES: [((u32, u32), u32); 6] =
+        [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)];
+
+    fn shape([heads, groups]: [u32; 2], rank: u32, [nope, rope, value]: [u32; 3]) -> DecodeShape {
+        DecodeShape::of(&AttentionShape {
+            num_attention_heads: heads,
+            num_key_value_heads: groups,
+            kv_lora_rank: rank,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            v_head_dim: value,
+        })
+    }
+
+    /// Attention of the models that the planner knows: DeepSeek-V3, LLaMA-3-8B and -70B, GLM-4.7-Flash, SmolLM2-135M.
+    fn shapes() -> [DecodeShape; 5] {
+        [
+            shape([128, 8], 512, [128, 64, 128]),
+            shape([32, 8], 512, [128, 64, 128]),
+            shape([64, 8], 512, [128, 64, 128]),
+            shape([20, 4], 512, [192, 64, 256]),
+            shape([9, 3], 512, [64, 64, 64]),
+        ]
+    }
+
+    #[test]
+    fn every_shape_has_a_kernel_or_a_reason_on_every_architecture() {
+        let mut refused = Vec::new();
+        for shape in shapes() {
+            for (capability, kib) in ARCHITECTURES {
+                let limits = Limits { capability, shared_per_block: kib * KIB };
+                for (path, s_q) in
+                    DecodePath::ALL.into_iter().flat_map(|path| (1..=4).map(move |s_q| (path, s_q)))
+                {
+                    match plan_decode(&shape, path, s_q, limits) {
+                        Ok(plan) => {
+                            assert!(plan.shared_bytes <= limits.shared_per_block, "{plan:?}");
+                            assert!(plan.threads * 255 <= REGISTERS_PER_BLOCK, "{plan:?}");
+                        }
+                        Err(NoKernel::SharedMemory { path, capability, .. }) => {
+                            refused.push((shape.value, path, capability, s_q));
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+        // Two pages of GLM's wide heads need 128 KiB.
+        let small: Vec<_> = [(8, 6), (8, 9), (12, 0)]
+            .into_iter()
+            .flat_map(|capability| (1..=4).map(move |s_q| (256, DecodePath::Gqa, capability, s_q)))
+            .collect();
+        assert_eq!(refused, small);
+    }
+
+    #[test]
+    fn blocks_are_as_small_as_all_rows_that_share_keys_allow() {
+        let hopper = Limits { capability: (9, 0), shared_per_block: 227 * KIB };
+        let ada = Limits { capability: (8, 9), shared_per_block: 99 * KIB };
+        let deepseek = shape([128, 8], 512, [128, 64, 128]);
+        for (path, s_q, limits, expected) in [
+            (DecodePath::Gqa, 1, hopper, ("gqa_decode_rows16", 81_920)),
+            (DecodePath::Gqa, 2, hopper, ("gqa_decode_rows32", 81_920)),
+            (DecodePath::Gqa, 4, hopper, ("gqa_decode_rows64", 81_920)),
+            (DecodePath::MqaAbsorb, 1, hopper, ("absorb_decode_rows64", 152_576)),
+            (DecodePath::MqaAbsorb, 1, ada, ("absorb_decode_rows32", 75_264)),
+        ] {
+            let plan = plan_decode(&deepseek, path, s_q, limits).unwrap();
+            assert_eq!((plan.decode, plan.shared_bytes), expected, "{path} {s_q} {limits:?}");
+        }
+        let refused = |shape| plan_decode(&shape, DecodePath::Gqa, 1, ada).unwrap_err().to_string();
+        let error = refused(shape([20, 4], 512, [192, 64, 256]));
+        assert!(error.contains("sm_89: heads of 192 + 64 and 256"), "{error}");
+        let error = refused(shape([20, 4], 512, [24, 64, 64]));
+        assert!(error.contains("heads of 24 + 64 and 64, expected multiples of 16"), "{error}");
+    }
+
+    #[test]
+    fn latents_are_padded() {
+        let tiny = shape([8, 2], 36, [16, 16, 16]);
+        assert_eq!(tiny.rank, 64);
+        assert!((tiny.scale - 1.0 / 32f64.sqrt()).abs() < 1e-15);
+        assert_eq!(tiny.kv_elements(DecodePath::Gqa), 2 * 32 + 16);
+        assert_eq!(tiny.kv_elements(DecodePath::MqaAbsorb), 80);
+    }
+}

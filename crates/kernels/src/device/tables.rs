@@ -1,0 +1,129 @@
+//! Where a step's tokens are, on the device.
+
+use super::{Buffer, Device, DeviceError};
+use crate::attention::{BLOCK_TOKENS, Segment};
+
+/// Positions, slots and pages of a step's rows. Segments must follow each other from row 0 on.
+pub struct Tables {
+    /// `[rows]`, each token's place in its sequence.
+    pub(super) positions: Buffer<i32>,
+    /// `[rows]`, page times tokens of a page plus place in the page.
+    pub(super) slots: Buffer<i32>,
+    /// `[sequences + 1]`
+    pub(super) first_rows: Buffer<i32>,
+    /// `[sequences, width]`, -1 where a sequence has no page.
+    pub(super) pages: Buffer<i32>,
+    pub(super) width: usize,
+    pub(super) sequences: usize,
+    pub(super) rows: usize,
+    /// Rows of the sequence that has most.
+    pub(super) most_rows: usize,
+    /// Tokens of the longest sequence.
+    pub(super) longest: usize,
+    /// Pages that there are at least.
+    pub(super) page_count: usize,
+}
+
+impl Tables {
+    /// Copies to the device where the tokens of `segments` are in a cache of `page_count` pages.
+    ///
+    /// # Errors
+    /// When segments leave rows out, or name pages that are not there; when the device refuses.
+    pub fn new(device: &Device, segments: &[Segment<'_>], page_count: usize) -> Result<Self, DeviceError> {
+        let host = HostTables::of(segments, page_count)
+            .map_err(|reason| DeviceError::arguments("tables", reason))?;
+        Ok(Self {
+            positions: device.upload("positions", &host.positions)?,
+            slots: device.upload("slots", &host.slots)?,
+            first_rows: device.upload("first rows", &host.first_rows)?,
+            pages: device.upload("page table", &host.pages)?,
+            width: host.width,
+            sequences: segments.len(),
+            rows: host.positions.len(),
+            most_rows: segments.iter().map(|segment| segment.rows).max().unwrap_or(0),
+            longest: segments.iter().map(|segment| segment.start + segment.rows).max().unwrap_or(0),
+            page_count,
+        })
+    }
+
+    /// Tokens of the step.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct HostTables {
+    positions: Vec<i32>,
+    slots: Vec<i32>,
+    first_rows: Vec<i32>,
+    pages: Vec<i32>,
+    width: usize,
+}
+
+impl HostTables {
+    fn of(segments: &[Segment<'_>], page_count: usize) -> Result<Self, String> {
+        let pages_of = |segment: &Segment<'_>| (segment.start + segment.rows).div_ceil(BLOCK_TOKENS);
+        let width = segments.iter().map(pages_of).max().unwrap_or(0);
+        let mut tables = Self { first_rows: vec![0], width, ..Self::default() };
+        for segment in segments {
+            let (row, needed) = (tables.positions.len(), pages_of(segment));
+            if segment.first_row != row || segment.rows == 0 {
+                return Err(format!(
+                    "a segment of {} rows begins at {}, expected some at {row}",
+                    segment.rows, segment.first_row
+                ));
+            }
+            let pages = segment.blocks.get(..needed).ok_or_else(|| {
+                format!(
+                    "{} tokens need {needed} pages, the sequence has {}",
+                    segment.start + segment.rows,
+                    segment.blocks.len()
+                )
+            })?;
+            if let Some(page) = pages.iter().find(|page| **page as usize >= page_count) {
+                return Err(format!("page {page} of {page_count}"));
+            }
+            let positions = segment.start..segment.start + segment.rows;
+            tables.positions.extend(positions.clone().map(number));
+            tables.slots.extend(positions.map(|position| {
+                number(pages[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS)
+            }));
+            tables.first_rows.push(number(tables.positions.len()));
+            tables.pages.extend(pages.iter().map(|page| number(*page as usize)));
+            tables.pages.extend(std::iter::repeat_n(-1, width - needed));
+        }
+        Ok(tables)
+    }
+}
+
+/// What kernels count with. A cache of 2^31 tokens is more than any device has; more becomes a slot that is refused.
+fn number(x: usize) -> i32 {
+    i32::try_from(x).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_follow_each_other_and_pages_are_there() {
+        let segments = [
+            Segment { first_row: 0, rows: 2, start: 63, blocks: &[4, 2, 9] },
+            Segment { first_row: 2, rows: 1, start: 0, blocks: &[1] },
+        ];
+        let tables = HostTables::of(&segments, 5).unwrap();
+        assert_eq!(tables.positions, [63, 64, 0]);
+        assert_eq!(tables.slots, [4 * 64 + 63, 2 * 64, 64]);
+        assert_eq!((tables.first_rows, tables.pages, tables.width), (vec![0, 2, 3], vec![4, 2, 1, -1], 2));
+        for (segment, reason) in [
+            (Segment { first_row: 1, rows: 1, start: 0, blocks: &[0] }, "begins at 1"),
+            (Segment { first_row: 0, rows: 0, start: 0, blocks: &[0] }, "0 rows"),
+            (Segment { first_row: 0, rows: 1, start: 64, blocks: &[0] }, "need 2 pages"),
+            (Segment { first_row: 0, rows: 1, start: 0, blocks: &[5] }, "page 5 of 5"),
+        ] {
+            let error = HostTables::of(&[segment], 5).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Decode along both paths: right, and with no more traffic than it takes.
+
+use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
+use serde_json::json;
+
+use crate::{
+    case::Case,
+    device::{Bench, error_of},
+    on_stand_in,
+};
+
+/// Bound on the relative error, which bf16 weights and outputs make about 2e-3.
+pub const MAX_ERROR: f64 = 6e-3;
+
+const DEEPSEEK: [usize; 3] = [128, 64, 128];
+/// DeepSeek's and all the other built-in models' latents.
+const LATENT: [usize; 3] = [512, 64, 512];
+
+fn check(bench: &Bench, case: &Case) -> f64 {
+    let outcome = bench.run(case);
+    let error = error_of(&outcome.out.unwrap(), case);
+    assert!(error <= MAX_ERROR, "{case:?}: relative error {error:.2e}");
+    assert_eq!(
+        outcome.read,
+        case.least_bytes(),
+        "{case:?}: every key and value, or latent row, is read once per block"
+    );
+    let counters = &outcome.reports[0]["counters"];
+    assert_eq!(counters["mma"], case.least_mma(), "{case:?}");
+    let mut ways = vec!["ldmatrix_shared"];
+    // Narrow heads share rows of shared memory with the rope key, so that copies of either leave gaps.
+    if case.path == MqaAbsorb || case.dims.iter().all(|dim| dim % 64 == 0) {
+        ways.push("cp_async_shared");
+    }
+    for way in ways {
+        assert_eq!(counters[way]["actual"], counters[way]["ideal"], "{case:?}: {way} has bank conflicts");
+    }
+    assert!(outcome.reports.iter().all(|report| report["faults"]["counts"] == json!({})), "{case:?}");
+    error
+}
+
+/// Batches of all combinations of heads per group and queries.
+fn cases(
+    path: DecodePath,
+    dims: [usize; 3],
+    heads: &[[usize; 2]],
+    s_q: std::ops::RangeInclusive<usize>,
+) -> Vec<Case> {
+    let mut all = Vec::new();
+    for [heads, groups] in heads.iter().copied() {
+        for s_q in s_q.clone() {
+            for (lengths, pages_per_split) in
+                [(vec![s_q, 63, 65], 1), (vec![1000, 64, 128 + s_q], 4), (vec![200, s_q + 1], 16)]
+            {
+                all.push(Case { path, heads, groups, dims, s_q, lengths, pages_per_split });
+            }
+        }
+    }
+    all
+}
+
+/// Cases of one path and one set of dimensions, so that kernels are compiled once.
+fn check_all(cases: &[Case]) {
+    let bench = Bench::of(&cases[0]);
+    let errors: Vec<f64> = cases.iter().map(|case| check(&bench, case)).collect();
+    let sequences: usize = cases.iter().map(|case| case.lengths.len()).sum();
+    let (least, most) =
+        errors.iter().fold((f64::INFINITY, 0.0f64), |(least, most), x| (least.min(*x), most.max(*x)));
+    println!("{sequences} sequences in {} steps: relative error {least:.2e} to {most:.2e}", cases.len());
+}
+
+#[test]
+fn deepseek_dimensions() {
+    on_stand_in("decode::deepseek_dimensions", "own-first", 1, || {
+        check_all(&cases(Gqa, DEEPSEEK, &[[2, 2], [10, 2], [20, 2], [16, 1], [9, 3]], 1..=4));
+    });
+}
+
+#[test]
+fn other_dimensions() {
+    on_stand_in("decode::other_dimensions", "own-first", 1, || {
+        check_all(&cases(Gqa, [64, 64, 64], &[[9, 3]], 1..=4));
+        check_all(&cases(Gqa, [192, 64, 256], &[[20, 4]], 1..=2));
+        check_all(&cases(Gqa, [16, 16, 16], &[[8, 2]], 1..=2));
+        check_all(&cases(Gqa, [48, 32, 80], &[[6, 2]], 1..=1));
+    });
+}
+
+/// Tiles of 32 and of 64 rows, whole and not, and more than one.
+#[test]
+fn absorbed_latents() {
+    on_stand_in("decode::absorbed_latents", "own-first", 1, || {
+        check_all(&cases(MqaAbsorb, LATENT, &[[20, 1], [16, 1]], 1..=4));
+        check_all(&cases(MqaAbsorb, LATENT, &[[128, 1]], 1..=1));
+    });
+}
+
+#[test]
+fn other_latents() {
+    on_stand_in("decode::other_latents", "own-first", 1, || {
+        check_all(&cases(MqaAbsorb, [64, 16, 64], &[[8, 1], [5, 1]], 1..=4));
+        check_all(&cases(MqaAbsorb, [256, 32, 256], &[[40, 1]], 1..=2));
+    });
+}
+
+#[test]
+fn any_order_of_warps() {
+    for order in ["others-first", "1", "2"] {
+        on_stand_in("decode::any_order_of_warps", order, 1, || {
+            check_all(&cases(Gqa, DEEPSEEK, &[[20, 2]], 2..=3));
+            check_all(&cases(MqaAbsorb, LATENT, &[[20, 1]], 2..=3));
+        });
+    }
+}
+
+/// Sequences get the same bits alone and beside others.
+#[test]
+fn a_batch_changes_no_result() {
+    on_stand_in("decode::a_batch_changes_no_result", "own-first", 1, || {
+        for (path, groups, dims) in [(Gqa, 2, DEEPSEEK), (MqaAbsorb, 1, LATENT)] {
+            let case = |lengths: &[usize]| Case {
+                path,
+                heads: 10,
+                groups,
+                dims,
+                s_q: 2,
+                lengths: lengths.to_vec(),
+                pages_per_split: 2,
+            };
+            let run = |lengths: &[usize]| {
+                let case = case(lengths);
+                Bench::of(&case).run(&case).out.unwrap()
+            };
+            assert_eq!(run(&[300])[0], run(&[300, 1000, 7])[0], "{path}");
+        }
+    });
+}
