@@ -5,12 +5,14 @@
 //! query spends on a cached token, and how both divide over tensor-parallel ranks ([`TensorParallelSplit`]).
 //! Nothing here reads files, clocks or the network.
 
+mod cache;
 mod parameters;
 mod path;
 mod shape;
 mod split;
 mod weights;
 
+pub use cache::{CacheFormat, UnknownCacheFormat};
 pub use parameters::{AttentionParameters, Parameters};
 pub use path::{DecodePath, UnknownPath};
 pub use shape::{AttentionShape, ModelShape, ShapeError};
