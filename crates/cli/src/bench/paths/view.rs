@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use gqla_engine::cpu::{InstructionSet, Pool};
-use gqla_model::DecodePath;
 use gqla_planner::Calibration;
 use serde::Serialize;
 
