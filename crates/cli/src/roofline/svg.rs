@@ -92,7 +92,7 @@ fn head(view: &View<'_>) -> String {
     svg += &ink::mark(true, WIDTH - MARGIN - 232.0, 33.0);
     svg += &text(WIDTH - MARGIN - 220.0, 38.0, "start", 15, "mqa-absorb");
     svg += &ink::mark(false, WIDTH - MARGIN - 112.0, 33.0);
-    svg + &text(WIDTH - MARGIN - 98.0, 38.0, "start", 15, "gqa  (s_q)")
+    svg + &text(WIDTH - MARGIN - 98.0, 38.0, "start", 15, "gqa, numbers: s_q")
 }
 
 impl Plot<'_> {
