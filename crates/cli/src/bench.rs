@@ -5,6 +5,7 @@ mod attn;
 mod host;
 mod live;
 mod machine;
+mod paths;
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -39,6 +40,8 @@ enum Measure {
     /// pod that drafts without counting is refused. The ridge stays that of the class: what the other path takes is scaled, not
     /// measured.
     Live(live::Args),
+    /// Both paths side by side against the planner's choice
+    Paths(paths::Args),
 }
 
 /// Measures and prints; JSON is a calibration that `gqla plan` takes.
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Measure::Attn(args) => attn::run(args),
         Measure::Host(args) => host::run(args),
         Measure::Live(args) => live::run(args),
+        Measure::Paths(args) => paths::run(args),
     }
 }
 

@@ -7,12 +7,14 @@ mod convert;
 mod decision;
 mod eval;
 mod explain;
+mod gpu_classes;
 mod logits;
 mod manifest;
 mod model;
 mod nodes;
 mod plan;
 mod roofline;
+mod schema;
 mod table;
 
 use std::process::ExitCode;

@@ -3,16 +3,16 @@
 mod view;
 
 use anyhow::bail;
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::RangedI64ValueParser};
 use gqla_decide::SERVER_BUILD;
-use gqla_model::{DecodePath, ModelShape};
+use gqla_model::{CacheFormat, DecodePath, ModelShape};
 use gqla_planner::{
-    Calibration, Catalogue, Constraints, Efficiency, Goal, Objective, PlanError, RopeLayout, Runtime, Scope,
+    Calibration, Constraints, Efficiency, Goal, Objective, PlanError, RopeLayout, Runtime, Scope,
     plan_calibrated,
 };
 use view::{PlanView, table};
 
-use crate::{calibration, model, table::TableFormat};
+use crate::{calibration, gpu_classes, model, table::TableFormat};
 
 /// Choose decode path, tensor parallelism, drafts and batch for a model on a GPU class.
 #[derive(Debug, clap::Args)]
@@ -23,14 +23,17 @@ pub struct Args {
     /// GPU class such as H20, in any case
     #[arg(long, value_name = "CLASS")]
     gpu: String,
+    /// GPUClasses that extend and override the built-in classes, as `kubectl get gpuclasses -o yaml` prints them
+    #[arg(long, value_name = "FILE")]
+    classes: Option<std::path::PathBuf>,
     /// The engine whose kernels are priced
     #[arg(long, value_enum, default_value_t)]
     runtime: RuntimeArg,
     /// Tensor-parallel degree; searched if absent
-    #[arg(long, value_name = "N", conflicts_with = "tp_max")]
+    #[arg(long, value_name = "N", conflicts_with = "tp_max", value_parser = degrees())]
     tp: Option<u32>,
     /// Largest tensor-parallel degree to search
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = degrees())]
     tp_max: u32,
     /// Query tokens per pass: 1 plus the drafted tokens, 1 to 16
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = query_tokens)]
@@ -50,6 +53,9 @@ pub struct Args {
     /// How the GQA path stores its cache [default: as the runtime does; shared with --attention-only]
     #[arg(long, value_enum)]
     rope_layout: Option<RopeLayoutArg>,
+    /// What the cache's numbers are stored as, f32 or bf16 [default: as the runtime does; bf16 with --attention-only]
+    #[arg(long, value_name = "FORMAT")]
+    kv_cache_dtype: Option<CacheFormat>,
     /// Pad groups with idle heads where a degree does not divide the heads; the engine has to pad too
     #[arg(long)]
     head_padding: bool,
@@ -77,7 +83,7 @@ pub struct Args {
     /// Longest time to the first token, in milliseconds
     #[arg(long, value_name = "MS")]
     max_time_to_first_token: Option<f64>,
-    /// What one GPU costs per hour, in any currency
+    /// What one GPU costs per hour, in any currency [default: as the GPUClass says]
     #[arg(long, value_name = "COST")]
     cost_per_gpu_hour: Option<f64>,
     /// Measurements that replace the built-in figures, as JSON
@@ -89,6 +95,11 @@ pub struct Args {
     /// Output format [default: table on a terminal, else json]
     #[arg(short, long, value_enum)]
     output: Option<TableFormat>,
+}
+
+/// As many as a GQLADeployment may ask for.
+fn degrees() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1024)
 }
 
 /// A choice, or `None` to leave it to the planner.
@@ -155,9 +166,9 @@ enum RopeLayoutArg {
 /// Prints the plan. A model that cannot run is printed with its arithmetic and then an error.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let shape = model::resolve(&args.model)?;
-    let catalogue = Catalogue::builtin();
-    let class = model::gpu_class(&catalogue, &args.gpu)?;
-    let goal = args.goal(&shape);
+    let classes = gpu_classes::catalogue(args.classes.as_deref())?;
+    let class = model::gpu_class(&classes.catalogue, &args.gpu)?;
+    let goal = args.goal(&shape, classes.costs.get(class.name()).copied());
     let calibration = args.calibration()?;
     let format = TableFormat::or_default(args.output);
     match plan_calibrated(&shape, &class.spec, &goal, &args.constraints(), &calibration) {
@@ -171,12 +182,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             format.print(&view, table)?;
             bail!("no way to run {} on {gpu}: {reason}", args.model)
         }
+        Err(PlanError::Goal { field, value, expected }) => {
+            bail!(
+                "{} is {value}, expected {}",
+                flag(field),
+                expected.replace("goal.contextLength", "--context")
+            )
+        }
         Err(error) => Err(error.into()),
     }
 }
 
+/// The flag that sets a field of the goal; the API's spelling means nothing on a command line.
+fn flag(field: &str) -> String {
+    let words = field.trim_end_matches("Length").chars().map(|c| match c.is_ascii_uppercase() {
+        true => format!("-{}", c.to_ascii_lowercase()),
+        false => c.to_string(),
+    });
+    format!("--{}", words.collect::<String>())
+}
+
 impl Args {
-    fn goal(&self, shape: &ModelShape) -> Goal {
+    fn goal(&self, shape: &ModelShape, class_cost: Option<f64>) -> Goal {
         let default = Goal::default();
         let request =
             self.prompt_tokens.saturating_add(if self.prompt_tokens > 0 { self.output_tokens } else { 0 });
@@ -196,7 +223,7 @@ impl Args {
             output_tokens: self.output_tokens,
             max_time_per_output_token_ms: self.max_time_per_output_token,
             max_time_to_first_token_ms: self.max_time_to_first_token,
-            cost_per_gpu_hour: self.cost_per_gpu_hour,
+            cost_per_gpu_hour: self.cost_per_gpu_hour.or(class_cost),
             ..default
         }
     }
@@ -222,6 +249,7 @@ impl Args {
                 RopeLayoutArg::PerGroup => RopeLayout::PerGroup,
                 RopeLayoutArg::Padded => RopeLayout::Padded,
             }),
+            cache_format: self.kv_cache_dtype,
             head_padding: self.head_padding,
         }
     }

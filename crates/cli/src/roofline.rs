@@ -7,9 +7,8 @@ mod svg;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use gqla_planner::Catalogue;
 
-use crate::{model, table::TableFormat};
+use crate::{gpu_classes, model, table::TableFormat};
 
 /// Print the roofline figures behind the choice of a path.
 #[derive(Debug, clap::Args)]
@@ -23,6 +22,9 @@ pub struct Args {
     /// A built-in shape such as deepseek-v3-gqla, a checkpoint, or its config.json
     #[arg(long, value_name = "SHAPE|PATH", requires = "gpu")]
     model: Option<String>,
+    /// GPUClasses that extend and override the built-in classes, as `kubectl get gpuclasses -o yaml` prints them
+    #[arg(long, value_name = "FILE", requires = "gpu")]
+    classes: Option<PathBuf>,
     /// Draw both paths at 1, 2 and 4 query tokens and 1 and 8 ranks against the ridge, into this file
     #[arg(long, value_name = "FILE", requires = "gpu")]
     svg: Option<PathBuf>,
@@ -40,8 +42,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (Some(gpu), Some(name)) = (&args.gpu, &args.model) else {
         bail!("nothing to show: name --gpu and --model, or ask for --paper");
     };
-    let catalogue = Catalogue::builtin();
-    let class = model::gpu_class(&catalogue, gpu)?;
+    let classes = gpu_classes::catalogue(args.classes.as_deref())?;
+    let class = model::gpu_class(&classes.catalogue, gpu)?;
     let view = points::View::compute(name, &model::resolve(name)?, class);
     if let Some(file) = &args.svg {
         std::fs::write(file, svg::draw(&view)).with_context(|| format!("cannot write {}", file.display()))?;

@@ -129,3 +129,32 @@ fn pages_that_do_not_tell_are_refused_in_a_sentence() {
         assert!(!output.status.success() && sentence.contains(words), "{sentence}");
     }
 }
+
+/// Two pages as Python's prometheus_client writes them for vLLM: `_created` beside every counter and histogram, buckets,
+/// infos with labels of their own, large numbers with exponents, and series of the interpreter.
+#[test]
+fn vllm_s_own_pages_are_read_as_they_are() {
+    let fixture = |name: &str| format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (before, after) = (fixture("vllm-before.prom"), fixture("vllm-after.prom"));
+    let mut args = vec!["bench", "live", "--before", &before, "--after", &after, "--seconds", "60"];
+    args.extend(["--model", MODEL, "--gpu", "h20", "--path", "mqa-absorb"]);
+    let table = gqla(&[&args[..], &["-o", "table"]].concat());
+    let table = String::from_utf8(table.stdout).unwrap();
+    // 4800 steps of 16 sequences in 60 s; prompts of 256 tokens, answers of 1024.
+    for words in [
+        "vLLM on H20, mqa-absorb, tp=1, 60 s",
+        "tokens     76800, 1280.0 per second",
+        "per token  12.500 ms",
+        "batch      16.00, modelled as 16",
+        "context    768 tokens: prompts of 256 and half of 1024",
+        "step       12.500 ms measured",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    let calibration = json(&[&args[..], &["-o", "json"]].concat());
+    let provenance = &calibration["devices"][0]["provenance"];
+    assert_eq!(
+        (&provenance["build"], &provenance["samples"]),
+        (&"vLLM, mqa-absorb, tp=1".into(), &76_800.into())
+    );
+}

@@ -310,7 +310,7 @@ fn decide(
         .map_err(|(reason, sentence)| (reason, format!("pool {}: {sentence}", target.name)))?;
     let device = device_on(class.name(), deployment.spec.runtime.device);
     let constraints = match device {
-        Device::Cpu => cpu_constraints(target),
+        Device::Cpu => cpu_constraints(target, &deployment.spec.runtime.extra_args),
         _ => cuda_constraints(target),
     }
     .map_err(|(reason, sentence)| (reason, format!("pool {}: {sentence}", target.name)))?;
@@ -442,9 +442,10 @@ fn derived(class: &str) -> String {
 
 fn note(class: &str, device: Device) -> Option<String> {
     match device {
-        Device::Cpu if class != CPU_CLASS => {
-            Some(format!("runs the CPU backend; path and figures are modelled for an {class}"))
-        }
+        Device::Cpu if class != CPU_CLASS => Some(format!(
+            "runs the CPU backend on {class} nodes: path and figures are what is planned for the {class} itself, which \
+                 its pods leave idle, so they yield far fewer tokens/s"
+        )),
         Device::Cpu => None,
         _ => Some(
             "gqla-server's image ships no CUDA kernels yet: its pods refuse to start and say so".to_owned(),

@@ -5,6 +5,7 @@
 //! query spends on a cached token, and how both divide over tensor-parallel ranks ([`TensorParallelSplit`]).
 //! Nothing here reads files, clocks or the network.
 
+mod cache;
 mod parameters;
 mod path;
 mod rope;
@@ -12,6 +13,7 @@ mod shape;
 mod split;
 mod weights;
 
+pub use cache::{CacheFormat, UnknownCacheFormat};
 pub use parameters::{AttentionParameters, Parameters};
 pub use path::{DecodePath, UnknownPath};
 pub use rope::{RopeScaling, Yarn, rotary_frequencies};

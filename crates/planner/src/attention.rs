@@ -10,7 +10,7 @@ use crate::{
     hardware::Hardware,
     kernel::{Kernel, Work},
     kernels::{Runtime, kernels},
-    roofline::{AttentionCore, Bound, RopeLayout, flops_per_head},
+    roofline::{AttentionCore, Bound, CacheLayout, flops_per_head},
 };
 
 /// How much of a device's peak rates work is taken to reach.
@@ -29,7 +29,7 @@ pub(crate) struct AttentionModel<'a> {
     gpu: &'a GpuSpec,
     hardware: Hardware,
     path: DecodePath,
-    layout: RopeLayout,
+    layout: CacheLayout,
     /// Empty at peak rates.
     kernels: Vec<Kernel>,
 }
@@ -83,7 +83,7 @@ impl<'a> AttentionModel<'a> {
         gpu: &'a GpuSpec,
         runtime: Runtime,
         efficiency: Efficiency,
-        layout: RopeLayout,
+        layout: CacheLayout,
         calibration: &Calibration,
     ) -> Self {
         let hardware = Hardware::of(gpu);
@@ -148,7 +148,7 @@ impl<'a> AttentionModel<'a> {
             groups: groups.into(),
             heads: split.heads_per_rank,
             rows: heads.saturating_mul(query_tokens.max(1).into()),
-            flops_per_row: flops_per_head(shape, self.path, self.layout) as f64,
+            flops_per_row: flops_per_head(shape, self.path, self.layout.rope) as f64,
             batch: batch.max(1).into(),
             context: context.max(1).into(),
         }

@@ -4,14 +4,14 @@
 //! from 0.01 to 1. Where passes on one side of the ridge only were timed, the other share hardly matters; of all pairs
 //! that fit as well, the one that claims least is taken.
 
-use gqla_model::{AttentionShape, DecodePath, SplitError, TensorParallelSplit};
+use gqla_model::{AttentionShape, CacheFormat, DecodePath, SplitError, TensorParallelSplit};
 
 use crate::{
     attention::{AttentionModel, Efficiency},
     calibration::{Calibration, MeasuredKernel, Provenance},
     gpu::GpuSpec,
     kernels::Runtime,
-    roofline::RopeLayout,
+    roofline::{CacheLayout, RopeLayout},
 };
 
 const STEPS: i32 = 80;
@@ -40,6 +40,8 @@ pub struct Timed<'a> {
     pub path: DecodePath,
     /// The class, with the rates the shares are of.
     pub gpu: &'a GpuSpec,
+    /// What the numbers of the cache that was read are stored as.
+    pub cache_format: CacheFormat,
     /// The engine.
     pub runtime: Runtime,
     /// Its version.
@@ -123,7 +125,8 @@ impl Timed<'_> {
 
     fn error(&self, kernel: &MeasuredKernel, split: TensorParallelSplit, passes: &[TimedPass]) -> f64 {
         let calibration = Calibration { kernels: vec![kernel.clone()], ..Calibration::default() };
-        let (layout, efficiency) = (RopeLayout::Shared, Efficiency::Calibrated);
+        let layout = CacheLayout { rope: RopeLayout::Shared, format: self.cache_format };
+        let efficiency = Efficiency::Calibrated;
         let model = AttentionModel::new(self.path, self.gpu, self.runtime, efficiency, layout, &calibration);
         let error = |pass: &TimedPass| {
             let TimedPass { query_tokens, batch, context, ns } = *pass;
@@ -152,14 +155,24 @@ mod tests {
     }
 
     fn timed<'a>(shape: &'a AttentionShape, path: DecodePath, gpu: &'a GpuSpec) -> Timed<'a> {
-        Timed { shape, path, gpu, runtime: Runtime::Native, build: "1", floor_us: 3.0, tile_rows: 1 }
+        Timed {
+            shape,
+            path,
+            gpu,
+            cache_format: CacheFormat::F32,
+            runtime: Runtime::Native,
+            build: "1",
+            floor_us: 3.0,
+            tile_rows: 1,
+        }
     }
 
     /// The times a kernel of known shares takes, over a grid of passes that outgrow every cache.
     fn passes(timed: &Timed<'_>, bandwidth: f64, arithmetic: f64, query_tokens: &[u32]) -> Vec<TimedPass> {
         let truth = timed.entry(bandwidth, arithmetic, &provenance());
         let calibration = Calibration { kernels: vec![truth], ..Calibration::default() };
-        let (layout, efficiency) = (RopeLayout::Shared, Efficiency::Calibrated);
+        let layout = CacheLayout { rope: RopeLayout::Shared, format: timed.cache_format };
+        let efficiency = Efficiency::Calibrated;
         let model =
             AttentionModel::new(timed.path, timed.gpu, timed.runtime, efficiency, layout, &calibration);
         let split = TensorParallelSplit::new(timed.shape, timed.path, 1).unwrap();

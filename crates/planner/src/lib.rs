@@ -54,5 +54,5 @@ pub use kernels::Runtime;
 pub use live::{DraftCounters, LiveCounters, LiveError, LiveFit, LiveLoad, LivePod, Observed};
 pub use models::{ModelName, UnknownModel, shape};
 pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan, plan_calibrated};
-pub use roofline::{AttentionCore, BYTES_PER_ELEMENT, Bound, RopeLayout};
+pub use roofline::{AttentionCore, Bound, CacheLayout, RopeLayout};
 pub use step::StepTime;

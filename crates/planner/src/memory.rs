@@ -4,11 +4,7 @@ use std::fmt;
 
 use gqla_model::DecodePath;
 
-use crate::{
-    plan::Goal,
-    roofline::{BYTES_PER_ELEMENT, RopeLayout, kv_elements},
-    step::StepModel,
-};
+use crate::{plan::Goal, roofline::CacheLayout, step::StepModel};
 
 /// Memory of one rank, in bytes. Projections into the query's and the keys' latents, into prediction layers and the
 /// routers are on every rank, up-projections come in whole groups; everything else divides. Every drafted token has a
@@ -28,7 +24,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// The budget of a rank that also holds `drafts` prediction layers and their cache.
-    pub(crate) fn new(model: &StepModel<'_>, drafts: u32, layout: RopeLayout, goal: &Goal) -> Self {
+    pub(crate) fn new(model: &StepModel<'_>, drafts: u32, layout: CacheLayout, goal: &Goal) -> Self {
         let (shape, split) = (model.shape, model.split);
         let bytes = shape.weights.weight_format.bytes_per_element();
         let routed = shape.weights.experts.map_or(0, |experts| experts.n_routed_experts);
@@ -39,10 +35,10 @@ impl Memory {
         let divided = (elements - replicated - expanded).max(0.0);
         let per_rank = divided / f64::from(split.degree) + replicated + held;
         let draft_path = if model.own_groups() { DecodePath::MqaAbsorb } else { model.path };
-        let drafted = kv_elements(&shape.attention, draft_path, split, layout).saturating_mul(drafts.into());
+        let drafted = layout.bytes(&shape.attention, draft_path, split).saturating_mul(drafts.into());
         let per_token = model.layers.iter().fold(drafted, |sum, layers| {
-            let elements = kv_elements(&layers.attention, model.path, layers.split, layout);
-            sum.saturating_add(elements.saturating_mul(layers.count.into()))
+            let bytes = layout.bytes(&layers.attention, model.path, layers.split);
+            sum.saturating_add(bytes.saturating_mul(layers.count.into()))
         });
         Self {
             weights: elements * bytes,
@@ -52,7 +48,7 @@ impl Memory {
             device: model.gpu.memory_bytes,
             fraction: goal.memory_fraction,
             usable: (model.gpu.memory_bytes as f64 * goal.memory_fraction) as u64,
-            bytes_per_token: per_token.saturating_mul(BYTES_PER_ELEMENT).max(1),
+            bytes_per_token: per_token.max(1),
         }
     }
 

@@ -2,15 +2,16 @@
 
 use std::borrow::Cow;
 
-use gqla_model::{DecodePath, ModelShape, ShapeError, SplitError};
+use gqla_model::{CacheFormat, DecodePath, ModelShape, ShapeError, SplitError};
 
 use crate::{
     attention::Efficiency,
     calibration::{Calibration, CalibrationError},
     explain,
     gpu::{GpuSpec, GpuSpecError},
+    hardware::{Architecture, Hardware},
     kernels::Runtime,
-    roofline::{Bound, RopeLayout},
+    roofline::{Bound, CacheLayout, RopeLayout},
     search::{self, Scored},
     step::StepTime,
 };
@@ -114,6 +115,8 @@ pub struct Constraints {
     pub efficiency: Efficiency,
     /// How the GQA path stores its cache; see [`Self::layout`] where it is `None`.
     pub rope_layout: Option<RopeLayout>,
+    /// What the cache's numbers are stored as; see [`Self::layout`] where it is `None`.
+    pub cache_format: Option<CacheFormat>,
     /// Whether groups may be padded with idle heads where a degree does not divide them. The engine has to pad too.
     pub head_padding: bool,
 }
@@ -130,19 +133,30 @@ impl Default for Constraints {
             runtime: Runtime::Native,
             efficiency: Efficiency::Calibrated,
             rope_layout: None,
+            cache_format: None,
             head_padding: false,
         }
     }
 }
 
 impl Constraints {
-    /// How the GQA path stores its cache: as asked for, or as the runtime does. Where only the attention core is
-    /// compared, published kernel times are for one rope key.
-    pub fn layout(&self) -> RopeLayout {
-        self.rope_layout.unwrap_or(match (self.runtime, self.scope) {
-            (Runtime::Vllm, Scope::Deployment) => RopeLayout::Padded,
-            (Runtime::Native, _) | (_, Scope::AttentionOnly) => RopeLayout::Shared,
-        })
+    /// How the cache is stored on `gpu`: as asked for, or as the runtime does. Where only the attention core is compared,
+    /// published kernel times are for bf16 and one rope key.
+    pub fn layout(&self, gpu: &GpuSpec) -> CacheLayout {
+        let runtimes = match (self.scope, self.runtime, Hardware::of(gpu).architecture) {
+            (Scope::AttentionOnly, ..) => CacheLayout::PUBLISHED,
+            (Scope::Deployment, Runtime::Vllm, _) => {
+                CacheLayout { rope: RopeLayout::Padded, ..CacheLayout::PUBLISHED }
+            }
+            (Scope::Deployment, Runtime::Native, Architecture::Cpu) => {
+                CacheLayout { format: CacheFormat::CPU_DEFAULT, ..CacheLayout::PUBLISHED }
+            }
+            (Scope::Deployment, Runtime::Native, _) => CacheLayout::PUBLISHED,
+        };
+        CacheLayout {
+            rope: self.rope_layout.unwrap_or(runtimes.rope),
+            format: self.cache_format.unwrap_or(runtimes.format),
+        }
     }
 }
 

@@ -8,15 +8,13 @@
 //! | absorb | `2 (r + d_rope)` | `2 (H/TP) s_q (2r + d_rope)` |
 //! | GQA | `2 (G_l (d_nope + d_v) + d_rope)`, `G_l = max(1, G/TP)` | `2 (H/TP) s_q (d_nope + d_rope + d_v)` |
 //!
-//! Those are bytes with one rope key for all groups; [`RopeLayout`] has the others. The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is
-//! [`crate::kernel`]'s business, and projections, weight reads and all-reduces are [`crate::step`]'s.
+//! Those are bytes in bf16 with one rope key for all groups; [`CacheLayout`] has the others. The pass takes
+//! `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is [`crate::kernel`]'s business,
+//! and projections, weight reads and all-reduces are [`crate::step`]'s.
 
-use gqla_model::{AttentionShape, DecodePath, TensorParallelSplit};
+use gqla_model::{AttentionShape, CacheFormat, DecodePath, TensorParallelSplit};
 
 use crate::gpu::GpuSpec;
-
-/// Bytes of one bf16 element, the type caches and weights are planned in.
-pub const BYTES_PER_ELEMENT: u64 = 2;
 
 /// How the GQA path lays out the rotary key in its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +26,25 @@ pub enum RopeLayout {
     /// Each group carries its own copy and values as wide as its keys, as the plugin for vLLM stores them: the kernels it
     /// calls know one width.
     Padded,
+}
+
+/// What a cache holds per token, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLayout {
+    /// Copies of the rotary key on the GQA path.
+    pub rope: RopeLayout,
+    /// What numbers are stored as.
+    pub format: CacheFormat,
+}
+
+impl CacheLayout {
+    /// What published comparisons assume: bf16, and one rotary key for all groups.
+    pub const PUBLISHED: Self = Self { rope: RopeLayout::Shared, format: CacheFormat::Bf16 };
+
+    /// Cache bytes per token and layer of one rank.
+    pub(crate) fn bytes(self, shape: &AttentionShape, path: DecodePath, split: TensorParallelSplit) -> u64 {
+        kv_elements(shape, path, split, self.rope).saturating_mul(self.format.bytes() as u64)
+    }
 }
 
 /// Which side of the ridge a pass is on.
@@ -76,14 +93,14 @@ impl AttentionCore {
         path: DecodePath,
         split: TensorParallelSplit,
         query_tokens: u32,
-        layout: RopeLayout,
+        layout: CacheLayout,
         gpu: &GpuSpec,
     ) -> Self {
         let query_tokens = u64::from(query_tokens.max(1));
-        let bytes = kv_elements(shape, path, split, layout).saturating_mul(BYTES_PER_ELEMENT);
+        let bytes = layout.bytes(shape, path, split);
         let flops = u64::from(split.heads_per_rank)
             .saturating_mul(query_tokens)
-            .saturating_mul(flops_per_head(shape, path, layout));
+            .saturating_mul(flops_per_head(shape, path, layout.rope));
         let memory_ns = bytes as f64 / gpu.bytes_per_second * 1e9;
         let compute_ns = flops as f64 / gpu.flops_per_second * 1e9;
         let pass_ns = memory_ns.max(compute_ns);
@@ -99,7 +116,7 @@ impl AttentionCore {
 }
 
 /// Cache elements per token and layer of one rank. The latent of the absorb path has one rope key in any layout.
-pub(crate) fn kv_elements(
+fn kv_elements(
     shape: &AttentionShape,
     path: DecodePath,
     split: TensorParallelSplit,

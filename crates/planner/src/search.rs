@@ -94,7 +94,7 @@ impl<'a> Search<'a> {
     ) -> Self {
         let attention = DecodePath::ALL.map(|path| {
             let Constraints { runtime, efficiency, .. } = *constraints;
-            AttentionModel::new(path, gpu, runtime, efficiency, constraints.layout(), calibration)
+            AttentionModel::new(path, gpu, runtime, efficiency, constraints.layout(gpu), calibration)
         });
         let (hardware, parts) = (Hardware::of(gpu), Parameters::of(shape));
         Self { shape, gpu, goal, constraints, hardware, parts, attention }
@@ -188,7 +188,7 @@ impl<'a> Search<'a> {
     }
 
     fn best(&self, layout: &Layout<'_>, drafts: u32) -> Scored {
-        let memory = Memory::new(&layout.model, drafts, self.constraints.layout(), self.goal);
+        let memory = Memory::new(&layout.model, drafts, self.constraints.layout(self.gpu), self.goal);
         let capacity = memory.capacity_tokens();
         let obstacle = self.obstacle(&layout.model, drafts, &memory);
         let attention_only = self.constraints.scope == Scope::AttentionOnly;

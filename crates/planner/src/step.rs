@@ -15,7 +15,6 @@ use crate::{
     gpu::GpuSpec,
     hardware::{Architecture, Hardware},
     kernels::Runtime,
-    roofline::BYTES_PER_ELEMENT,
 };
 
 /// Share of peak bandwidth that weight reads reach: the flat figure of NVIDIA's aiconfigurator.
@@ -27,6 +26,9 @@ const LAUNCH_US: f64 = 3.0;
 const ALL_REDUCE_US: [f64; 2] = [10.0, 20.0];
 /// Share of a link's rate that large messages reach.
 const LINK_EFFICIENCY: f64 = 0.8;
+
+/// Bytes of a number of the residual stream, which ranks add up in bf16.
+const BYTES_PER_ELEMENT: f64 = 2.0;
 
 /// Where the time of a step goes, µs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -323,7 +325,7 @@ impl StepModel<'_> {
         if self.split.degree <= 1 {
             return 0.0;
         }
-        let bytes = tokens * f64::from(self.shape.hidden_size) * BYTES_PER_ELEMENT as f64;
+        let bytes = tokens * f64::from(self.shape.hidden_size) * BYTES_PER_ELEMENT;
         let (floor, share) = match self.efficiency {
             Efficiency::Peak => (0.0, 1.0),
             Efficiency::Calibrated => (ALL_REDUCE_US[usize::from(!self.hardware.nvlink)], LINK_EFFICIENCY),

@@ -80,7 +80,7 @@ struct ServeArgs {
     #[arg(long)]
     kv_cache_bytes: Option<u64>,
     /// What the cache's numbers are stored as; bf16 takes half the memory. CUDA stores bf16 whatever this says.
-    #[arg(long, value_enum, default_value_t = KvCacheDtype::F32)]
+    #[arg(long, value_enum, default_value = CacheFormat::CPU_DEFAULT.name())]
     kv_cache_dtype: KvCacheDtype,
     /// Folder with images of the CUDA kernels (cubin, PTX); without one, NVRTC compiles them when the server starts.
     #[arg(long)]
@@ -312,7 +312,7 @@ mod tests {
         let default = config("gqla-server --model /m");
         assert_eq!(
             (default.kv_cache, default.kv_cache_format),
-            (CacheMemory::FreeShare(0.5), CacheFormat::F32)
+            (CacheMemory::FreeShare(0.5), CacheFormat::CPU_DEFAULT)
         );
         let chosen = config("gqla-server --model /m --kv-cache-bytes 4096 --kv-cache-dtype bf16");
         assert_eq!((chosen.kv_cache, chosen.kv_cache_format), (CacheMemory::Bytes(4096), CacheFormat::Bf16));

@@ -1,6 +1,6 @@
 //! Which path to decode on: an order from the command line, or the planner's advice for this machine.
 
-use gqla_model::{DecodePath, ModelShape};
+use gqla_model::{CacheFormat, DecodePath, ModelShape};
 use gqla_planner::{CPU_CLASS, Catalogue, Constraints, Goal, GpuSpec, HostRates, PlanError, plan};
 
 /// A path and where it comes from.
@@ -63,6 +63,17 @@ impl Reason {
     }
 }
 
+/// What the machine is to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Prompt plus answer, in tokens.
+    pub context_length: usize,
+    /// Sequences decoded at once.
+    pub concurrency: usize,
+    /// What the cache's numbers are stored as.
+    pub cache_format: CacheFormat,
+}
+
 /// Why there is no path.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum PathError {
@@ -86,8 +97,7 @@ pub enum PathError {
 pub fn choose(
     requested: Option<DecodePath>,
     shape: Option<&ModelShape>,
-    context_length: usize,
-    concurrency: usize,
+    load: &Load,
     measure: impl FnOnce() -> Result<HostRates, String>,
 ) -> Result<PathChoice, PathError> {
     match (requested, shape) {
@@ -97,7 +107,7 @@ pub fn choose(
         (None, Some(shape)) => {
             let catalogue = Catalogue::builtin();
             let class = catalogue.get(CPU_CLASS).ok_or(PathError::NoClass)?;
-            planned(shape, context_length, concurrency, Machine::of(&class.spec, measure()))
+            planned(shape, load, Machine::of(&class.spec, measure()))
         }
     }
 }
@@ -106,19 +116,18 @@ const fn unplanned(path: Option<DecodePath>, reason: Reason) -> PathChoice {
     PathChoice { path, reason, explanation: None, machine: None }
 }
 
-fn planned(
-    shape: &ModelShape,
-    context_length: usize,
-    concurrency: usize,
-    machine: Machine,
-) -> Result<PathChoice, PathError> {
+fn planned(shape: &ModelShape, load: &Load, machine: Machine) -> Result<PathChoice, PathError> {
     let goal = Goal {
-        context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
-        concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
+        context_length: u32::try_from(load.context_length).unwrap_or(u32::MAX),
+        concurrency: u32::try_from(load.concurrency).unwrap_or(u32::MAX),
         ..Goal::default()
     };
-    let constraints =
-        Constraints { tensor_parallel: Some(1), multi_token_prediction: Some(0), ..Constraints::default() };
+    let constraints = Constraints {
+        tensor_parallel: Some(1),
+        multi_token_prediction: Some(0),
+        cache_format: Some(load.cache_format),
+        ..Constraints::default()
+    };
     let decision = plan(shape, &machine.spec, &goal, &constraints)?;
     Ok(PathChoice {
         path: Some(decision.chosen.path),
@@ -134,6 +143,8 @@ mod tests {
 
     use super::*;
 
+    const LOAD: Load = Load { context_length: 4096, concurrency: 8, cache_format: CacheFormat::CPU_DEFAULT };
+
     fn rates(flops_per_second: f64, bytes_per_second: f64) -> HostRates {
         HostRates { flops_per_second, bytes_per_second }
     }
@@ -146,7 +157,7 @@ mod tests {
     fn an_order_is_obeyed_and_measures_nothing() {
         let shape = shape(ModelName::DeepseekAttention);
         for path in DecodePath::ALL {
-            let choice = choose(Some(path), Some(&shape), 4096, 8, never).unwrap();
+            let choice = choose(Some(path), Some(&shape), &LOAD, never).unwrap();
             assert_eq!((choice.path, choice.reason), (Some(path), Reason::Requested));
         }
     }
@@ -160,12 +171,25 @@ mod tests {
             (rates(1e15, 1e12), DecodePath::MqaAbsorb),
             (rates(2e11, 1e12), DecodePath::Gqa),
         ] {
-            let auto = choose(None, Some(&shape), 4096, 8, || Ok(measured)).unwrap();
+            let auto = choose(None, Some(&shape), &LOAD, || Ok(measured)).unwrap();
             assert_eq!((auto.path, auto.reason), (Some(path), Reason::Planned), "{measured:?}");
             let machine = auto.machine.unwrap();
             assert_eq!((machine.spec.ridge(), machine.source()), (measured.ridge(), "measured"));
             assert!(auto.explanation.is_some());
         }
+    }
+
+    #[test]
+    fn the_plan_counts_the_cache_as_the_engine_will_store_it() {
+        let shape = shape(ModelName::DeepseekAttention);
+        let explained = |cache_format| {
+            let load = Load { cache_format, ..LOAD };
+            let choice = choose(None, Some(&shape), &load, || Ok(rates(2e11, 3e10))).unwrap();
+            choice.explanation.unwrap()
+        };
+        // (8 · 256 + 64) numbers per token and layer, as DeepSeek's shape caches with 8 groups.
+        assert!(explained(CacheFormat::F32).contains("8448 B"), "{}", explained(CacheFormat::F32));
+        assert!(explained(CacheFormat::Bf16).contains("4224 B"), "{}", explained(CacheFormat::Bf16));
     }
 
     #[test]
@@ -179,7 +203,7 @@ mod tests {
             (Ok(rates(1e15, 2e14)), "memory bandwidth was measured as 2e14"),
             (Err("no thread".to_owned()), "no thread"),
         ] {
-            let auto = choose(None, Some(&shape), 4096, 8, || measured).unwrap();
+            let auto = choose(None, Some(&shape), &LOAD, || measured).unwrap();
             let machine = auto.machine.unwrap();
             assert_eq!((&machine.spec, machine.source()), (class, "catalogue"));
             assert!(machine.unmeasured.as_ref().unwrap().starts_with(why), "{machine:?}");
@@ -189,8 +213,8 @@ mod tests {
 
     #[test]
     fn a_plain_model_has_nothing_to_choose() {
-        assert_eq!(choose(None, None, 64, 1, never).unwrap().reason, Reason::OnlyPath);
-        let error = choose(Some(DecodePath::Gqa), None, 64, 1, never).unwrap_err();
+        assert_eq!(choose(None, None, &LOAD, never).unwrap().reason, Reason::OnlyPath);
+        let error = choose(Some(DecodePath::Gqa), None, &LOAD, never).unwrap_err();
         assert!(error.to_string().contains("gqla convert"), "{error}");
     }
 }

@@ -16,7 +16,7 @@ use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
 
 use crate::{
     args::{Config, Device},
-    decode_path::{Machine, PathChoice, choose},
+    decode_path::{Load, Machine, PathChoice, choose},
     ridge,
     state::{App, Model, Phase},
 };
@@ -62,9 +62,13 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
         AttentionConfig::Plain { .. } => None,
         AttentionConfig::Latent { .. } => Some(checkpoint.model_shape()?),
     };
-    let context = config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings);
+    let load = Load {
+        context_length: config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings),
+        concurrency: config.limits.running,
+        cache_format: config.kv_cache_format,
+    };
     let measure = || ridge::measure(config.kv_cache);
-    Ok(choose(config.decode_path, shape.as_ref(), context, config.limits.running, measure)?)
+    Ok(choose(config.decode_path, shape.as_ref(), &load, measure)?)
 }
 
 fn log(choice: &PathChoice) {

@@ -11,14 +11,14 @@ use clap::Subcommand;
 pub enum Bench {
     /// The operator's memory and CPU time over a large fleet whose labels change
     Fleet(fleet::Args),
-    /// How long a plan takes in a release build, over all built-in models and classes
-    Planner,
+    /// How long a plan takes over all built-in models and classes, and whether its path is the faster one on this machine
+    Planner(planner::Args),
 }
 
 /// Runs one benchmark.
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Fleet(args) => fleet::run(args),
-        Bench::Planner => planner::run_bench(),
+        Bench::Planner(args) => planner::run_bench(args),
     }
 }

@@ -1,6 +1,6 @@
 //! `gqla bench attn`: one layer's decode attention along both paths, as the engine runs it.
 
-mod grid;
+pub(super) mod grid;
 mod view;
 
 use std::{
@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use gqla_engine::cpu::{
     InstructionSet, Pool,
-    measure::{AttentionCase, AttentionTimer, PassTimes},
+    measure::{AttentionCase, AttentionTimer, CACHE_FORMAT, PassTimes},
 };
 use gqla_model::{AttentionShape, DecodePath};
 use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
@@ -197,6 +197,7 @@ impl PathRun<'_> {
             shape: self.shape,
             path: self.path,
             gpu: self.gpu,
+            cache_format: CACHE_FORMAT,
             runtime: Runtime::Native,
             build: VERSION,
             floor_us: floor * 1e6,

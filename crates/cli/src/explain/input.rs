@@ -1,6 +1,6 @@
 //! GQLADeployments and a fleet out of files.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use gqla_api::{GPUClass, GQLADeployment};
@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::Args;
 use crate::{
-    calibration, manifest, model,
+    calibration, gpu_classes, manifest, model,
     nodes::{Sources, agents, sort},
+    schema,
 };
 
 /// Most bytes a file may have: some thousand nodes with all their images.
@@ -44,7 +45,7 @@ impl Input {
         let (objects, mut declared) = deployments(manifest::read(&args.file, LARGEST)?)
             .with_context(|| format!("nothing to explain in `{}`", args.file.display()))?;
         if let Some(file) = &args.classes {
-            declared.extend(only_classes(file)?);
+            declared.extend(gpu_classes::read(file)?);
         }
         let mut sources = sort(manifest::read(&args.nodes, LARGEST)?).with_context(|| {
             format!("`{}` is not what `kubectl get nodes -o json` prints", args.nodes.display())
@@ -67,26 +68,12 @@ pub(super) fn deployments(objects: Vec<Value>) -> anyhow::Result<(Vec<Object>, V
     for (object, kind) in objects.into_iter().zip(&kinds) {
         match kind.as_str() {
             "GQLADeployment" => found.push(Object::of(object)),
-            "GPUClass" => declared.push(class(object)?),
+            "GPUClass" => declared.push(gpu_classes::of(object)?),
             _ => {}
         }
     }
     ensure!(!found.is_empty(), "expected a GQLADeployment, got {}", kinds.join(", "));
     Ok((found, declared))
-}
-
-fn class(object: Value) -> anyhow::Result<GPUClass> {
-    let name = text(&object, "name").unwrap_or_default();
-    serde_json::from_value(object).with_context(|| format!("GPUClass {name} is malformed"))
-}
-
-fn only_classes(file: &Path) -> anyhow::Result<Vec<GPUClass>> {
-    let of = |object: Value| {
-        let kind = manifest::kind(&object).unwrap_or("an object without kind");
-        ensure!(kind == "GPUClass", "`{}`: expected GPUClasses, got {kind}", file.display());
-        class(object).with_context(|| format!("`{}`", file.display()))
-    };
-    manifest::read(file, LARGEST)?.into_iter().map(of).collect()
 }
 
 impl Object {
@@ -109,6 +96,10 @@ fn typed(object: Value) -> Result<GQLADeployment, String> {
     let (expected, version) = ("gqla.dev/v1alpha1", object["apiVersion"].as_str().unwrap_or("none"));
     if version != expected {
         return Err(format!("apiVersion is {version}, expected {expected}"));
+    }
+    let violations = schema::violations("GQLADeployment", &object);
+    if !violations.is_empty() {
+        return Err(violations.join("; "));
     }
     serde_json::from_value(object).map_err(|error| error.to_string())
 }

@@ -17,9 +17,10 @@ struct Line {
 fn json(line: &str) -> Value {
     let words = ["plan"].into_iter().chain(line.split_whitespace());
     let args = Line::try_parse_from(words).unwrap().args;
-    let (shape, catalogue) = (model::resolve(&args.model).unwrap(), Catalogue::builtin());
-    let class = model::gpu_class(&catalogue, &args.gpu).unwrap();
-    let goal = args.goal(&shape);
+    let shape = model::resolve(&args.model).unwrap();
+    let classes = gpu_classes::catalogue(args.classes.as_deref()).unwrap();
+    let class = model::gpu_class(&classes.catalogue, &args.gpu).unwrap();
+    let goal = args.goal(&shape, classes.costs.get(class.name()).copied());
     let calibration = args.calibration().unwrap();
     let decision = plan_calibrated(&shape, &class.spec, &goal, &args.constraints(), &calibration).unwrap();
     let view = PlanView::decided(&args, class, &goal, &decision);
@@ -108,6 +109,9 @@ fn what_is_no_choice_is_refused_with_the_choices() {
     assert!(refusal("--s-q 17").contains("expected auto or a number from 1 to 16"));
     assert!(refusal("--path both").contains("expected `mqa-absorb` or `gqa`, or auto"));
     assert!(refusal("--batch 0").contains("--batch"));
+    assert!(refusal("--tp 0").contains("1..=1024"));
+    assert!(refusal("--tp-max 4294967295").contains("1..=1024"));
+    assert!(refusal("--kv-cache-dtype fp8").contains("expected f32 or bf16"));
 }
 
 /// `gqla plan LINE` with a calibration in a file.
@@ -153,4 +157,64 @@ fn what_benchmarks_print_is_planned_with() {
     let plan = calibrated(line, &serde_json::to_string(&attention).unwrap());
     let basis = plan["basis"].as_str().unwrap();
     assert!(basis.starts_with("measured by gqla bench attn on smollm2-135m-gqla with "), "{basis}");
+}
+
+#[test]
+fn an_impossible_goal_is_told_by_its_flag() {
+    let refusal = |line: &str| {
+        let words =
+            ["plan", "--model", "llama-3-8b-gqla", "--gpu", "h20"].into_iter().chain(line.split_whitespace());
+        run(&Line::try_parse_from(words).unwrap().args).unwrap_err().to_string()
+    };
+    for (line, sentence) in [
+        ("--context 0", "--context is 0, expected at least 1"),
+        ("--concurrency 0", "--concurrency is 0, expected at least 1"),
+        ("--acceptance 1.5", "--acceptance is 1.5, expected a number from 0 to 1"),
+        ("--prompt-tokens 9 --context 8", "--prompt-tokens is 9, expected at most --context"),
+        ("--output-tokens 0", "--output-tokens is 0, expected at least 1"),
+        (
+            "--max-time-per-output-token -1",
+            "--max-time-per-output-token is -1, expected a finite number above 0",
+        ),
+        ("--cost-per-gpu-hour 0", "--cost-per-gpu-hour is 0, expected a finite number above 0"),
+    ] {
+        assert_eq!(refusal(&line.replace(" -1", "=-1")), sentence);
+    }
+}
+
+#[test]
+fn a_gpu_class_overrides_and_extends_the_catalogue() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let class = |name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: gqla.dev/v1alpha1\nkind: GPUClass\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let own = class("x9", "memoryBandwidthGBps: 1000, bf16TFLOPS: 100, memoryGiB: 80, costPerGpuHour: 2");
+    file.write_all((class("h20", "memoryBandwidthGBps: 2000") + &own).as_bytes()).unwrap();
+    let plan = |gpu: &str| {
+        json(&format!("--model llama-3-8b-gqla --gpu {gpu} --tp 1 --classes {}", file.path().display()))
+    };
+    assert_eq!((&plan("H20")["chosen"]["ridge"], &plan("H20")["gpu"]), (&74.0.into(), &"H20".into()));
+    assert!(plan("H20")["chosen"]["cost_per_million_tokens"].is_null());
+    assert_eq!(plan("X9")["chosen"]["ridge"], 100.0);
+    assert!(plan("X9")["chosen"]["cost_per_million_tokens"].as_f64().is_some_and(|cost| cost > 0.0));
+}
+
+/// A CPU's cache is counted in f32, as gqla-server stores it; published comparisons of the core are in bf16.
+#[test]
+fn a_cache_is_counted_as_it_is_stored() {
+    let bytes = |line: &str| {
+        let plan = json(&format!("--model llama-3-8b-gqla --tp 1 --path mqa-absorb --s-q 1 {line}"));
+        plan["chosen"]["bytes_per_token_layer"].as_u64().unwrap()
+    };
+    for (line, expected) in [
+        ("--gpu cpu", 2304),
+        ("--gpu cpu --kv-cache-dtype bf16", 1152),
+        ("--gpu cpu --attention-only", 1152),
+        ("--gpu h20", 1152),
+        ("--gpu h20 --kv-cache-dtype f32", 2304),
+    ] {
+        assert_eq!(bytes(line), expected, "{line}");
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 use gqla_model::{DecodePath, TensorParallelSplit};
-use gqla_planner::{AttentionCore, Catalogue, GpuSpec, ModelName, RopeLayout, shape};
+use gqla_planner::{AttentionCore, CacheLayout, Catalogue, GpuSpec, ModelName, shape};
 use serde::Serialize;
 
 use crate::table::{TableFormat, columns};
@@ -82,7 +82,7 @@ impl Row {
     fn new(gpu: &GpuSpec, path: DecodePath, query_tokens: u32) -> anyhow::Result<Self> {
         let attention = shape(ModelName::DeepseekV3Gqla).attention;
         let split = TensorParallelSplit::new(&attention, path, 1)?;
-        let core = AttentionCore::new(&attention, path, split, query_tokens, RopeLayout::Shared, gpu);
+        let core = AttentionCore::new(&attention, path, split, query_tokens, CacheLayout::PUBLISHED, gpu);
         Ok(Self {
             gpu: gpu.name.to_string(),
             path: path.flag(),

@@ -1,14 +1,14 @@
 //! What the planner is asked for a pool.
 
 use gqla_api::{ConditionReason, MultiTokenPrediction, Objective, ShortDuration, TensorParallel};
-use gqla_model::ModelShape;
+use gqla_model::{CacheFormat, ModelShape};
 use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
 
 use super::{Failure, Target};
 use crate::validate::ValidatedDeployment;
 
 /// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
-pub(super) fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
+pub(super) fn cpu_constraints(target: &Target<'_>, arguments: &[String]) -> Result<Constraints, Failure> {
     let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
     if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
         return refuse(format!(
@@ -25,8 +25,18 @@ pub(super) fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failur
         path: target.decode.path.fixed(),
         tensor_parallel: Some(1),
         multi_token_prediction: Some(0),
+        cache_format: cache_format(arguments),
         ..Constraints::default()
     })
+}
+
+/// What the pods' own `arguments` say that the cache's numbers are stored as; gqla-server refuses what is no format.
+fn cache_format(arguments: &[String]) -> Option<CacheFormat> {
+    let value = |(index, argument): (usize, &String)| match argument.strip_prefix("--kv-cache-dtype")? {
+        "" => arguments.get(index + 1)?.parse().ok(),
+        rest => rest.strip_prefix('=')?.parse().ok(),
+    };
+    arguments.iter().enumerate().find_map(value)
 }
 
 /// Any degree that one node's GPUs allow, unless one is asked for.

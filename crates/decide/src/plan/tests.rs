@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use gqla_model::DecodePath;
+use gqla_model::{CacheFormat, DecodePath};
 use serde_json::{Value, from_value, json};
 
 use super::*;
@@ -57,7 +57,23 @@ fn the_cpu_backend_runs_everywhere_and_says_what_it_is() {
     assert_eq!(names, [("cpu", 1), ("h100", 1), ("h20", 1)], "{:?}", plan.failures);
     let chosen = plan.pools.iter().map(|pool| &pool.decision.chosen);
     assert!(chosen.clone().all(|chosen| chosen.tensor_parallel == 1 && chosen.multi_token_prediction == 0));
-    assert!(plan.pools[1].note.as_ref().is_some_and(|note| note.contains("CPU backend")), "{plan:?}");
+    let told = "runs the CPU backend on H100 nodes: path and figures are what is planned for the H100 itself";
+    assert!(plan.pools[1].note.as_ref().is_some_and(|note| note.starts_with(told)), "{plan:?}");
+    assert_eq!(plan.pools[0].note, None);
+}
+
+#[test]
+fn a_cpu_s_cache_is_counted_as_its_pods_store_it() {
+    let bytes = |arguments: &[&str]| {
+        let runtime = json!({ "device": "CPU", "extraArgs": arguments });
+        let plan =
+            planned(json!({ "runtime": runtime, "pools": [{ "name": "a", "gpuClass": "CPU" }] }), &mixed());
+        plan.pools[0].decision.chosen.bytes_per_token_layer
+    };
+    let default = bytes(&[]);
+    assert_eq!(default, bytes(&[&format!("--kv-cache-dtype={}", CacheFormat::CPU_DEFAULT)]));
+    let wide = bytes(&["--max-queued-requests=4", "--kv-cache-dtype", "f32"]);
+    assert_eq!(wide, 2 * bytes(&["--kv-cache-dtype=bf16"]));
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Default for CpuEngineConfig {
             max_num_seqs: 16,
             max_queued: 128,
             kv_cache: CacheMemory::Bytes(1 << 30),
-            kv_cache_format: CacheFormat::F32,
+            kv_cache_format: CacheFormat::CPU_DEFAULT,
             expandable: false,
             threads: None,
         }

@@ -1,5 +1,7 @@
 //! The paged cache of one layer and how a step's tokens lie in it.
 
+use gqla_model::CacheFormat;
+
 use crate::gemm::Element;
 
 /// Tokens of a cache block.
@@ -8,27 +10,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// Bytes of a cache line, which vectors of f32 should not straddle.
 const LINE: usize = 64;
 
-/// What numbers of a cache are stored as. Arithmetic is f32 either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheFormat {
-    /// As they were computed.
-    #[default]
-    F32,
-    /// Rounded to 8 significant bits: half the memory, and half of what a decoding step reads of it.
-    Bf16,
-}
-
-impl CacheFormat {
-    /// Bytes of a number.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => size_of::<f32>(),
-            Self::Bf16 => size_of::<u16>(),
-        }
-    }
-}
-
-/// Blocks of one layer. What lies where in a block is the attention implementation's own affair.
+/// Blocks of one layer; arithmetic is f32 whatever they store. What lies where in a block is the attention implementation's own affair.
 pub struct LayerCache {
     numbers: Numbers,
     blocks: usize,

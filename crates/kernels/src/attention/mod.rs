@@ -17,7 +17,8 @@ mod tests;
 use gqla_model::AttentionShape;
 
 pub use absorb::Absorb;
-pub use cache::{BLOCK_TOKENS, CacheFormat, LayerCache, Segment};
+pub use cache::{BLOCK_TOKENS, LayerCache, Segment};
+pub use gqla_model::CacheFormat;
 pub use per_group::PerGroup;
 pub use plain::Plain;
 

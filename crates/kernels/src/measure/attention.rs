@@ -20,7 +20,7 @@ use crate::{
 const NOISE: usize = 4093;
 
 /// What the server keeps caches as unless told otherwise.
-const FORMAT: CacheFormat = CacheFormat::F32;
+pub const CACHE_FORMAT: CacheFormat = CacheFormat::CPU_DEFAULT;
 
 /// What one pass has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl AttentionCase {
 
     /// Bytes the pass reads of a cache of `kv_elements` numbers per token, each read once.
     pub fn cache_bytes(&self, kv_elements: usize) -> f64 {
-        self.batch as f64 * self.context as f64 * (kv_elements * FORMAT.bytes()) as f64
+        self.batch as f64 * self.context as f64 * (kv_elements * CACHE_FORMAT.bytes()) as f64
     }
 }
 
@@ -120,7 +120,7 @@ impl AttentionTimer {
             DecodePath::Gqa => Box::new(PerGroup::new(shape, up)?),
             DecodePath::MqaAbsorb => Box::new(Absorb::new(shape, up)?),
         };
-        let mut cache = LayerCache::new(blocks, attention.kv_elements(), FORMAT);
+        let mut cache = LayerCache::new(blocks, attention.kv_elements(), CACHE_FORMAT);
         let noise = noise(2);
         let mut values = noise.iter().copied().cycle();
         for block in 0..cache.blocks() as u32 {
@@ -132,7 +132,7 @@ impl AttentionTimer {
 
     /// Bytes that one block of a layer takes on `path`.
     pub fn block_bytes(shape: &AttentionShape, path: DecodePath) -> u64 {
-        shape.kv_elements(path).saturating_mul((BLOCK_TOKENS * FORMAT.bytes()) as u64)
+        shape.kv_elements(path).saturating_mul((BLOCK_TOKENS * CACHE_FORMAT.bytes()) as u64)
     }
 
     /// Numbers the layer caches per token.
@@ -142,7 +142,7 @@ impl AttentionTimer {
 
     /// Bytes of the whole cache.
     pub fn cache_bytes(&self) -> usize {
-        self.cache.allocated_elements() * FORMAT.bytes()
+        self.cache.allocated_elements() * CACHE_FORMAT.bytes()
     }
 
     /// Times `case` for about `time`, half of it for the core and half for whole calls. Two of each are run even if they
@@ -153,38 +153,80 @@ impl AttentionTimer {
         case: &AttentionCase,
         time: Duration,
     ) -> Result<PassTimes, CaseError> {
+        let mut ready = self.ready(case)?;
+        // The first whole call leaves the queries that the core then reads.
+        let call = sample(1, Instant::now(), time / 2, || self.call(pool, &mut ready));
+        let core = sample(1, Instant::now(), time / 2, || self.core(pool, &mut ready));
+        Ok(PassTimes { core: Figure::of(core), call: Figure::of(call) })
+    }
+
+    /// Makes `case` ready for [`Self::core_seconds`], with a whole call that leaves the queries the core reads.
+    pub fn prepare(&mut self, pool: &Pool, case: &AttentionCase) -> Result<Prepared, CaseError> {
+        let mut ready = self.ready(case)?;
+        self.call(pool, &mut ready);
+        Ok(ready)
+    }
+
+    /// Seconds of one pass of the core, which is the mean of `passes` in a row. `prepared` must be this timer's, and no
+    /// other case prepared since: its queries are overwritten then.
+    pub fn core_seconds(&mut self, pool: &Pool, prepared: &mut Prepared, passes: u32) -> f64 {
+        let start = Instant::now();
+        for _ in 0..passes.max(1) {
+            self.core(pool, prepared);
+        }
+        start.elapsed().as_secs_f64() / f64::from(passes.max(1))
+    }
+
+    fn ready(&self, case: &AttentionCase) -> Result<Prepared, CaseError> {
         case.validate()?;
         let AttentionCase { batch, context, query_tokens } = *case;
         let (needed, blocks) = (case.blocks(), self.cache.blocks());
         if needed > blocks {
             return Err(CaseError::TooLarge { batch, context, needed, blocks });
         }
-        let ids: Vec<u32> = (0..(blocks / needed * needed) as u32).collect();
-        let per_sequence = needed / batch;
-        let segments = |blocks| segments(blocks, per_sequence, case);
-        let layers: Vec<Vec<Segment<'_>>> = ids.chunks_exact(needed).map(segments).collect();
         let rows = batch * query_tokens;
-        let noise = noise(3);
-        let projected: Vec<f32> =
-            noise.iter().copied().cycle().take(rows * self.attention.projected_width()).collect();
-        let mut out = vec![0.0; rows * self.attention.output_width()];
-        let Self { attention, cache, scratch } = self;
-        let mut turn = layers.iter().cycle();
-        // The first whole call leaves the queries that the core then reads.
-        let call = sample(1, Instant::now(), time / 2, || {
-            if let Some(segments) = turn.next() {
-                attention.forward(pool, cache, segments, &projected, scratch, &mut out);
-            }
-            black_box(&out);
-        });
-        let core = sample(1, Instant::now(), time / 2, || {
-            if let Some(segments) = turn.next() {
-                attention.attend(pool, cache, segments, &projected, scratch, &mut out);
-            }
-            black_box(&out);
-        });
-        Ok(PassTimes { core: Figure::of(core), call: Figure::of(call) })
+        let projected =
+            noise(3).iter().copied().cycle().take(rows * self.attention.projected_width()).collect();
+        Ok(Prepared {
+            case: *case,
+            blocks: (0..(blocks / needed * needed) as u32).collect(),
+            turn: 0,
+            projected,
+            out: vec![0.0; rows * self.attention.output_width()],
+        })
     }
+
+    fn call(&mut self, pool: &Pool, ready: &mut Prepared) {
+        let Self { attention, cache, scratch } = self;
+        let Prepared { case, blocks, turn, projected, out } = ready;
+        attention.forward(pool, cache, &next(case, blocks, turn), projected, scratch, out);
+        black_box(&out);
+    }
+
+    fn core(&mut self, pool: &Pool, ready: &mut Prepared) {
+        let Self { attention, cache, scratch } = self;
+        let Prepared { case, blocks, turn, projected, out } = ready;
+        attention.attend(pool, cache, &next(case, blocks, turn), projected, scratch, out);
+        black_box(&out);
+    }
+}
+
+/// A case, and what its passes read and write besides the cache.
+pub struct Prepared {
+    case: AttentionCase,
+    blocks: Vec<u32>,
+    /// The first block of the next pass.
+    turn: usize,
+    projected: Vec<f32>,
+    out: Vec<f32>,
+}
+
+/// The next pass's sequences, on the blocks that were read longest ago.
+fn next<'a>(case: &AttentionCase, blocks: &'a [u32], turn: &mut usize) -> Vec<Segment<'a>> {
+    let needed = case.blocks();
+    let first = if *turn + needed > blocks.len() { 0 } else { *turn };
+    *turn = first + needed;
+    segments(&blocks[first..*turn], needed / case.batch, case)
 }
 
 fn segments<'a>(blocks: &'a [u32], per_sequence: usize, case: &AttentionCase) -> Vec<Segment<'a>> {
@@ -243,6 +285,20 @@ mod tests {
         attention.attend(&pool, cache, &segments, &projected, scratch, &mut core);
         assert_eq!(whole, core);
         assert!(whole.iter().any(|x| *x != 0.0) && whole.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn a_prepared_core_is_timed_pass_by_pass_over_blocks_in_turn() {
+        let pool = Pool::new(Some(2)).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 5).unwrap();
+        let mut prepared = timer.prepare(&pool, &case(1, 128, 2)).unwrap();
+        assert_eq!((prepared.blocks.len(), prepared.turn), (4, 2));
+        for (passes, turn) in [(1, 4), (1, 2), (2, 2), (0, 4)] {
+            let seconds = timer.core_seconds(&pool, &mut prepared, passes);
+            assert!(seconds > 0.0 && seconds < 60.0, "{seconds}");
+            assert_eq!(prepared.turn, turn);
+        }
+        assert!(prepared.out.iter().any(|x| *x != 0.0) && prepared.out.iter().all(|x| x.is_finite()));
     }
 
     #[test]

@@ -8,6 +8,6 @@ mod attention;
 mod figure;
 mod rates;
 
-pub use attention::{AttentionCase, AttentionTimer, CaseError, PassTimes};
+pub use attention::{AttentionCase, AttentionTimer, CACHE_FORMAT, CaseError, PassTimes, Prepared};
 pub use figure::Figure;
 pub use rates::{ReadRate, multiply_rate, read_rate};

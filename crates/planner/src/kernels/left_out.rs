@@ -12,7 +12,7 @@ use crate::{
     catalogue::Catalogue,
     kernel::Work,
     models::shape,
-    roofline::{AttentionCore, RopeLayout},
+    roofline::{AttentionCore, CacheLayout},
 };
 
 /// One published median, and the calls it is taken over.
@@ -106,7 +106,8 @@ fn calls(class: &str, model: crate::models::ModelName, ranks: u32) -> Vec<[Work;
     let works = |batch, context| {
         DecodePath::ALL.map(|path| {
             let split = TensorParallelSplit::new(&attention, path, ranks).unwrap();
-            let (runtime, efficiency, layout) = (Runtime::Vllm, Efficiency::Calibrated, RopeLayout::Shared);
+            let (runtime, efficiency, layout) =
+                (Runtime::Vllm, Efficiency::Calibrated, CacheLayout::PUBLISHED);
             let core = AttentionCore::new(&attention, path, split, 1, layout, &gpu);
             AttentionModel::new(path, &gpu, runtime, efficiency, layout, &Calibration::default())
                 .work(&attention, split, &core, 1, batch, context)

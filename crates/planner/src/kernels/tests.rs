@@ -6,7 +6,7 @@ use crate::{
     calibration::Calibration,
     catalogue::Catalogue,
     models::{ModelName, shape},
-    roofline::RopeLayout,
+    roofline::CacheLayout,
 };
 
 /// Published medians of absorb over GQA time of the fastest public kernels, by rank count 1, 2, 4 and 8.
@@ -49,7 +49,7 @@ fn ratio(gpu: &str, model: ModelName, ranks: u32, batch: u32, context: u32) -> (
         let split = TensorParallelSplit::new(&attention, path, ranks).unwrap();
         let runtime = Runtime::Vllm;
         let calibration = Calibration::default();
-        AttentionModel::new(path, &gpu, runtime, Efficiency::Calibrated, RopeLayout::Shared, &calibration)
+        AttentionModel::new(path, &gpu, runtime, Efficiency::Calibrated, CacheLayout::PUBLISHED, &calibration)
             .pass(&attention, split, 1, batch, context)
     });
     let tokens = f64::from(batch) * f64::from(context);
@@ -129,7 +129,7 @@ fn single_calls_take_about_what_was_published() {
             &gpu,
             Runtime::Vllm,
             Efficiency::Calibrated,
-            RopeLayout::Shared,
+            CacheLayout::PUBLISHED,
             &Calibration::default(),
         );
         let modelled = model.pass(&attention, split, 1, batch, context).ns / 1e3;
@@ -203,7 +203,7 @@ fn no_attention_call_is_faster_for_having_more_to_do() {
                 &class.spec,
                 runtime,
                 Efficiency::Calibrated,
-                RopeLayout::Shared,
+                CacheLayout::PUBLISHED,
                 &calibration,
             );
             for split in [1, 2, 4, 8].map(|ranks| TensorParallelSplit::new(&attention, path, ranks)) {
@@ -252,7 +252,7 @@ fn an_h20_absorbs_twenty_heads_and_not_a_hundred_and_twenty_eight() {
             let ns = |model, path| {
                 let attention = shape(model).attention;
                 let split = TensorParallelSplit::new(&attention, path, 1).unwrap();
-                let (efficiency, layout) = (Efficiency::Calibrated, RopeLayout::Shared);
+                let (efficiency, layout) = (Efficiency::Calibrated, CacheLayout::PUBLISHED);
                 AttentionModel::new(path, &gpu, runtime, efficiency, layout, &Calibration::default())
                     .pass(&attention, split, 1, 64, 8192)
                     .ns
@@ -276,7 +276,7 @@ fn an_h200_is_never_slower_than_an_h100() {
             for (tokens, batch, context) in calls() {
                 let [h100, h200] = ["H100", "H200"].map(|class| {
                     let gpu = Catalogue::builtin().get(class).unwrap().spec.clone();
-                    let (efficiency, layout) = (Efficiency::Calibrated, RopeLayout::Shared);
+                    let (efficiency, layout) = (Efficiency::Calibrated, CacheLayout::PUBLISHED);
                     AttentionModel::new(path, &gpu, runtime, efficiency, layout, &Calibration::default())
                         .pass(&attention, split, tokens, batch, context)
                         .ns

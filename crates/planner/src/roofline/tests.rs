@@ -6,16 +6,10 @@ use crate::{
     models::{self, ModelName},
 };
 
-fn core(
-    model: ModelName,
-    gpu: &str,
-    path: DecodePath,
-    tp: u32,
-    s_q: u32,
-    layout: RopeLayout,
-) -> AttentionCore {
+fn core(model: ModelName, gpu: &str, path: DecodePath, tp: u32, s_q: u32, rope: RopeLayout) -> AttentionCore {
     let shape = models::shape(model).attention;
     let split = TensorParallelSplit::new(&shape, path, tp).unwrap();
+    let layout = CacheLayout { rope, ..CacheLayout::PUBLISHED };
     AttentionCore::new(&shape, path, split, s_q, layout, &Catalogue::builtin().get(gpu).unwrap().spec)
 }
 
@@ -106,7 +100,7 @@ proptest! {
                 memory_bytes: 1,
                 compute_capability: None,
             };
-            AttentionCore::new(&shape, path, split, s_q, RopeLayout::Shared, &gpu).pass_ns
+            AttentionCore::new(&shape, path, split, s_q, CacheLayout::PUBLISHED, &gpu).pass_ns
         };
         let base = pass(flops, bandwidth);
         prop_assert!(pass(flops * factor, bandwidth) <= base);

@@ -1,6 +1,7 @@
 //! Properties of whole plans over every class, runtime and efficiency, and the decisions that one number turns.
 
 mod layers;
+mod numbers;
 mod vllm;
 
 use gqla_model::{AttentionShape, DecodePath, ModelShape, Parameters, TensorParallelSplit, WeightFormat};
@@ -14,7 +15,7 @@ use crate::{
     kernels::Runtime,
     models::{self, ModelName},
     plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan, plan_calibrated},
-    roofline::{AttentionCore, RopeLayout},
+    roofline::{AttentionCore, CacheLayout, RopeLayout},
 };
 
 fn gpu(class: &str) -> GpuSpec {
@@ -423,7 +424,8 @@ proptest! {
         let _ = Parameters::of(&shape).total(query_tokens);
         let gpu = gpu("H20");
         for path in DecodePath::ALL {
-            for layout in [RopeLayout::Shared, RopeLayout::PerGroup, RopeLayout::Padded] {
+            for rope in [RopeLayout::Shared, RopeLayout::PerGroup, RopeLayout::Padded] {
+                let layout = CacheLayout { rope, ..CacheLayout::PUBLISHED };
                 if let Ok(split) = TensorParallelSplit::new(&attention, path, degree % 1025) {
                     let _ = AttentionCore::new(&attention, path, split, query_tokens, layout, &gpu);
                 }

@@ -3,7 +3,7 @@ use crate::{
     calibration::Calibration,
     catalogue::Catalogue,
     models::{self, ModelName},
-    roofline::RopeLayout,
+    roofline::CacheLayout,
 };
 
 fn gpu(class: &str) -> GpuSpec {
@@ -31,7 +31,14 @@ fn model<'a>(
 }
 
 fn attention<'a>(gpu: &'a GpuSpec, path: DecodePath, efficiency: Efficiency) -> AttentionModel<'a> {
-    AttentionModel::new(path, gpu, Runtime::Native, efficiency, RopeLayout::Shared, &Calibration::default())
+    AttentionModel::new(
+        path,
+        gpu,
+        Runtime::Native,
+        efficiency,
+        CacheLayout::PUBLISHED,
+        &Calibration::default(),
+    )
 }
 
 fn close(value: f64, printed: f64) -> bool {

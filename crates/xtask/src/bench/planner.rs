@@ -1,11 +1,23 @@
-//! How long a plan takes in a release build. Decisions are made on every pass over a fleet, so a plan has a millisecond.
+//! How long a plan takes, and whether the path it chooses is the faster one here, both in release builds. Decisions are made
+//! on every pass over a fleet, so a plan has a millisecond.
 
 use anyhow::Result;
 
 use crate::shell::{cargo, run};
 
+/// What `gqla bench paths` is run with.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Measure only how long a plan takes
+    #[arg(long)]
+    time_only: bool,
+    /// Arguments of `gqla bench paths`, such as `--model deepseek-v3-gqla --pairs 31`
+    #[arg(last = true)]
+    paths: Vec<String>,
+}
+
 /// Measures and prints.
-pub fn run_bench() -> Result<()> {
+pub fn run_bench(args: &Args) -> Result<()> {
     println!("{}", machine());
     run(cargo()?.args([
         "run",
@@ -15,7 +27,12 @@ pub fn run_bench() -> Result<()> {
         "gqla-planner",
         "--example",
         "plan_time",
-    ]))
+    ]))?;
+    if args.time_only {
+        return Ok(());
+    }
+    let paths = ["run", "--locked", "--release", "--package", "gqla-cli", "--", "bench", "paths"];
+    run(cargo()?.args(paths).args(&args.paths))
 }
 
 /// The processor's name and how many of it there are.

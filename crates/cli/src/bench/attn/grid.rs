@@ -11,7 +11,7 @@ const MOST_QUERIES: usize = 16;
 const MIB: u64 = 1 << 20;
 
 /// Every batch with every context and every number of query tokens.
-pub(super) fn cases(
+pub(in crate::bench) fn cases(
     batches: &[usize],
     contexts: &[usize],
     queries: &[usize],
@@ -42,7 +42,7 @@ pub(super) fn cases(
 }
 
 /// Refuses passes that take more than `memory` bytes, with the arithmetic.
-pub(super) fn check_memory(
+pub(in crate::bench) fn check_memory(
     shape: &AttentionShape,
     cases: &[AttentionCase],
     memory: u64,
@@ -84,7 +84,7 @@ fn activation_bytes(shape: &AttentionShape, case: &AttentionCase) -> u64 {
 }
 
 /// Blocks to allocate: for the largest pass, or for twice the last-level cache if that is more and there is memory.
-pub(super) fn blocks(
+pub(in crate::bench) fn blocks(
     shape: &AttentionShape,
     path: DecodePath,
     cases: &[AttentionCase],

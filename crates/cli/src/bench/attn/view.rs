@@ -40,8 +40,7 @@ pub(super) fn table(bench: &Bench) -> String {
         let _ = writeln!(text, "caution: time was up before {} passes; raise --seconds", bench.left_out);
     }
     text + "(medians of reading one layer's f32 cache, per query token and cached token; `call` adds storing the new \
-            tokens and the path's own projections. Plans count caches in bf16, so a bandwidth share of 0.5 is all an \
-            f32 cache can have.)\n"
+            tokens and the path's own projections)\n"
 }
 
 fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRates) -> [String; 11] {
