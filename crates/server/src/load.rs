@@ -114,6 +114,7 @@ fn start_engine(
             kv_cache: config.kv_cache,
             kv_cache_format: config.kv_cache_format,
             expandable: false,
+            speculation: None,
             threads: None,
         },
     )?;

@@ -108,8 +108,8 @@ impl Model {
         self.kv_elements_per_token_layer().max(expanded)
     }
 
-    /// Bytes of the buffers of a step of `rows` tokens that draws for `sequences`.
-    pub(super) fn workspace_bytes(&self, rows: usize, sequences: usize) -> usize {
+    /// Bytes of the buffers of a step of `rows` tokens that answers the logits of `wanted` of them.
+    pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize) -> usize {
         let hidden = self.norm.len();
         let widest = |width: &dyn Fn(&Layer) -> usize| self.layers.iter().map(width).max().unwrap_or(0);
         let attention = widest(&|layer| {
@@ -118,7 +118,7 @@ impl Model {
         });
         let feed_forward = widest(&|layer| 3 * layer.down.inputs());
         let per_row = 2 * hidden + attention + feed_forward;
-        (rows * per_row + sequences * self.vocab_size()) * size_of::<f32>()
+        (rows * per_row + wanted * self.vocab_size()) * size_of::<f32>()
     }
 
     /// Prepares an absorbing model to change to the GQA path.
