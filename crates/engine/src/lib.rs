@@ -1,8 +1,9 @@
 //! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
 //!
 //! [`cpu`] and [`cuda`] compute; around them, `runner` is the engine's thread, `scheduler` decides each step over `sequence`s,
-//! `blocks` hands out cache blocks and finds beginnings again, and `sampling` draws tokens. A sequence's tokens depend
-//! on its own prompt and parameters alone, never on what shares its steps.
+//! `blocks` hands out cache blocks and finds beginnings again, `speculation` guesses tokens ahead, and `sampling` draws
+//! them. A sequence's tokens depend on its own prompt and parameters alone, never on what shares its steps, nor on what
+//! was guessed.
 
 mod blocks;
 pub mod cpu;
@@ -12,6 +13,7 @@ mod runner;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod speculation;
 
 use std::time::Duration;
 
@@ -19,6 +21,9 @@ use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
 pub use request::{
     Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob,
+};
+pub use speculation::{
+    DraftSource, MOST_DRAFTS, PromptLookup, Speculation, SpeculationError, SpeculationStats,
 };
 
 /// A running model. The server and the tools know nothing more of it.
@@ -43,7 +48,7 @@ pub struct EngineInfo {
     pub path: Option<DecodePath>,
     /// Tensor-parallel ranks.
     pub tensor_parallel: u32,
-    /// Draft tokens per step.
+    /// Drafted tokens per step of a sequence at most, wherever they come from.
     pub multi_token_prediction: u32,
     /// Prompt plus answer, in tokens.
     pub context_length: usize,
@@ -82,6 +87,8 @@ pub struct EngineStats {
     pub steps: u64,
     /// Sequences evicted from the cache to be recomputed later.
     pub preemptions: u64,
+    /// Drafts and what became of them.
+    pub speculation: SpeculationStats,
     /// Time since the scheduler last went round; what liveness is judged by.
     pub since_last_heartbeat: Duration,
     /// A step failed: the engine takes nothing more and only a restart helps. Its log says why.

@@ -20,10 +20,10 @@ use std::{
 use gqla_kernels::attention::Segment;
 
 use crate::{
-    EngineStats, Event, Finish, Request, SubmitError,
+    EngineStats, Event, Finish, Request, Speculation, SpeculationStats, SubmitError,
     blocks::BlockCopy,
     scheduler::{Limits, Plan, Scheduler, Slice},
-    sequence::Rank,
+    sequence::{Progress, Rank},
 };
 
 /// How often an idle engine shows that it lives.
@@ -51,6 +51,7 @@ pub(crate) struct Bounds {
     pub blocks: usize,
     pub queued: usize,
     pub vocab: usize,
+    pub speculation: Option<Speculation>,
 }
 
 #[derive(Default)]
@@ -87,6 +88,7 @@ struct Shared {
     preemptions: AtomicU64,
     prefix_queries: AtomicU64,
     prefix_hits: AtomicU64,
+    speculation: Mutex<SpeculationStats>,
 }
 
 /// A handle on the engine's thread; dropping it aborts what runs.
@@ -112,6 +114,7 @@ impl Runner {
             preemptions: AtomicU64::new(0),
             prefix_queries: AtomicU64::new(0),
             prefix_hits: AtomicU64::new(0),
+            speculation: Mutex::default(),
         });
         let body = Arc::clone(&shared);
         let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || body.run(model))?;
@@ -160,6 +163,7 @@ impl Runner {
             preemptions: shared.preemptions.load(Ordering::Relaxed),
             prefix_queries: shared.prefix_queries.load(Ordering::Relaxed),
             prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
+            speculation: *shared.speculation(),
             since_last_heartbeat: shared.started.elapsed().saturating_sub(heartbeat),
             dead,
         }
@@ -212,8 +216,13 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn speculation(&self) -> MutexGuard<'_, SpeculationStats> {
+        self.speculation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run(&self, mut model: impl StepModel) {
-        let mut scheduler = Scheduler::new(self.bounds.blocks, self.bounds.limits);
+        let Bounds { blocks, limits, speculation, .. } = self.bounds;
+        let mut scheduler = Scheduler::new(blocks, limits, speculation);
         let outcome = loop {
             self.beat();
             let round = catch_unwind(AssertUnwindSafe(|| self.round(&mut model, &mut scheduler)));
@@ -284,24 +293,28 @@ impl Shared {
         let Plan { slices, copies } = scheduler.plan();
         model.copy(&copies);
         let (mut tokens, mut wanted, mut segments) = (Vec::new(), Vec::new(), Vec::new());
-        for Slice { sequence, start, len, draws } in slices.iter().copied() {
-            let sequence = &scheduler.running[sequence];
-            segments.push(Segment { first_row: tokens.len(), rows: len, start, blocks: &sequence.blocks });
+        for slice in &slices {
+            let Slice { start, len, .. } = *slice;
+            let sequence = &scheduler.running[slice.sequence];
+            let (first_row, rows) = (tokens.len(), slice.rows());
+            segments.push(Segment { first_row, rows, start, blocks: &sequence.blocks });
             tokens.extend(&sequence.tokens[start..start + len]);
-            if draws {
-                wanted.push(tokens.len() - 1);
-            }
+            tokens.extend(&sequence.drafts);
+            wanted.extend(first_row + rows - slice.wanted()..first_row + rows);
         }
-        let logits = model.step(&tokens, &segments, &wanted)?;
-        let mut rows = logits.chunks_exact(self.bounds.vocab);
+        let began = Instant::now();
+        let mut logits = model.step(&tokens, &segments, &wanted)?;
+        scheduler.took(&slices, began.elapsed().as_secs_f64());
         let (mut prompt, mut generated, mut buffer) = (0, 0, Vec::new());
         for slice in &slices {
             prompt += scheduler.prompt_tokens(slice) as u64;
-            scheduler.computed(slice);
-            if slice.draws {
-                let row = rows.next().ok_or("the model answered too few logits")?;
-                generated += u64::from(draw_next(scheduler, slice, row, &mut buffer));
-            }
+            let (own, others) = logits
+                .split_at_checked(slice.wanted() * self.bounds.vocab)
+                .ok_or("the model answered too few logits")?;
+            logits = others;
+            let progress = draw_next(scheduler, slice, own, &mut buffer);
+            scheduler.computed(slice, progress);
+            generated += progress.delivered as u64;
         }
         self.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
         self.generated_tokens.fetch_add(generated, Ordering::Relaxed);
@@ -317,6 +330,7 @@ impl Shared {
         self.preemptions.store(scheduler.preemptions(), Ordering::Relaxed);
         self.prefix_queries.store(scheduler.prefixes().queries, Ordering::Relaxed);
         self.prefix_hits.store(scheduler.prefixes().hits, Ordering::Relaxed);
+        *self.speculation() = scheduler.speculated();
     }
 
     /// Ends everything, accepted or running, and refuses what comes later.
@@ -346,17 +360,15 @@ fn report(mut request: Request, finish: Finish) {
     let _ = (request.sink)(Event::Finished(finish));
 }
 
-/// Draws and delivers a sequence's next token; true when one was delivered.
-fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &mut Vec<f32>) -> bool {
-    let context = scheduler.context();
-    let sequence = &mut scheduler.running[slice.sequence];
-    match sequence.sampler.draw(logits, buffer) {
-        Ok(drawn) => sequence.accept(drawn, context),
-        Err(error) => {
-            sequence.finish = Some(Finish::Error(error.to_string()));
-            false
-        }
+/// Draws and delivers a sequence's next tokens from the logits of its last rows, if it has any.
+fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &mut Vec<f32>) -> Progress {
+    if !slice.draws {
+        return Progress::default();
     }
+    let (context, vocab) = (scheduler.context(), logits.len() / slice.wanted());
+    let row = |row: usize| &logits[row * vocab..][..vocab];
+    let sequence = &mut scheduler.running[slice.sequence];
+    sequence.extend(context, |sampler, _, index| sampler.draw(row(index), buffer))
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {

@@ -2,7 +2,7 @@
 //!
 //! Running sequences get their next token first; what is left of the token budget goes to prompts, in chunks, so a
 //! long prompt delays others by one step's budget at most. Beginnings that are in the cache already are taken from
-//! there. When blocks run out the sequence that is last in line gives its own back and is computed again later; draws
+//! there. What is then left of budget and blocks goes to drafts. When blocks run out the sequence that is last in line gives its own back and is computed again later; draws
 //! depend on the seed and their number alone, so it continues with the same text.
 
 #[cfg(test)]
@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 use gqla_kernels::attention::BLOCK_TOKENS;
 
 use crate::{
-    Finish, Request,
+    Finish, Request, Speculation, SpeculationStats,
     blocks::{BlockCopy, BlockPool, Full},
-    sequence::{Rank, Sequence},
+    sequence::{Progress, Rank, Sequence},
+    speculation::{StepTimes, worthwhile},
 };
 
 /// Bounds on what runs at once.
@@ -40,6 +41,20 @@ pub(crate) struct Slice {
     pub len: usize,
     /// Whether the sequence's next token can be drawn afterwards.
     pub draws: bool,
+    /// Rows of drafts that follow.
+    pub drafts: usize,
+}
+
+impl Slice {
+    /// Rows of the step.
+    pub fn rows(&self) -> usize {
+        self.len + self.drafts
+    }
+
+    /// Rows that logits are wanted of: the last ones.
+    pub fn wanted(&self) -> usize {
+        if self.draws { 1 + self.drafts } else { 0 }
+    }
 }
 
 /// What a step does.
@@ -67,10 +82,13 @@ pub(crate) struct Scheduler {
     limits: Limits,
     preemptions: u64,
     prefixes: PrefixCounts,
+    speculation: Option<Speculation>,
+    speculated: SpeculationStats,
+    times: StepTimes,
 }
 
 impl Scheduler {
-    pub fn new(blocks: usize, limits: Limits) -> Self {
+    pub fn new(blocks: usize, limits: Limits, speculation: Option<Speculation>) -> Self {
         Self {
             running: Vec::new(),
             preempted: BTreeMap::new(),
@@ -78,6 +96,9 @@ impl Scheduler {
             limits,
             preemptions: 0,
             prefixes: PrefixCounts::default(),
+            speculation,
+            speculated: SpeculationStats::default(),
+            times: StepTimes::default(),
         }
     }
 
@@ -108,6 +129,10 @@ impl Scheduler {
 
     pub fn prefixes(&self) -> PrefixCounts {
         self.prefixes
+    }
+
+    pub fn speculated(&self) -> SpeculationStats {
+        self.speculated
     }
 
     /// Lets go of sequences that nobody waits for any more.
@@ -161,14 +186,36 @@ impl Scheduler {
                 planned.push((rank, len));
             }
         }
-        let slices = planned.into_iter().filter_map(|(rank, len)| self.slice(rank, len)).collect();
+        let mut slices: Vec<_> =
+            planned.into_iter().filter_map(|(rank, len)| self.slice(rank, len)).collect();
+        if let Some(speculation) = self.speculation {
+            self.speculate(&speculation, &mut slices, budget);
+        }
         Plan { slices, copies }
+    }
+
+    /// Adds rows of drafts to the slices of sequences that decode, `budget` at most. They come last and preempt nobody.
+    fn speculate(&mut self, speculation: &Speculation, slices: &mut [Slice], mut budget: usize) {
+        let rows = slices.iter().map(|slice| slice.len).sum();
+        let fixed = self.times.fixed_rows();
+        for slice in slices.iter_mut().filter(|slice| slice.draws && slice.len == 1) {
+            let sequence = &mut self.running[slice.sequence];
+            let most = speculation.tokens().min(budget).min(sequence.remaining().saturating_sub(1));
+            let most = worthwhile(most, rows, sequence.acceptance.chance(), fixed);
+            sequence.drafts = speculation.draft(&sequence.tokens, most);
+            let end = slice.start + slice.len;
+            if self.blocks.grow(&mut sequence.blocks, blocks_of(end + sequence.drafts.len())).is_err() {
+                sequence.drafts.truncate(sequence.blocks.len() * BLOCK_TOKENS - end);
+            }
+            slice.drafts = sequence.drafts.len();
+            budget -= slice.drafts;
+        }
     }
 
     fn slice(&self, rank: Rank, len: usize) -> Option<Slice> {
         let sequence = self.find(rank)?;
         let Sequence { computed, tokens, .. } = &self.running[sequence];
-        Some(Slice { sequence, start: *computed, len, draws: computed + len == tokens.len() })
+        Some(Slice { sequence, start: *computed, len, draws: computed + len == tokens.len(), drafts: 0 })
     }
 
     fn find(&self, rank: Rank) -> Option<usize> {
@@ -236,14 +283,25 @@ impl Scheduler {
         self.preempted.insert(rank, sequence);
     }
 
-    /// Notes that a slice is in the cache, and lets others find the blocks it filled.
-    pub fn computed(&mut self, slice: &Slice) {
+    /// Notes that a slice and the drafts that were accepted are in the cache, and lets others find the blocks they
+    /// filled. Keys of other drafts are there too, where the next step writes.
+    pub fn computed(&mut self, slice: &Slice, progress: Progress) {
+        if slice.draws {
+            self.speculated.add(slice.drafts, progress.accepted);
+        }
         let sequence = &mut self.running[slice.sequence];
         let first = sequence.computed / BLOCK_TOKENS;
-        sequence.computed += slice.len;
+        sequence.computed += slice.len + progress.accepted;
         for block in first..sequence.computed / BLOCK_TOKENS {
             let name = sequence.prefix(block + 1);
             self.blocks.name(sequence.blocks[block], name);
+        }
+    }
+
+    /// Notes how long a step took; drafts are weighed by steps that computed nothing of a prompt.
+    pub fn took(&mut self, slices: &[Slice], seconds: f64) {
+        if self.speculation.is_some() && slices.iter().all(|slice| slice.draws && slice.len == 1) {
+            self.times.add(slices.iter().map(Slice::rows).sum(), seconds);
         }
     }
 

@@ -1,5 +1,8 @@
 //! One sequence as the scheduler sees it, and its place in line.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 
 use gqla_kernels::attention::BLOCK_TOKENS;
@@ -7,7 +10,8 @@ use gqla_kernels::attention::BLOCK_TOKENS;
 use crate::{
     Cancel, Event, Finish, Request, Sink,
     blocks::Prefix,
-    sampling::{Drawn, Sampler},
+    sampling::{DrawError, Drawn, Sampler},
+    speculation::Acceptance,
 };
 
 /// Later requests that may go before an earlier one for each step of priority between them.
@@ -29,6 +33,15 @@ impl Rank {
     }
 }
 
+/// What a step brought a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Tokens delivered.
+    pub delivered: usize,
+    /// Of these drafted: their keys are in the cache.
+    pub accepted: usize,
+}
+
 /// A sequence being continued.
 pub(crate) struct Sequence {
     /// Prompt and what was drawn.
@@ -39,6 +52,10 @@ pub(crate) struct Sequence {
     pub computed: usize,
     pub rank: Rank,
     pub finish: Option<Finish>,
+    /// Guesses at its next tokens that the step verifies.
+    pub drafts: Vec<u32>,
+    /// How its guesses fare.
+    pub acceptance: Acceptance,
     sink: Sink,
     cancel: Cancel,
     prompt: usize,
@@ -56,6 +73,8 @@ impl Sequence {
             computed: 0,
             rank,
             finish: None,
+            drafts: Vec::new(),
+            acceptance: Acceptance::default(),
             sink: request.sink,
             cancel: request.cancel,
             prefixes: vec![Prefix::start(&request.cache_salt)],
@@ -86,8 +105,43 @@ impl Sequence {
         self.prefixes[blocks]
     }
 
+    /// Tokens it may still get; at least 1 while it runs.
+    pub fn remaining(&self) -> usize {
+        (self.sampler.params().max_tokens as usize + self.prompt).saturating_sub(self.tokens.len())
+    }
+
+    /// Takes the next tokens: one, and another after every one that was drafted. `draw` answers the token that follows
+    /// the given ones, from the row of that number among the sequence's last `1 + drafts` rows.
+    pub fn extend(
+        &mut self,
+        context: usize,
+        mut draw: impl FnMut(&mut Sampler, &[u32], usize) -> Result<Drawn, DrawError>,
+    ) -> Progress {
+        let drafts = std::mem::take(&mut self.drafts);
+        let mut progress = Progress::default();
+        loop {
+            let row = progress.accepted;
+            let drawn = match draw(&mut self.sampler, &self.tokens, row) {
+                Ok(drawn) => drawn,
+                Err(error) => {
+                    self.finish = Some(Finish::Error(error.to_string()));
+                    break;
+                }
+            };
+            let was_drafted = drafts.get(row) == Some(&drawn.id);
+            let was_delivered = self.accept(drawn, context);
+            progress.delivered += usize::from(was_delivered);
+            progress.accepted += usize::from(was_delivered && was_drafted);
+            if !was_drafted || self.finish.is_some() {
+                break;
+            }
+        }
+        self.acceptance.add(drafts.len(), progress.accepted);
+        progress
+    }
+
     /// Takes a drawn token; true when it was delivered.
-    pub fn accept(&mut self, drawn: Drawn, context: usize) -> bool {
+    fn accept(&mut self, drawn: Drawn, context: usize) -> bool {
         let Drawn { id, logprob, last } = drawn;
         let params = self.sampler.params();
         let (stops, max_tokens) = (params.stop_token_ids.contains(&id), params.max_tokens as usize);

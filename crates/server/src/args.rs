@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Parser;
-use gqla_engine::cpu::{CacheFormat, CacheMemory};
+use gqla_engine::{
+    DraftSource, PromptLookup, Speculation, SpeculationError,
+    cpu::{CacheFormat, CacheMemory},
+};
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
@@ -51,9 +54,19 @@ struct ServeArgs {
     /// Tensor-parallel ranks.
     #[arg(long, default_value_t = 1)]
     tp: u32,
-    /// Drafted tokens per step (multi-token prediction).
-    #[arg(long, default_value_t = 0)]
-    mtp: u32,
+    /// Drafted tokens per step of a sequence at most, 0 to 15; fewer where they would cost more than they give. Texts
+    /// are the same with and without. The last of several counts, so that the operator's can be overridden.
+    #[arg(long, visible_alias = "num-speculative-tokens", default_value_t = 0, overrides_with = "mtp")]
+    mtp: usize,
+    /// Where drafts come from.
+    #[arg(long, value_enum, default_value_t = SpeculativeMethod::Auto)]
+    speculative_method: SpeculativeMethod,
+    /// Shortest run of tokens that ngram looks for further up in the text.
+    #[arg(long, default_value_t = PromptLookup::default().min())]
+    prompt_lookup_min: usize,
+    /// Longest run of tokens that ngram looks for.
+    #[arg(long, default_value_t = PromptLookup::default().max())]
+    prompt_lookup_max: usize,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     device: Device,
@@ -111,6 +124,17 @@ pub enum Device {
     Cuda,
 }
 
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SpeculativeMethod {
+    /// The best there is.
+    Auto,
+    /// What followed the same tokens earlier in the text.
+    Ngram,
+    /// The model's own prediction layers.
+    Mtp,
+}
+
 /// What cached numbers are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KvCacheDtype {
@@ -153,9 +177,17 @@ pub enum ArgsError {
     /// Several ranks.
     #[error("--tp {0}: this version runs on one rank; use --tp 1")]
     TensorParallel(u32),
-    /// Drafts.
-    #[error("--mtp {0}: this version has no multi-token prediction yet; use --mtp 0")]
-    MultiTokenPrediction(u32),
+    /// Drafts of a model's layers.
+    #[error(
+        "--speculative-method mtp: this version does not run prediction layers yet; use ngram or auto, or --mtp 0"
+    )]
+    PredictionLayers,
+    /// A number of drafts that cannot be.
+    #[error("--mtp: {0}; 0 drafts nothing")]
+    Drafts(SpeculationError),
+    /// N-grams that cannot be.
+    #[error("--prompt-lookup-min and --prompt-lookup-max: {0}")]
+    PromptLookup(SpeculationError),
     /// An unknown path.
     #[error("--decode-path {0}: expected auto, mqa-absorb or gqa")]
     DecodePath(String),
@@ -192,6 +224,8 @@ pub struct Config {
     pub kv_cache: CacheMemory,
     /// What its numbers are stored as.
     pub kv_cache_format: CacheFormat,
+    /// Drafts, if any.
+    pub speculation: Option<Speculation>,
     /// File with the bearer token.
     pub api_key_file: Option<PathBuf>,
     /// After SIGTERM new requests are still taken this long.
@@ -226,11 +260,10 @@ impl Args {
 
 impl ServeArgs {
     fn validate(self) -> Result<Config, ArgsError> {
-        match (self.tp, self.mtp) {
-            (tp, _) if tp != 1 => return Err(ArgsError::TensorParallel(tp)),
-            (_, mtp) if mtp != 0 => return Err(ArgsError::MultiTokenPrediction(mtp)),
-            _ => {}
+        if self.tp != 1 {
+            return Err(ArgsError::TensorParallel(self.tp));
         }
+        let speculation = self.speculation()?;
         let decode_path = match self.decode_path.as_str() {
             "auto" => None,
             name => Some(name.parse().map_err(|_| ArgsError::DecodePath(name.to_owned()))?),
@@ -261,11 +294,29 @@ impl ServeArgs {
                 .kv_cache_bytes
                 .map_or(CacheMemory::FreeShare(self.kv_cache_share), CacheMemory::Bytes),
             kv_cache_format: self.kv_cache_dtype.into(),
+            speculation,
             api_key_file: self.api_key_file,
             lame_duck: self.lame_duck,
             drain_timeout: self.drain_timeout,
             liveness_timeout: self.liveness_timeout,
         })
+    }
+}
+
+impl ServeArgs {
+    fn speculation(&self) -> Result<Option<Speculation>, ArgsError> {
+        if self.mtp == 0 {
+            return Ok(None);
+        }
+        let source = match self.speculative_method {
+            SpeculativeMethod::Mtp => return Err(ArgsError::PredictionLayers),
+            SpeculativeMethod::Auto | SpeculativeMethod::Ngram => {
+                PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max)
+                    .map_err(ArgsError::PromptLookup)?
+            }
+        };
+        let source = DraftSource::PromptLookup(source);
+        Speculation::new(source, self.mtp).map(Some).map_err(ArgsError::Drafts)
     }
 }
 
@@ -345,10 +396,33 @@ mod tests {
             ("--device cuda", ArgsError::CudaPath),
             ("--tp 2", ArgsError::TensorParallel(2)),
             ("--tp 0", ArgsError::TensorParallel(0)),
-            ("--mtp 1", ArgsError::MultiTokenPrediction(1)),
+            ("--mtp 1 --speculative-method mtp", ArgsError::PredictionLayers),
+            ("--mtp 16", ArgsError::Drafts(SpeculationError::Tokens { tokens: 16 })),
+            (
+                "--mtp 1 --prompt-lookup-min 6",
+                ArgsError::PromptLookup(SpeculationError::NGrams { min: 6, max: 5 }),
+            ),
             ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
         ] {
             assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn drafts_come_from_the_text_unless_they_are_off() {
+        let drafts = |flags: &str| config(&format!("gqla-server --model /m {flags}")).speculation;
+        let lookup = |min, max, tokens| {
+            let lookup = PromptLookup::new(min, max).unwrap();
+            Some(Speculation::new(DraftSource::PromptLookup(lookup), tokens).unwrap())
+        };
+        for (flags, expected) in [
+            ("", None),
+            ("--mtp 0 --speculative-method mtp", None),
+            ("--mtp 1", lookup(2, 5, 1)),
+            ("--mtp 0 --num-speculative-tokens 5 --speculative-method ngram", lookup(2, 5, 5)),
+            ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", lookup(3, 3, 15)),
+        ] {
+            assert_eq!(drafts(flags), expected, "{flags}");
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) fn load(app: &App, config: &Config) -> anyhow::Result<()> {
         context_length = info.context_length,
         kv_bytes_per_token = info.kv_bytes_per_token,
         instruction_set = info.instruction_set,
+        drafts = info.multi_token_prediction,
         seconds = began.elapsed().as_secs_f64(),
         "model loaded"
     );
@@ -133,6 +134,7 @@ fn start_engine(
             kv_cache: config.kv_cache,
             kv_cache_format: config.kv_cache_format,
             expandable: false,
+            speculation: config.speculation,
             threads: None,
         },
     )?;

@@ -7,7 +7,8 @@ use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
 use super::{Failure, Target};
 use crate::validate::ValidatedDeployment;
 
-/// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
+/// The CPU backend runs one rank, so Auto means that and anything else is refused. It drafts when told to: figures are
+/// those of the node's class, and what pays there may not pay on its processor.
 pub(super) fn cpu_constraints(target: &Target<'_>, arguments: &[String]) -> Result<Constraints, Failure> {
     let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
     if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
@@ -15,16 +16,13 @@ pub(super) fn cpu_constraints(target: &Target<'_>, arguments: &[String]) -> Resu
             "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
         ));
     }
-    if let MultiTokenPrediction::Drafts(drafts) = target.decode.multi_token_prediction {
-        return refuse(format!(
-            "decode.multiTokenPrediction={drafts} with runtime.device CPU: the CPU backend of this version does not \
-             draft; use Off or Auto"
-        ));
-    }
     Ok(Constraints {
         path: target.decode.path.fixed(),
         tensor_parallel: Some(1),
-        multi_token_prediction: Some(0),
+        multi_token_prediction: match target.decode.multi_token_prediction {
+            MultiTokenPrediction::Auto | MultiTokenPrediction::Off => Some(0),
+            MultiTokenPrediction::Drafts(drafts) => Some(drafts),
+        },
         cache_format: cache_format(arguments),
         ..Constraints::default()
     })

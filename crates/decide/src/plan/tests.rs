@@ -77,6 +77,19 @@ fn a_cpu_s_cache_is_counted_as_its_pods_store_it() {
 }
 
 #[test]
+fn the_cpu_backend_drafts_when_told_to() {
+    for (asked, drafts) in [(json!("Auto"), 0), (json!("Off"), 0), (json!(1), 1)] {
+        let spec = json!({ "runtime": { "device": "CPU" }, "decode": { "multiTokenPrediction": asked } });
+        let plan = planned(spec, &mixed());
+        assert!(!plan.pools.is_empty(), "{:?}", plan.failures);
+        assert!(decisions(&plan).iter().all(|pool| pool.3 == drafts), "{plan:?}");
+    }
+    // The fixture has one prediction layer.
+    let spec = json!({ "runtime": { "device": "CPU" }, "decode": { "multiTokenPrediction": 2 } });
+    assert!(planned(spec, &mixed()).pools.is_empty());
+}
+
+#[test]
 fn without_spread_the_best_class_gets_everything() {
     let spec = json!({ "runtime": { "device": "CUDA" }, "placement": { "strategy": "Throughput" } });
     let plan = planned(spec.clone(), &mixed());

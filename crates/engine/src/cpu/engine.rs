@@ -15,7 +15,7 @@ use super::{
     memory::{CacheMemory, Demand, blocks, free},
 };
 use crate::{
-    Engine, EngineInfo, EngineStats, Request, SubmitError,
+    Engine, EngineInfo, EngineStats, Request, Speculation, SubmitError,
     blocks::BlockCopy,
     runner::{Bounds, Runner, StepModel},
     scheduler::Limits,
@@ -44,6 +44,8 @@ pub struct CpuEngineConfig {
     /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
     /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
     pub expandable: bool,
+    /// Drafts, if any. They never change a text.
+    pub speculation: Option<Speculation>,
     /// Threads that compute; `None` takes what the machine offers.
     pub threads: Option<usize>,
 }
@@ -58,6 +60,7 @@ impl Default for CpuEngineConfig {
             kv_cache: CacheMemory::Bytes(1 << 30),
             kv_cache_format: CacheFormat::CPU_DEFAULT,
             expandable: false,
+            speculation: None,
             threads: None,
         }
     }
@@ -96,6 +99,7 @@ impl CpuEngine {
             blocks: info.num_blocks,
             queued: config.max_queued,
             vocab: info.vocab_size,
+            speculation: config.speculation,
         };
         let workspace = Workspace::new(&model, info.num_blocks, config.kv_cache_format);
         let runner = Runner::start(Running { model, workspace }, bounds)?;
@@ -129,6 +133,12 @@ fn step_tokens(config: &CpuEngineConfig) -> usize {
     STEP_TOKENS.max(2 * config.max_num_seqs)
 }
 
+/// Rows of a step that logits are wanted of, at most.
+fn drawn_rows(config: &CpuEngineConfig) -> usize {
+    let each = 1 + config.speculation.map_or(0, |speculation| speculation.tokens());
+    config.max_num_seqs.saturating_mul(each).min(step_tokens(config))
+}
+
 /// Sizes the cache: no more blocks than all sequences can use, and a context that always fits. One that was asked for
 /// is kept or refused; the model's own may be cut.
 fn plan_cache(model: &Model, config: &CpuEngineConfig) -> Result<EngineInfo, LoadError> {
@@ -137,7 +147,7 @@ fn plan_cache(model: &Model, config: &CpuEngineConfig) -> Result<EngineInfo, Loa
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let demand = Demand {
         block: (model.largest_kv_elements_per_token() * number_bytes * BLOCK_TOKENS) as u64,
-        workspace: model.workspace_bytes(step_tokens(config), config.max_num_seqs) as u64,
+        workspace: model.workspace_bytes(step_tokens(config), drawn_rows(config)) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
@@ -146,7 +156,7 @@ fn plan_cache(model: &Model, config: &CpuEngineConfig) -> Result<EngineInfo, Loa
     Ok(EngineInfo {
         path: model.path(),
         tensor_parallel: 1,
-        multi_token_prediction: 0,
+        multi_token_prediction: config.speculation.map_or(0, |speculation| speculation.tokens() as u32),
         context_length: context.min(num_blocks * BLOCK_TOKENS),
         block_size: BLOCK_TOKENS,
         num_blocks,

@@ -115,8 +115,8 @@ impl Model {
         self.all_layers().map(|layer| layer.attention.kv_elements().max(expanded(layer))).sum()
     }
 
-    /// Bytes of the buffers of a step of `rows` tokens that draws for `sequences`.
-    pub(super) fn workspace_bytes(&self, rows: usize, sequences: usize) -> usize {
+    /// Bytes of the buffers of a step of `rows` tokens that answers the logits of `wanted` of them.
+    pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize) -> usize {
         let hidden = self.norm.len();
         let widest = |width: &dyn Fn(&Layer) -> usize| self.all_layers().map(width).max().unwrap_or(0);
         let attention = widest(&|layer| {
@@ -127,7 +127,7 @@ impl Model {
         let feed_forward = widest(&|layer| layer.feed_forward.scratch_elements());
         let draft = if self.draft.is_some() { 3 * hidden } else { 0 };
         let per_row = 2 * hidden + attention + feed_forward + draft;
-        (rows * per_row + sequences * self.vocab_size()) * size_of::<f32>()
+        (rows * per_row + wanted * self.vocab_size()) * size_of::<f32>()
     }
 
     /// Prepares an absorbing model to change to the GQA path.

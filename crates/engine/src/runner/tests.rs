@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::SamplingParams;
+use crate::{DraftSource, PromptLookup, SamplingParams};
 
 const VOCAB: usize = 16;
 
@@ -54,7 +54,14 @@ fn bounds() -> Bounds {
         blocks: 16,
         queued: 8,
         vocab: VOCAB,
+        speculation: None,
     }
+}
+
+/// The same with drafts.
+fn drafting(bounds: Bounds) -> Bounds {
+    let source = DraftSource::PromptLookup(PromptLookup::default());
+    Bounds { speculation: Some(Speculation::new(source, 6).unwrap()), ..bounds }
 }
 
 fn start(bounds: Bounds, break_at: Option<(usize, Break)>, delay: Duration) -> Runner {
@@ -230,7 +237,12 @@ fn shutdown_lets_sequences_finish_until_the_deadline() {
 #[test]
 fn sequences_that_outgrow_the_cache_are_recomputed_with_the_same_result() {
     let small = Bounds { blocks: 5, limits: Limits { context: 320, ..bounds().limits }, ..bounds() };
-    let runner = start(small, None, Duration::ZERO);
+    for bounds in [small, drafting(small)] {
+        recomputed(start(bounds, None, Duration::ZERO));
+    }
+}
+
+fn recomputed(runner: Runner) {
     let events: Vec<_> = (0..4)
         .map(|first| {
             let (mut request, events) = request(&[first; 60], 120);
@@ -246,4 +258,43 @@ fn sequences_that_outgrow_the_cache_are_recomputed_with_the_same_result() {
     runner.shutdown(Duration::from_secs(5));
     assert!(runner.stats().preemptions > 0);
     assert_eq!(runner.stats().blocks_used, 0);
+}
+
+#[test]
+fn drafts_bring_several_tokens_a_step_and_stop_where_the_text_does() {
+    let counting: Vec<u32> = (0..12).chain(0..3).collect();
+    let run = |bounds| {
+        let runner = start(bounds, None, Duration::ZERO);
+        let (stopping, stopped) = request(&counting, 50);
+        runner.submit(stopping).unwrap();
+        assert_eq!(collect(&stopped), ((3..12).collect(), Finish::Stop));
+        let (short, ended) = request(&counting, 4);
+        runner.submit(short).unwrap();
+        assert_eq!(collect(&ended), ((3..7).collect(), Finish::Length));
+        runner.shutdown(Duration::from_secs(5));
+        runner.stats()
+    };
+    let (without, with) = (run(bounds()), run(drafting(bounds())));
+    assert_eq!((without.steps, without.generated_tokens), (14, 13));
+    assert_eq!(with.generated_tokens, 13, "a token after the stop is not one");
+    assert!(with.steps < 14 && with.speculation.accepted_tokens > 0, "{with:?}");
+    assert_eq!((with.prompt_tokens, with.blocks_used), (30, 0));
+}
+
+#[test]
+fn a_client_that_leaves_among_drafts_gets_and_pays_no_more() {
+    let counting: Vec<u32> = (0..12).chain(0..3).collect();
+    let runner = start(drafting(bounds()), None, Duration::ZERO);
+    let (sender, events) = channel();
+    let mut left = 3;
+    let sink: crate::Sink = Box::new(move |event| {
+        let _ = sender.send(event);
+        left -= 1;
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let sampling = SamplingParams { max_tokens: 50, ..SamplingParams::default() };
+    runner.submit(Request::new(counting, sampling, sink)).unwrap();
+    assert_eq!(collect(&events), (vec![3, 4, 5], Finish::Aborted));
+    runner.shutdown(Duration::from_secs(5));
+    assert_eq!(runner.stats().generated_tokens, 3);
 }

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Cancel, Event, SamplingParams, sampling::Drawn};
+use crate::{Cancel, DraftSource, Event, PromptLookup, SamplingParams, sampling::Drawn};
 
 const LIMITS: Limits = Limits { sequences: 4, tokens: 100, context: 512 };
 
@@ -21,6 +21,9 @@ struct World {
     cache: HashMap<(u32, usize), u64>,
     /// Numbers of the requests that ended, in that order.
     ended: Arc<Mutex<Vec<(usize, Finish)>>>,
+    /// Prompts and what the sequences were to get at most, then what they got.
+    asked: Vec<(Vec<u32>, u32)>,
+    texts: Arc<Mutex<HashMap<usize, Vec<u32>>>>,
     computed: usize,
     copied: usize,
 }
@@ -34,27 +37,47 @@ fn up_to(tokens: &[u32]) -> Vec<u64> {
     tokens.iter().map(next).collect()
 }
 
+/// The text a sequence continues with is a function of what it has: mostly it counts on.
+fn next(tokens: &[u32]) -> u32 {
+    let (hash, last) = (up_to(tokens)[tokens.len() - 1], tokens[tokens.len() - 1]);
+    if hash.is_multiple_of(6) { (hash / 6 % 7) as u32 } else { (last + 1) % 7 }
+}
+
+fn lookup(tokens: usize) -> Option<Speculation> {
+    let source = DraftSource::PromptLookup(PromptLookup::new(1, 3).unwrap());
+    (tokens > 0).then(|| Speculation::new(source, tokens).unwrap())
+}
+
 impl World {
     fn new(blocks: usize, limits: Limits) -> Self {
+        Self::drafting(blocks, limits, None)
+    }
+
+    fn drafting(blocks: usize, limits: Limits, speculation: Option<Speculation>) -> Self {
         Self {
-            scheduler: Scheduler::new(blocks, limits),
+            scheduler: Scheduler::new(blocks, limits, speculation),
             queue: BTreeMap::new(),
             arrivals: 0,
             cache: HashMap::new(),
             ended: Arc::default(),
+            asked: Vec::new(),
+            texts: Arc::default(),
             computed: 0,
             copied: 0,
         }
     }
 
     fn submit(&mut self, prompt: Vec<u32>, max_tokens: u32, priority: i32, salt: &str) -> Cancel {
-        let (number, ended) = (self.arrivals as usize, Arc::clone(&self.ended));
+        let (number, ended, texts) =
+            (self.arrivals as usize, Arc::clone(&self.ended), Arc::clone(&self.texts));
         let sink: crate::Sink = Box::new(move |event| {
-            if let Event::Finished(finish) = event {
-                ended.lock().unwrap().push((number, finish));
+            match event {
+                Event::Token { id, .. } => texts.lock().unwrap().entry(number).or_default().push(id),
+                Event::Finished(finish) => ended.lock().unwrap().push((number, finish)),
             }
             ControlFlow::Continue(())
         });
+        self.asked.push((prompt.clone(), max_tokens));
         let sampling = SamplingParams { max_tokens, ..SamplingParams::default() };
         let request =
             Request { priority, cache_salt: salt.to_owned(), ..Request::new(prompt, sampling, sink) };
@@ -83,19 +106,38 @@ impl World {
         }
         for slice in &slices {
             self.read(slice);
-            self.scheduler.computed(slice);
-            if slice.draws {
-                let sequence = &mut self.scheduler.running[slice.sequence];
-                // The text a sequence continues with is a function of what it has.
-                let id = (up_to(&sequence.tokens)[sequence.tokens.len() - 1] % 3) as u32;
-                sequence.accept(Drawn { id, logprob: None, last: false }, LIMITS.context);
-            }
+            let progress = self.draw(slice);
+            self.scheduler.computed(slice, progress);
         }
         self.scheduler.retire();
         let lengths: Vec<usize> = slices.iter().map(|slice| slice.len).collect();
         self.computed += lengths.iter().sum::<usize>();
-        assert!(lengths.iter().sum::<usize>() <= self.scheduler.limits.tokens);
+        assert!(slices.iter().map(Slice::rows).sum::<usize>() <= self.scheduler.limits.tokens);
         lengths
+    }
+
+    fn draw(&mut self, slice: &Slice) -> Progress {
+        if !slice.draws {
+            return Progress::default();
+        }
+        let sequence = &mut self.scheduler.running[slice.sequence];
+        let computed = fed(sequence);
+        sequence.extend(LIMITS.context, |_, tokens, row| {
+            assert_eq!(tokens, &computed[..slice.start + slice.len + row], "the row is another text's");
+            Ok(Drawn { id: next(tokens), logprob: None, last: false })
+        })
+    }
+
+    /// What sequences that ended by themselves got is what they ask for, however it came about.
+    fn check_texts(&self) {
+        for (number, finish) in self.ended.lock().unwrap().iter() {
+            let (prompt, max_tokens) = &self.asked[*number];
+            let mut text = prompt.clone();
+            (0..*max_tokens).for_each(|_| text.push(next(&text)));
+            if *finish == Finish::Length {
+                assert_eq!(self.texts.lock().unwrap()[number], text[prompt.len()..]);
+            }
+        }
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) {
@@ -111,8 +153,8 @@ impl World {
 
     fn write(&mut self, slice: &Slice) {
         let sequence = &self.scheduler.running[slice.sequence];
-        let content = up_to(&sequence.tokens);
-        for (position, content) in content.into_iter().enumerate().skip(slice.start).take(slice.len) {
+        let content = up_to(&fed(sequence));
+        for (position, content) in content.into_iter().enumerate().skip(slice.start).take(slice.rows()) {
             let block = sequence.blocks[position / BLOCK_TOKENS];
             let holders = self.scheduler.running.iter().flat_map(|s| &s.blocks).filter(|b| **b == block);
             assert_eq!(holders.count(), 1, "nobody writes to a block that others have");
@@ -123,11 +165,16 @@ impl World {
     /// After all writes of the step, as in a layer of the model.
     fn read(&self, slice: &Slice) {
         let sequence = &self.scheduler.running[slice.sequence];
-        for (position, content) in up_to(&sequence.tokens)[..slice.start + slice.len].iter().enumerate() {
+        for (position, content) in up_to(&fed(sequence))[..slice.start + slice.rows()].iter().enumerate() {
             let place = (sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
             assert_eq!(self.cache.get(&place), Some(content), "position {position}");
         }
     }
+}
+
+/// A sequence with its drafts.
+fn fed(sequence: &Sequence) -> Vec<u32> {
+    [sequence.tokens.as_slice(), &sequence.drafts].concat()
 }
 
 /// Prompts with beginnings in common.
@@ -140,10 +187,11 @@ proptest! {
     #[test]
     fn every_sequence_reads_what_it_wrote_and_ends(
         blocks in 8usize..16,
+        drafts in 0usize..10,
         requests in prop::collection::vec(
             (0u32..5, 1usize..320, 1u32..60, -2i32..3, 0usize..12, any::<bool>()), 1..14),
     ) {
-        let mut world = World::new(blocks, LIMITS);
+        let mut world = World::drafting(blocks, LIMITS, lookup(drafts));
         let mut cancels = Vec::new();
         let count = requests.len();
         for (kind, len, max_tokens, priority, wait, leaves) in requests {
@@ -166,6 +214,7 @@ proptest! {
         }
         prop_assert_eq!(world.ended().len(), count);
         prop_assert_eq!(world.scheduler.blocks_used(), 0);
+        world.check_texts();
     }
 }
 
@@ -278,4 +327,58 @@ fn samples_of_one_prompt_that_came_together_compute_it_once() {
     }
     // 320 tokens, the last one again for each of the others, and three tokens for each that are no answer's last.
     assert!((320 + 2 + 9..320 + 2 * 100).contains(&world.computed), "{}", world.computed);
+}
+
+#[test]
+fn drafts_save_steps_and_count_what_became_of_them() {
+    let steps = |drafts| {
+        let mut world = World::drafting(16, LIMITS, lookup(drafts));
+        world.submit(prompt(1, 70), 100, 0, "");
+        let mut steps = 0;
+        while !world.idle() {
+            world.step();
+            steps += 1;
+        }
+        world.check_texts();
+        (steps, world.scheduler.speculated())
+    };
+    let (without, nothing) = steps(0);
+    assert_eq!((without, nothing), (100, SpeculationStats::default()));
+    let (with, stats) = steps(8);
+    assert!(with < 60, "{with} steps");
+    assert_eq!(with + stats.accepted_tokens, without, "a step yields one token and those accepted");
+    assert!(stats.draft_tokens > stats.accepted_tokens && stats.drafts < with, "{stats:?}");
+    assert_eq!(stats.accepted_per_position.iter().sum::<u64>(), stats.accepted_tokens);
+    assert!(stats.accepted_per_position.is_sorted_by(|one, next| one >= next));
+}
+
+#[test]
+fn drafts_preempt_nobody() {
+    let mut world = World::drafting(2, Limits { context: 128, ..LIMITS }, lookup(8));
+    world.submit(prompt(1, 40), 40, 0, "");
+    world.submit(prompt(2, 3), 60, 0, "");
+    while world.scheduler.preemptions() == 0 && !world.idle() {
+        world.step();
+        if let Some(first) = world.scheduler.running.first() {
+            let fits = first.blocks.len() == 1 || first.tokens.len() > BLOCK_TOKENS;
+            assert!(fits, "a draft took the block of {} tokens", first.tokens.len());
+        }
+    }
+    assert_eq!(world.scheduler.preemptions(), 1);
+    while !world.idle() {
+        world.step();
+    }
+    world.check_texts();
+}
+
+#[test]
+fn a_large_batch_drafts_nothing() {
+    let many = Limits { sequences: 32, tokens: 512, ..LIMITS };
+    let mut world = World::drafting(64, many, lookup(8));
+    (0..32).for_each(|_| drop(world.submit(prompt(1, 20), 30, 0, "")));
+    while !world.idle() {
+        world.step();
+    }
+    assert_eq!(world.scheduler.speculated(), SpeculationStats::default());
+    world.check_texts();
 }

@@ -135,7 +135,7 @@ impl LiveLoad {
         if !(decoded_tokens >= FEWEST_TOKENS && grown.intervals.count >= 1.0) {
             return Err(LiveError::TooFew { tokens: decoded_tokens.max(0.0), least: FEWEST_TOKENS });
         }
-        let (drafts, tokens_per_step) = grown.drafts()?;
+        let (drafts, tokens_per_step) = grown.drafts(decoded_tokens)?;
         let waited = grown.intervals.sum;
         let batch = waited / seconds;
         if batch < 0.5 {
@@ -171,18 +171,21 @@ impl LiveLoad {
 }
 
 impl LiveCounters {
-    /// Drafted tokens per step, and tokens a step yields per sequence.
-    fn drafts(&self) -> Result<(u32, f64), LiveError> {
+    /// Drafted tokens per step, and tokens a step yields per sequence. A step yields one token and the drafts it
+    /// accepts, so there were as many steps as `decoded` tokens that were not drafted: engines that follow the load
+    /// draft in some steps only.
+    fn drafts(&self, decoded: f64) -> Result<(u32, f64), LiveError> {
         match self.drafts.filter(|drafts| drafts.passes >= 1.0) {
             Some(DraftCounters { passes, drafted, accepted }) => {
-                let drafts = (drafted / passes).round();
-                if !(accepted <= drafted && drafts <= MOST_DRAFTS) {
+                if !(accepted <= drafted && (drafted / passes).round() <= MOST_DRAFTS) {
                     return Err(LiveError::Drafts { passes, drafted, accepted, most: MOST_DRAFTS });
                 }
-                Ok((drafts as u32, 1.0 + accepted / passes))
+                // Tokens behind a stop are accepted and not delivered, so there may seem to be fewer than drafted.
+                let steps = (decoded - accepted).max(passes);
+                Ok(((drafted / steps).round() as u32, (decoded / steps).max(1.0)))
             }
             None => {
-                let per_interval = (self.generated_tokens - self.first_tokens) / self.intervals.count;
+                let per_interval = decoded / self.intervals.count;
                 if per_interval > BUNCHED {
                     return Err(LiveError::Bunched { per_interval });
                 }

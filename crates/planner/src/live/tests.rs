@@ -92,6 +92,13 @@ fn a_step_with_drafts_yields_several_tokens_however_intervals_are_noted() {
         assert!(close(load.tokens_per_step, 2.5) && close(load.step_ms, 20.0), "{load:?}");
         assert!(close(load.time_per_output_token_ms, 8.0), "{load:?}");
     }
+    // The same drafts in every second step.
+    let mut now_and_then = Steady { drafts: Some((2.0, 1.5)), ..STEADY }.counters(0.0);
+    now_and_then.drafts.as_mut().unwrap().passes /= 2.0;
+    let none = LiveCounters { drafts: Some(DraftCounters::default()), ..LiveCounters::default() };
+    let load = LiveLoad::between(&none, &now_and_then, STEADY.seconds).unwrap();
+    assert_eq!(load.drafts, 2);
+    assert!(close(load.tokens_per_step, 2.5) && close(load.step_ms, 20.0), "{load:?}");
     // Counters that an engine has and does not use.
     let load = Steady { drafts: Some((0.0, 0.0)), ..STEADY }.load().unwrap();
     assert_eq!((load.drafts, load.tokens_per_step), (0, 1.0));

@@ -1,7 +1,12 @@
 //! Random answers over a tiny vocabulary: each must parse and fit its schema.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path, sync::mpsc::channel, time::Duration};
 
+use gqla_engine::{
+    Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Speculation,
+    SpeculationStats,
+    cpu::{CpuEngine, CpuEngineConfig},
+};
 use proptest::prelude::*;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
@@ -138,6 +143,61 @@ fn a_sequence_does_not_move_the_others() {
     let first = answer(&grammar, 5, 261);
     answer(&grammar, 6, 261);
     assert_eq!(answer(&grammar, 5, 261), first);
+}
+
+/// The ids a real model answers under the schema, to a prompt that shows two answers; it likes to come to an end.
+fn modelled(
+    grammar: &Grammar,
+    seed: u64,
+    speculation: Option<Speculation>,
+) -> (Vec<Event>, SpeculationStats) {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a/llama_gqla_a");
+    let config = CpuEngineConfig { speculation, threads: Some(1), ..CpuEngineConfig::default() };
+    let engine = CpuEngine::start(&Checkpoint::open(&model).unwrap(), config).unwrap();
+    let (sender, events) = channel();
+    let sink: gqla_engine::Sink = Box::new(move |event| {
+        let _ = sender.send(event);
+        ControlFlow::Continue(())
+    });
+    let shown = r#"{"name":"ab","age":7,"tags":["a"],"next":{"x":true}}"#.repeat(2);
+    let sampling = SamplingParams {
+        max_tokens: 150,
+        temperature: 0.8,
+        logit_bias: [b'"', b'}', b']'].map(|end| (u32::from(end), 4.0)).to_vec(),
+        stop_token_ids: vec![EOS],
+        seed,
+        ..SamplingParams::default()
+    };
+    let request = Request::new(shown.bytes().map(u32::from).collect(), sampling, sink);
+    engine.submit(Request { constraint: Some(grammar.follow()), ..request }).unwrap();
+    let mut all = Vec::new();
+    while !matches!(all.last(), Some(Event::Finished(_))) {
+        all.push(events.recv_timeout(Duration::from_secs(60)).unwrap());
+    }
+    engine.shutdown(Duration::from_secs(5));
+    (all, engine.stats().speculation)
+}
+
+#[test]
+fn answers_held_to_a_schema_are_the_same_with_drafts() {
+    let grammar = grammars().compile(&ResponseFormat::JsonSchema(schema())).unwrap().unwrap();
+    let source = DraftSource::PromptLookup(PromptLookup::new(1, 4).unwrap());
+    let drafts = Speculation::new(source, 4).unwrap();
+    let mut accepted = 0;
+    for seed in 0..4 {
+        let (plain, _) = modelled(&grammar, seed, None);
+        let (drafted, stats) = modelled(&grammar, seed, Some(drafts));
+        assert_eq!(drafted, plain);
+        accepted += stats.accepted_tokens;
+        let id = |event: &Event| match event {
+            Event::Token { id, .. } => Some(*id),
+            Event::Finished(_) => None,
+        };
+        let text = tokenizer().decode(&plain.iter().filter_map(id).collect::<Vec<_>>(), true);
+        let finished = plain.last() == Some(&Event::Finished(gqla_engine::Finish::Stop));
+        assert!(!finished || serde_json::from_str::<Person>(&text).is_ok(), "{text}");
+    }
+    assert!(accepted > 0, "keys are there to be copied");
 }
 
 #[test]

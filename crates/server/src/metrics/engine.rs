@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use gqla_engine::Engine;
+use gqla_engine::{Engine, SpeculationStats};
 use gqla_telemetry::prometheus::{
-    self, Gauge, IntCounter, IntGauge, Opts,
+    self, Gauge, IntCounter, IntCounterVec, IntGauge, Opts,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -21,6 +21,63 @@ pub(super) struct EngineCollector {
     cache_bytes: IntGauge,
     cache_used_bytes: IntGauge,
     cache_config: IntGauge,
+    drafts: Option<DraftCounters>,
+}
+
+/// What an engine that drafts has besides.
+struct DraftCounters {
+    drafts: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_tokens: IntCounter,
+    accepted_per_position: IntCounterVec,
+    positions: usize,
+}
+
+impl DraftCounters {
+    fn new(positions: usize, opts: impl Fn(&str, &str) -> Opts) -> prometheus::Result<Self> {
+        let counters = Self {
+            drafts: IntCounter::with_opts(opts(
+                "vllm:spec_decode_num_drafts_total",
+                "Steps of single sequences that verified drafted tokens.",
+            ))?,
+            draft_tokens: IntCounter::with_opts(opts(
+                "vllm:spec_decode_num_draft_tokens_total",
+                "Drafted tokens.",
+            ))?,
+            accepted_tokens: IntCounter::with_opts(opts(
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Drafted tokens that were what the model drew.",
+            ))?,
+            accepted_per_position: IntCounterVec::new(
+                opts(
+                    "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+                    "The same by their place among a step's drafts.",
+                ),
+                &["position"],
+            )?,
+            positions,
+        };
+        counters.update(&SpeculationStats::default());
+        Ok(counters)
+    }
+
+    fn members(&self) -> [&dyn Collector; 4] {
+        [&self.drafts, &self.draft_tokens, &self.accepted_tokens, &self.accepted_per_position]
+    }
+
+    fn update(&self, stats: &SpeculationStats) {
+        raise(&self.drafts, stats.drafts);
+        raise(&self.draft_tokens, stats.draft_tokens);
+        raise(&self.accepted_tokens, stats.accepted_tokens);
+        for (position, accepted) in stats.accepted_per_position.iter().enumerate().take(self.positions) {
+            raise(&self.accepted_per_position.with_label_values(&[position.to_string()]), *accepted);
+        }
+    }
+}
+
+/// Sets a counter to a count that never falls.
+fn raise(counter: &IntCounter, now: u64) {
+    counter.inc_by(now.saturating_sub(counter.get()));
 }
 
 impl fmt::Debug for EngineCollector {
@@ -68,11 +125,15 @@ impl EngineCollector {
                 "Bytes of the cache blocks that sequences have.",
             ))?,
             cache_config,
+            drafts: match info.multi_token_prediction as usize {
+                0 => None,
+                positions => Some(DraftCounters::new(positions, opts)?),
+            },
         })
     }
 
-    fn members(&self) -> [&dyn Collector; 9] {
-        [
+    fn members(&self) -> impl Iterator<Item = &dyn Collector> {
+        let always: [&dyn Collector; 9] = [
             &self.running,
             &self.waiting,
             &self.cache_usage,
@@ -82,13 +143,14 @@ impl EngineCollector {
             &self.cache_bytes,
             &self.cache_used_bytes,
             &self.cache_config,
-        ]
+        ];
+        always.into_iter().chain(self.drafts.iter().flat_map(DraftCounters::members))
     }
 }
 
 impl Collector for EngineCollector {
     fn desc(&self) -> Vec<&Desc> {
-        self.members().into_iter().flat_map(Collector::desc).collect()
+        self.members().flat_map(Collector::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -105,8 +167,11 @@ impl Collector for EngineCollector {
             (&self.prefix_queries, stats.prefix_queries),
             (&self.prefix_hits, stats.prefix_hits),
         ] {
-            counter.inc_by(now.saturating_sub(counter.get()));
+            raise(counter, now);
         }
-        self.members().into_iter().flat_map(Collector::collect).collect()
+        if let Some(drafts) = &self.drafts {
+            drafts.update(&stats.speculation);
+        }
+        self.members().flat_map(Collector::collect).collect()
     }
 }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SubmitError,
-    TokenLogprob,
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SpeculationStats,
+    SubmitError, TokenLogprob,
 };
 use gqla_model::DecodePath;
 
@@ -64,7 +64,7 @@ impl ScriptedEngine {
         let info = EngineInfo {
             path: Some(DecodePath::MqaAbsorb),
             tensor_parallel: 1,
-            multi_token_prediction: 0,
+            multi_token_prediction: 2,
             context_length: CONTEXT,
             block_size: BLOCK,
             num_blocks: 8,
@@ -176,6 +176,12 @@ impl Engine for ScriptedEngine {
             preemptions: 3,
             prefix_queries: 128,
             prefix_hits: 64,
+            speculation: SpeculationStats {
+                drafts: 5,
+                draft_tokens: 9,
+                accepted_tokens: 6,
+                accepted_per_position: std::array::from_fn(|position| [4, 2, 0][position.min(2)]),
+            },
             dead: self.shared.dead.load(Ordering::SeqCst),
             ..EngineStats::default()
         }

@@ -48,10 +48,21 @@ async fn counters_are_the_sum_of_the_clients_usage() {
         r#"vllm:prefix_cache_hits_total{engine="0",model_name="m"} 64"#.to_owned(),
         r#"gqla_kv_cache_bytes{engine="0",model_name="m"} 2560"#.to_owned(),
         r#"gqla_kv_cache_used_bytes{engine="0",model_name="m"} 640"#.to_owned(),
+        r#"vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 5"#.to_owned(),
+        r#"vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 9"#.to_owned(),
+        r#"vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 6"#.to_owned(),
+        per_position(0, 4),
+        per_position(1, 2),
         r#"vllm:num_preemptions_total{engine="0",model_name="m"} 3"#.to_owned(),
         r#"vllm:cache_config_info{block_size="16",engine="0",model_name="m",num_gpu_blocks="8"} 1"#
             .to_owned(),
     ] {
         assert!(text.lines().any(|found| found == line), "missing {line} in\n{text}");
     }
+    assert!(!text.contains(r#"position="2""#), "the engine drafts two tokens");
+}
+
+fn per_position(position: usize, accepted: u32) -> String {
+    let labels = format!(r#"engine="0",model_name="m",position="{position}""#);
+    format!("vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels}}} {accepted}")
 }
