@@ -1,6 +1,6 @@
 //! CPU kernels of both decode paths and the references they are held to.
 //!
-//! Everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
+//! Everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32, or are rounded to int8. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
 //! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
 //!
@@ -15,6 +15,7 @@ mod gemm;
 mod math;
 mod matrix;
 pub mod measure;
+mod memory;
 pub mod ops;
 mod pool;
 pub mod reference;

@@ -9,7 +9,7 @@ use gqla_model::{AttentionShape, DecodePath};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 
 use super::{
-    LoadError, Model,
+    LoadError, Model, Weights,
     model::{LatentNorm, Layer, RotaryHeads},
 };
 
@@ -26,15 +26,16 @@ enum Kind {
 pub(super) fn model(
     checkpoint: &Checkpoint,
     path: Option<DecodePath>,
+    weights: Weights,
     pool: Pool,
 ) -> Result<Model, LoadError> {
     let config = checkpoint.config();
     let kind = kind_of(config, path)?;
     let (rope, rotary) = kind.rotary(config);
     let layers = (0..config.num_hidden_layers)
-        .map(|layer| Source { checkpoint, config, layer }.layer(&kind))
+        .map(|layer| Source { checkpoint, config, weights, layer }.layer(&kind))
         .collect::<Result<_, _>>()?;
-    let head = |name| matrix_of(checkpoint, name, config.vocab_size, config.hidden_size);
+    let head = |name| matrix_of(checkpoint, weights, name, [config.vocab_size, config.hidden_size]);
     Ok(Model {
         pool,
         embedding: head("model.embed_tokens.weight")?,
@@ -58,7 +59,7 @@ pub(super) fn per_group(checkpoint: &Checkpoint, layer: usize) -> Result<PerGrou
     let AttentionConfig::Latent { shape, .. } = &config.attention else {
         return Err(LoadError::NotExpandable);
     };
-    let source = Source { checkpoint, config, layer };
+    let source = Source { checkpoint, config, weights: Weights::Stored, layer };
     let up = source.up_projection(shape)?;
     PerGroup::new(shape, UpProjection(up.rows())).map_err(|error| source.broken(error))
 }
@@ -118,6 +119,7 @@ fn dims(shape: &AttentionShape) -> [usize; 4] {
 struct Source<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
+    weights: Weights,
     layer: usize,
 }
 
@@ -138,7 +140,7 @@ impl<'a> Source<'a> {
             .map(|(name, outputs)| Ok(Numbers::of(&self.tensor(name, &[*outputs, inputs])?)))
             .collect::<Result<_, LoadError>>()?;
         let rows: Vec<_> = parts.iter().map(Numbers::rows).collect();
-        Matrix::stack(&rows, inputs).map_err(|source| self.broken(source))
+        self.weights.stack(&rows, inputs).map_err(|source| self.broken(source))
     }
 
     fn broken(&self, source: MatrixError) -> LoadError {
@@ -203,12 +205,12 @@ type Parts = (Matrix, Box<dyn Attention>, Option<LatentNorm>);
 
 fn matrix_of(
     checkpoint: &Checkpoint,
+    weights: Weights,
     name: &'static str,
-    outputs: usize,
-    inputs: usize,
+    [outputs, inputs]: [usize; 2],
 ) -> Result<Matrix, LoadError> {
     let tensor = checkpoint.tensor(name)?.expect_shape(&[outputs, inputs])?;
-    Matrix::stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
+    weights.stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
 }
 
 /// A tensor's numbers in a format the kernels take: bf16 as it is, anything else as f32.

@@ -9,6 +9,7 @@ mod forward;
 mod load;
 mod memory;
 mod model;
+mod weights;
 
 pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
@@ -17,3 +18,4 @@ pub use gqla_kernels::attention::CacheFormat;
 pub use gqla_kernels::{InstructionSet, Pool, WeightFormat, measure};
 pub use memory::{CacheMemory, CacheTooSmall};
 pub use model::{LogitsError, Model};
+pub use weights::Weights;

@@ -8,7 +8,7 @@ use gqla_kernels::{
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
-use super::{LoadError, forward::Workspace, load};
+use super::{LoadError, Weights, forward::Workspace, load};
 
 /// Tokens [`Model::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -73,7 +73,17 @@ impl Model {
         path: Option<DecodePath>,
         threads: Option<usize>,
     ) -> Result<Self, LoadError> {
-        load::model(checkpoint, path, Pool::new(threads)?)
+        Self::load_as(checkpoint, path, threads, Weights::Stored)
+    }
+
+    /// As [`Self::load_with_threads`], with weights kept as `weights` says.
+    pub fn load_as(
+        checkpoint: &Checkpoint,
+        path: Option<DecodePath>,
+        threads: Option<usize>,
+        weights: Weights,
+    ) -> Result<Self, LoadError> {
+        load::model(checkpoint, path, weights, Pool::new(threads)?)
     }
 
     /// The decode path; `None` for a plain model.
