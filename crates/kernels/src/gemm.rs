@@ -6,13 +6,19 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use crate::simd::{Isa, Simd, dispatch};
+use crate::{
+    memory::{give_back, scratch},
+    simd::{Isa, Simd, dispatch},
+};
 
 /// Outputs interleaved in one panel of packed weights: 64 bytes of f32.
 pub(crate) const PANEL: usize = 16;
 
-/// Outputs one task computes. Four panels keep a decode step's weight stream long and its tasks even.
+/// Outputs one task computes at most. Four panels keep a decode step's weight stream long.
 pub(crate) const TASK_OUTPUTS: usize = 4 * PANEL;
+
+/// Rows from which on a task's weights are turned into f32 once for all of them, not once for every tile.
+const ROWS_WORTH_UNPACKING: usize = 4 * TILE_ROWS;
 
 /// Rows of a tile at most: 6 x 4 accumulators fill AVX-512's 32 registers, 6 x 2 AVX2's 16.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -37,11 +43,13 @@ impl RowMap {
     }
 }
 
-/// A number that weights or the cache are stored in; accumulation is always f32.
+/// A number that weights or the cache are stored in; accumulation is always f32. All-zero bytes are 0.
 ///
 /// # Safety
 /// As [`Simd`]: the pointer must be valid for one vector, or for `n` numbers.
 pub(crate) trait Element: Copy + Default + Send + Sync {
+    /// Whether loading takes more than the load.
+    const PACKED: bool;
     unsafe fn load<S: Simd>(p: *const Self) -> S::V;
     /// Lanes from `n` on are zero.
     unsafe fn load_partial<S: Simd>(p: *const Self, n: usize) -> S::V;
@@ -51,6 +59,8 @@ pub(crate) trait Element: Copy + Default + Send + Sync {
 }
 
 impl Element for f32 {
+    const PACKED: bool = false;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const f32) -> S::V {
         // SAFETY: the trait's contract.
@@ -76,6 +86,8 @@ impl Element for f32 {
 
 /// Bits of a bf16.
 impl Element for u16 {
+    const PACKED: bool = true;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u16) -> S::V {
         // SAFETY: the trait's contract.
@@ -100,6 +112,37 @@ impl Element for u16 {
     #[inline(always)]
     fn of_f32(x: f32) -> Self {
         half::bf16::from_f32(x).to_bits()
+    }
+}
+
+/// An int8, to be multiplied with a scale that its row or column has.
+impl Element for i8 {
+    const PACKED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const i8) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load_i8(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial<S: Simd>(p: *const i8, n: usize) -> S::V {
+        let mut lanes = [0i8; PANEL];
+        // SAFETY: `n` numbers can be read, fewer than a vector has lanes, which are no more than the array's.
+        unsafe {
+            p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n);
+            S::load_i8(lanes.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        x.round_ties_even() as i8
     }
 }
 
@@ -141,6 +184,8 @@ pub(crate) struct PanelTask<E> {
     pub isa: Isa,
     /// First panel of the task.
     pub panels: *const E,
+    /// What each output is multiplied with, whole panels of them; null where that is 1.
+    pub scales: *const f32,
     pub outputs: usize,
     pub k: usize,
     pub x: *const f32,
@@ -159,24 +204,69 @@ dispatch! {
     /// # Safety
     /// The machine must have the task's instruction set, the pointers must cover what the task's fields say, and no
     /// other thread may touch these outputs.
-    pub(crate) unsafe fn run_panel_task<E: Element>(task: &PanelTask<E>) = panel_task on task.isa; [4, 4] [2, 8] [2, 4]
+    pub(crate) unsafe fn run_panel_task<E: Element>(task: &PanelTask<E>) = panel_task on task.isa; [4, 4, 2] [2, 8, 4] [2, 4, 2]
 }
 
-/// `P` vectors of outputs for tiles of several rows, `P1` for a single row.
+/// `P` vectors of outputs for tiles of several rows, `P1` for a single row, `H` for what is left of a task.
 #[inline(always)]
-unsafe fn panel_task<S: Simd, E: Element, const P: usize, const P1: usize>(task: &PanelTask<E>) {
+unsafe fn panel_task<S: Simd, E: Element, const P: usize, const P1: usize, const H: usize>(
+    task: &PanelTask<E>,
+) {
+    if !E::PACKED || task.rows < ROWS_WORTH_UNPACKING {
+        // SAFETY: the caller's contract.
+        return unsafe { tiles::<S, E, P, P1, H>(task) };
+    }
+    let width = PANEL.max(P * S::LANES);
+    let mut unpacked = scratch(width * task.k);
+    for first in (0..task.outputs).step_by(width) {
+        let outputs = (task.outputs - first).min(width);
+        // SAFETY: whole panels of `k` steps exist from `first` on, and the buffer has room for them.
+        unsafe {
+            unpack::<S, E>(task.panels.add(first * task.k), outputs.div_ceil(PANEL) * task.k, &mut unpacked);
+            let scales = if task.scales.is_null() { task.scales } else { task.scales.add(first) };
+            let (panels, y) = (unpacked.as_ptr(), task.y.add(first));
+            let PanelTask { isa, k, x, x_rows, y_rows, rows, accumulate, .. } = *task;
+            tiles::<S, f32, P, P1, H>(&PanelTask {
+                isa,
+                panels,
+                scales,
+                outputs,
+                k,
+                x,
+                x_rows,
+                y,
+                y_rows,
+                rows,
+                accumulate,
+            });
+        }
+    }
+    give_back(unpacked);
+}
+
+/// Turns `steps` panel steps into f32.
+#[inline(always)]
+unsafe fn unpack<S: Simd, E: Element>(panels: *const E, steps: usize, to: &mut [f32]) {
+    for i in (0..steps * PANEL).step_by(S::LANES) {
+        // SAFETY: a panel step is a whole number of vectors; the caller's contract.
+        unsafe { S::store(to.as_mut_ptr().add(i), E::load::<S>(panels.add(i))) }
+    }
+}
+
+#[inline(always)]
+unsafe fn tiles<S: Simd, E: Element, const P: usize, const P1: usize, const H: usize>(task: &PanelTask<E>) {
     let mut row = 0;
     while row < task.rows {
         let rows = (task.rows - row).min(TILE_ROWS);
         // SAFETY: rows below `task.rows`; the caller's contract.
         unsafe {
             match rows {
-                1 => strip::<S, E, 1, P1>(task, row),
-                2 => strip::<S, E, 2, P>(task, row),
-                3 => strip::<S, E, 3, P>(task, row),
-                4 => strip::<S, E, 4, P>(task, row),
-                5 => strip::<S, E, 5, P>(task, row),
-                _ => strip::<S, E, 6, P>(task, row),
+                1 => strip::<S, E, 1, P1, H>(task, row),
+                2 => strip::<S, E, 2, P, H>(task, row),
+                3 => strip::<S, E, 3, P, H>(task, row),
+                4 => strip::<S, E, 4, P, H>(task, row),
+                5 => strip::<S, E, 5, P, H>(task, row),
+                _ => strip::<S, E, 6, P, H>(task, row),
             }
         }
         row += rows;
@@ -185,7 +275,10 @@ unsafe fn panel_task<S: Simd, E: Element, const P: usize, const P1: usize>(task:
 
 /// All outputs of `R` rows.
 #[inline(always)]
-unsafe fn strip<S: Simd, E: Element, const R: usize, const P: usize>(task: &PanelTask<E>, row: usize) {
+unsafe fn strip<S: Simd, E: Element, const R: usize, const P: usize, const H: usize>(
+    task: &PanelTask<E>,
+    row: usize,
+) {
     let vectors = task.outputs.div_ceil(S::LANES);
     let mut vector = 0;
     // SAFETY: the caller's contract; padded outputs of the last panel exist in the weights.
@@ -193,6 +286,10 @@ unsafe fn strip<S: Simd, E: Element, const R: usize, const P: usize>(task: &Pane
         while vector + P <= vectors {
             block::<S, E, R, P>(task, row, vector);
             vector += P;
+        }
+        while H < P && vector + H <= vectors {
+            block::<S, E, R, H>(task, row, vector);
+            vector += H;
         }
         while vector < vectors {
             block::<S, E, R, 1>(task, row, vector);
@@ -224,7 +321,11 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
             let y = task.y.add(task.y_rows.offset(row + r));
             for p in 0..P {
                 let output = (vector + p) * S::LANES;
-                finish::<S>(y.add(output), acc[r][p], task.outputs - output, task.accumulate);
+                let mut sum = acc[r][p];
+                if !task.scales.is_null() {
+                    sum = S::mul(sum, S::load(task.scales.add(output)));
+                }
+                finish::<S>(y.add(output), sum, task.outputs - output, task.accumulate);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! CPU and CUDA kernels of both decode paths and the references they are held to.
 //!
-//! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32. The map:
+//! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32, or are rounded to
+//! int8. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
 //! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
 //! [`device`] runs the CUDA kernels of the folder `cuda`.
@@ -17,6 +18,7 @@ mod gemm;
 mod math;
 mod matrix;
 pub mod measure;
+mod memory;
 mod mixture;
 pub mod ops;
 mod pool;

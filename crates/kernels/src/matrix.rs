@@ -4,11 +4,17 @@
 //! [`Matrix`] interleaves sixteen outputs once at load, in the checkpoint's own number format, so that a step
 //! streams every weight exactly once for all rows of the batch and never needs a horizontal sum.
 
+use std::{ops::Range, ptr::null};
+
 use crate::{
     gemm::{Element, PANEL, PanelTask, RowMap, TASK_OUTPUTS, run_panel_task},
+    memory::Lines,
     pool::Pool,
     simd::{InstructionSet, Isa, isa},
 };
+
+/// Tasks per thread from which on it hardly matters who gets the last one.
+const EVEN_TASKS: usize = 8;
 
 /// Rows of a weight matrix as a checkpoint stores them, `[out, in]`.
 #[derive(Clone, Copy, Debug)]
@@ -71,14 +77,6 @@ pub enum MatrixError {
     },
 }
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct F32Line([f32; PANEL]);
-
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-struct Bf16Line([u16; PANEL]);
-
 /// Numbers weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
@@ -86,11 +84,14 @@ pub enum WeightFormat {
     F32,
     /// The upper half of an f32.
     Bf16,
+    /// Whole numbers from -127 to 127 and one f32 scale per output.
+    Int8,
 }
 
 enum Panels {
-    F32(Vec<F32Line>),
-    Bf16(Vec<Bf16Line>),
+    F32(Lines<f32>),
+    Bf16(Lines<u16>),
+    Int8 { numbers: Lines<i8>, scales: Lines<f32> },
 }
 
 /// A weight matrix `[out, in]`, packed for `y = x Wᵀ`.
@@ -103,35 +104,66 @@ pub struct Matrix {
 impl Matrix {
     /// Stacks the rows of `parts`, each `[_, inputs]`, into one matrix. It is bf16 when all parts are, f32 otherwise.
     pub fn stack(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
-        if let Some(part) = parts.iter().find(|part| inputs == 0 || part.len() % inputs != 0) {
-            return Err(MatrixError::Ragged { len: part.len(), inputs });
-        }
-        let rows: Vec<_> = parts
-            .iter()
-            .flat_map(|part| (0..part.len() / inputs).map(move |row| (part, row * inputs)))
-            .collect();
+        let rows = rows_of(parts, inputs)?;
         let panels = if parts.iter().all(|part| matches!(part, WeightRows::Bf16(_))) {
-            let pack = |lines: &mut [Bf16Line], lane: usize, (part, start): (&WeightRows<'_>, usize)| {
-                lines.iter_mut().enumerate().for_each(|(i, line)| line.0[lane] = part.bf16_bits(start + i));
-            };
-            Panels::Bf16(interleave(&rows, inputs, Bf16Line([0; PANEL]), pack))
+            Panels::Bf16(interleave(&rows, inputs, |(part, start), i| part.bf16_bits(start + i)))
         } else {
-            let pack = |lines: &mut [F32Line], lane: usize, (part, start): (&WeightRows<'_>, usize)| {
-                lines.iter_mut().enumerate().for_each(|(i, line)| line.0[lane] = part.get(start + i));
-            };
-            Panels::F32(interleave(&rows, inputs, F32Line([0.0; PANEL]), pack))
+            Panels::F32(interleave(&rows, inputs, |(part, start), i| part.get(start + i)))
         };
         Ok(Self { panels, outputs: rows.len(), inputs })
     }
 
-    /// A matrix whose weights are all 1, in f32 or bf16, for timing.
+    /// As [`Self::stack`], rounded to int8: each row's weights become the nearest multiples of a 127th of the largest
+    /// of them, so a weight is off by at most a 254th of its row's largest.
+    pub fn stack_int8(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
+        let rows = rows_of(parts, inputs)?;
+        let mut scales = Lines::shared(rows.len().next_multiple_of(PANEL));
+        let scaled: Vec<_> = rows
+            .iter()
+            .zip(scales.iter_mut())
+            .map(|((part, start), scale)| {
+                let largest = (*start..start + inputs).fold(0.0f32, |max, i| max.max(part.get(i).abs()));
+                *scale = largest / 127.0;
+                (*part, *start, if largest > 0.0 { 127.0 / largest } else { 0.0 })
+            })
+            .collect();
+        let rounded = |(part, start, inverse): (&WeightRows<'_>, usize, f32), i| {
+            i8::of_f32(part.get(start + i) * inverse)
+        };
+        let numbers = interleave(&scaled, inputs, rounded);
+        Ok(Self { panels: Panels::Int8 { numbers, scales }, outputs: rows.len(), inputs })
+    }
+
+    /// A matrix whose weights are all 1, for timing.
     pub(crate) fn ones(outputs: usize, inputs: usize, format: WeightFormat) -> Self {
-        let lines = outputs.div_ceil(PANEL) * inputs;
+        let numbers = outputs.div_ceil(PANEL) * inputs * PANEL;
         let panels = match format {
-            WeightFormat::F32 => Panels::F32(vec![F32Line([1.0; PANEL]); lines]),
-            WeightFormat::Bf16 => Panels::Bf16(vec![Bf16Line([half::bf16::ONE.to_bits(); PANEL]); lines]),
+            WeightFormat::F32 => Panels::F32(filled(numbers, 1.0)),
+            WeightFormat::Bf16 => Panels::Bf16(filled(numbers, half::bf16::ONE.to_bits())),
+            WeightFormat::Int8 => Panels::Int8 {
+                numbers: filled(numbers, 1),
+                scales: filled(outputs.next_multiple_of(PANEL), 1.0),
+            },
         };
         Self { panels, outputs, inputs }
+    }
+
+    /// What the weights are stored as.
+    pub fn format(&self) -> WeightFormat {
+        match self.panels {
+            Panels::F32(_) => WeightFormat::F32,
+            Panels::Bf16(_) => WeightFormat::Bf16,
+            Panels::Int8 { .. } => WeightFormat::Int8,
+        }
+    }
+
+    /// Bytes a product reads of the matrix.
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(numbers) => size_of_val::<[f32]>(numbers),
+            Panels::Bf16(numbers) => size_of_val::<[u16]>(numbers),
+            Panels::Int8 { numbers, scales } => size_of_val::<[i8]>(numbers) + size_of_val::<[f32]>(scales),
+        }
     }
 
     /// Rows of W.
@@ -151,13 +183,11 @@ impl Matrix {
             "row {output} of {} outputs",
             self.outputs
         );
-        let (start, lane) = (output / PANEL * self.inputs, output % PANEL);
+        let start = output / PANEL * PANEL * self.inputs + output % PANEL;
         match &self.panels {
-            Panels::F32(lines) => row.iter_mut().zip(&lines[start..]).for_each(|(x, line)| *x = line.0[lane]),
-            Panels::Bf16(lines) => row
-                .iter_mut()
-                .zip(&lines[start..])
-                .for_each(|(x, line)| *x = f32::from_bits(u32::from(line.0[lane]) << 16)),
+            Panels::F32(numbers) => gather(&numbers[start..], 1.0, row),
+            Panels::Bf16(numbers) => gather(&numbers[start..], 1.0, row),
+            Panels::Int8 { numbers, scales } => gather(&numbers[start..], scales[output], row),
         }
     }
 
@@ -191,34 +221,41 @@ impl Matrix {
         unsafe { multiply_each_on(isa, pool, &[(self, operands)]) }
     }
 
-    fn tasks(&self) -> usize {
-        self.outputs.div_ceil(TASK_OUTPUTS)
-    }
-
     /// # Safety
-    /// As [`multiply_each_on`], and no other thread may run the same task.
-    unsafe fn run_task(&self, isa: Isa, task: usize, operands: &Operands) {
-        // SAFETY: the caller's contract.
+    /// As [`multiply_each_on`], and no other thread may compute these outputs.
+    unsafe fn run_task(&self, isa: Isa, outputs: Range<usize>, operands: &Operands) {
+        // SAFETY: the caller's contract; scales fill whole panels.
         unsafe {
             match &self.panels {
-                Panels::F32(lines) => self.run_panels(lines.as_ptr().cast::<f32>(), isa, task, operands),
-                Panels::Bf16(lines) => self.run_panels(lines.as_ptr().cast::<u16>(), isa, task, operands),
+                Panels::F32(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
+                Panels::Bf16(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
+                Panels::Int8 { numbers, scales } => {
+                    let scales = scales.as_ptr().add(outputs.start);
+                    self.run_panels(numbers.as_ptr(), scales, isa, outputs, operands);
+                }
             }
         }
     }
 
-    unsafe fn run_panels<E: Element>(&self, panels: *const E, isa: Isa, task: usize, operands: &Operands) {
-        let first = task * TASK_OUTPUTS;
-        // SAFETY: `task` is below `tasks`, so the first panel exists; the rest is the caller's contract.
+    unsafe fn run_panels<E: Element>(
+        &self,
+        panels: *const E,
+        scales: *const f32,
+        isa: Isa,
+        outputs: Range<usize>,
+        operands: &Operands,
+    ) {
+        // SAFETY: tasks start at whole panels that exist; the rest is the caller's contract.
         unsafe {
             run_panel_task(&PanelTask {
                 isa,
-                panels: panels.add(first * self.inputs),
-                outputs: (self.outputs - first).min(TASK_OUTPUTS),
+                panels: panels.add(outputs.start * self.inputs),
+                scales,
+                outputs: outputs.len(),
                 k: self.inputs,
                 x: operands.x,
                 x_rows: operands.x_rows,
-                y: operands.y.add(first),
+                y: operands.y.add(outputs.start),
                 y_rows: operands.y_rows,
                 rows: operands.rows,
                 accumulate: operands.accumulate,
@@ -227,17 +264,44 @@ impl Matrix {
     }
 }
 
-fn interleave<Line: Copy, Row: Copy>(
-    rows: &[Row],
+/// (part, where it starts there) of every row.
+fn rows_of<'a, 'w>(
+    parts: &'a [WeightRows<'w>],
     inputs: usize,
-    zero: Line,
-    pack: impl Fn(&mut [Line], usize, Row),
-) -> Vec<Line> {
-    let mut lines = vec![zero; rows.len().div_ceil(PANEL) * inputs];
-    for (panel, rows) in lines.chunks_exact_mut(inputs).zip(rows.chunks(PANEL)) {
-        rows.iter().enumerate().for_each(|(lane, &row)| pack(panel, lane, row));
+) -> Result<Vec<(&'a WeightRows<'w>, usize)>, MatrixError> {
+    if let Some(part) = parts.iter().find(|part| inputs == 0 || part.len() % inputs != 0) {
+        return Err(MatrixError::Ragged { len: part.len(), inputs });
     }
-    lines
+    let rows = |part: &'a WeightRows<'w>| (0..part.len() / inputs).map(move |row| (part, row * inputs));
+    Ok(parts.iter().flat_map(rows).collect())
+}
+
+/// Puts sixteen rows beside each other: `[row / 16][input][16]`.
+fn interleave<E: Element, Row: Copy>(rows: &[Row], inputs: usize, get: impl Fn(Row, usize) -> E) -> Lines<E> {
+    let mut numbers = Lines::shared(rows.len().div_ceil(PANEL) * inputs * PANEL);
+    for (panel, rows) in numbers.chunks_exact_mut(inputs * PANEL).zip(rows.chunks(PANEL)) {
+        for (lane, row) in rows.iter().enumerate() {
+            let places = panel[lane..].iter_mut().step_by(PANEL);
+            places.enumerate().for_each(|(i, place)| *place = get(*row, i));
+        }
+    }
+    numbers
+}
+
+fn filled<E: Element>(len: usize, number: E) -> Lines<E> {
+    let mut numbers = Lines::shared(len);
+    numbers.fill(number);
+    numbers
+}
+
+/// One lane of panels, scaled.
+fn gather<E: Element>(panels: &[E], scale: f32, row: &mut [f32]) {
+    row.iter_mut().zip(panels.iter().step_by(PANEL)).for_each(|(x, number)| *x = number.to_f32() * scale);
+}
+
+/// Outputs of a task: half as many where whole tasks are so few that a thread would wait long for the last one.
+fn task_outputs(tasks: usize, threads: usize) -> usize {
+    if tasks < EVEN_TASKS * threads { TASK_OUTPUTS / 2 } else { TASK_OUTPUTS }
 }
 
 /// What a product reads and writes.
@@ -267,13 +331,15 @@ pub(crate) unsafe fn multiply_each(pool: &Pool, products: &[(&Matrix, Operands)]
 /// # Safety
 /// As [`multiply_each`], and the machine must have `isa`.
 unsafe fn multiply_each_on(isa: Isa, pool: &Pool, products: &[(&Matrix, Operands)]) {
-    let Some((first, _)) = products.first() else { return };
-    let tasks = first.tasks();
-    debug_assert!(products.iter().all(|(matrix, _)| matrix.tasks() == tasks));
+    let Some(outputs) = products.first().map(|(matrix, _)| matrix.outputs) else { return };
+    debug_assert!(products.iter().all(|(matrix, _)| matrix.outputs == outputs));
+    let width = task_outputs(products.len() * outputs.div_ceil(TASK_OUTPUTS), pool.threads());
+    let tasks = outputs.div_ceil(width);
     pool.run(products.len() * tasks, &|task| {
         let (matrix, operands) = &products[task / tasks];
+        let first = task % tasks * width;
         // SAFETY: every (product, task) runs once; the rest is the caller's contract.
-        unsafe { matrix.run_task(isa, task % tasks, operands) }
+        unsafe { matrix.run_task(isa, first..outputs.min(first + width), operands) }
     });
 }
 
@@ -299,7 +365,7 @@ mod tests {
                 w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
             for rows in [WeightRows::F32(&w), WeightRows::Bf16(&bytes)] {
                 let matrix = Matrix::stack(&[rows], inputs).unwrap();
-                for rows in (1..=8).chain([13]) {
+                for rows in (1..=8).chain([13, 31]) {
                     let x = noise(rows as u64, rows * inputs);
                     let mut y = vec![1.0; rows * outputs];
                     matrix.multiply_add(&pool, &x, &mut y);
@@ -318,14 +384,64 @@ mod tests {
     fn a_row_has_the_same_bits_in_any_batch() {
         let pool = Pool::new(Some(2)).unwrap();
         let (outputs, inputs) = (200, 77);
-        let matrix = Matrix::stack(&[WeightRows::F32(&noise(1, outputs * inputs))], inputs).unwrap();
-        let x = noise(2, 9 * inputs);
-        let mut all = vec![0.0; 9 * outputs];
-        matrix.multiply(&pool, &x, &mut all);
-        for (x, expected) in x.chunks(inputs).zip(all.chunks(outputs)) {
-            let mut y = vec![0.0; outputs];
-            matrix.multiply(&pool, x, &mut y);
-            assert_eq!(y, expected);
+        let w = noise(1, outputs * inputs);
+        let bytes: Vec<u8> =
+            w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
+        let matrices = [
+            Matrix::stack(&[WeightRows::F32(&w)], inputs).unwrap(),
+            Matrix::stack(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
+            Matrix::stack_int8(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
+        ];
+        for (matrix, rows) in matrices.iter().flat_map(|matrix| [9, 40].map(|rows| (matrix, rows))) {
+            let x = noise(2, rows * inputs);
+            let mut all = vec![0.0; rows * outputs];
+            matrix.multiply(&pool, &x, &mut all);
+            for (x, expected) in x.chunks(inputs).zip(all.chunks(outputs)) {
+                let mut y = vec![0.0; outputs];
+                matrix.multiply(&pool, x, &mut y);
+                assert_eq!(y, expected, "{:?}", matrix.format());
+            }
+        }
+    }
+
+    /// A rounded weight is off by half a step, so an output by no more than half a step times the inputs' sum.
+    #[test]
+    fn int8_weights_stay_within_their_bound_of_float64() {
+        let pool = Pool::new(Some(2)).unwrap();
+        for (outputs, inputs) in [(1, 1), (52, 36), (64, 128), (193, 577)] {
+            let mut w = noise(3, outputs * inputs);
+            w[..inputs].fill(0.0);
+            let matrix = Matrix::stack_int8(&[WeightRows::F32(&w)], inputs).unwrap();
+            assert_eq!(matrix.format(), WeightFormat::Int8);
+            let scale = |o: usize| {
+                w[o * inputs..][..inputs].iter().fold(0.0f64, |max, x| max.max(f64::from(x.abs()))) / 127.0
+            };
+            let mut row = vec![0.0; inputs];
+            for o in 0..outputs {
+                matrix.read_row(o, &mut row);
+                let off = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
+                let worst = row.iter().zip(&w[o * inputs..]).map(off).fold(0.0, f64::max);
+                assert!(worst <= scale(o) * 0.5001, "{o}: {worst}");
+            }
+            for rows in [1, 7, 30] {
+                let x = noise(4, rows * inputs);
+                let mut y = vec![0.0; rows * outputs];
+                matrix.multiply(&pool, &x, &mut y);
+                for (i, (y, expected)) in y.iter().zip(product(&w, &x, inputs)).enumerate() {
+                    let sum =
+                        x[i / outputs * inputs..][..inputs].iter().map(|x| f64::from(x.abs())).sum::<f64>();
+                    let bound = scale(i % outputs) * 0.5 * sum + 1e-4;
+                    let error = (f64::from(*y) - expected).abs();
+                    assert!(error <= bound, "{outputs}x{inputs}: {error} above {bound}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_tasks_are_halved() {
+        for (tasks, threads, outputs) in [(9, 2, 32), (15, 2, 32), (16, 2, 64), (16, 4, 32), (768, 2, 64)] {
+            assert_eq!(task_outputs(tasks, threads), outputs, "{tasks} tasks, {threads} threads");
         }
     }
 
@@ -334,7 +450,7 @@ mod tests {
     fn every_instruction_set_of_the_machine_multiplies_either_format() {
         let pool = Pool::new(Some(2)).unwrap();
         for set in InstructionSet::available() {
-            for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
                 let matrix = Matrix::ones(70, 33, format);
                 let mut y = vec![0.0; 2 * 70];
                 matrix.multiply_on(set, &pool, &[[0.5; 33], [2.0; 33]].concat(), &mut y);

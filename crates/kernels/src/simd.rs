@@ -2,7 +2,13 @@
 //!
 //! Kernels are written once, generic over [`Simd`], and compiled three times: for AVX-512, for AVX2 with FMA, and for
 //! any machine. The entry points the [`dispatch!`](crate::simd::dispatch) macro makes pick one at run time, so one binary runs everywhere.
-//! Every operation is a fixed sequence of lane-wise operations: a result never depends on alignment or batch.
+//! Every operation is a fixed sequence of lane-wise operations: a result never depends on alignment or batch. This file
+//! is long because it spells out every operation once per instruction set.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a closure would not be compiled for the caller's instruction set"
+)]
 
 use std::sync::OnceLock;
 
@@ -105,6 +111,7 @@ pub(crate) trait Simd: Copy {
     /// Lanes from `n` on are zero.
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
     unsafe fn load_bf16(p: *const u16) -> Self::V;
+    unsafe fn load_i8(p: *const i8) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
     unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize);
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -113,6 +120,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum of all lanes, in a fixed order.
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sum of each, added in the order of [`Self::sum`].
+    #[inline(always)]
+    unsafe fn sum_each<const C: usize>(v: &[Self::V; C]) -> [f32; C] {
+        let mut sums = [0.0; C];
+        for c in 0..C {
+            // SAFETY: the trait's contract.
+            sums[c] = unsafe { Self::sum(v[c]) };
+        }
+        sums
+    }
     /// Largest of all lanes.
     unsafe fn max_lane(v: Self::V) -> f32;
 }
@@ -160,6 +177,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m512 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m512) {
             // SAFETY: the trait's contract.
             unsafe { _mm512_storeu_ps(p, v) }
@@ -187,12 +209,55 @@ mod x86 {
         #[inline(always)]
         unsafe fn sum(v: __m512) -> f32 {
             // SAFETY: the trait's contract.
-            unsafe { _mm512_reduce_add_ps(v) }
+            unsafe { _mm_cvtss_f32(sum_four(v, v, v, v)) }
+        }
+        #[inline(always)]
+        unsafe fn sum_each<const C: usize>(v: &[__m512; C]) -> [f32; C] {
+            // SAFETY: the trait's contract.
+            unsafe {
+                let mut sums = [0.0; C];
+                if C == 4 {
+                    _mm_storeu_ps(sums.as_mut_ptr(), sum_four(v[0], v[1], v[2], v[3]));
+                } else {
+                    for c in 0..C {
+                        sums[c] = Self::sum(v[c]);
+                    }
+                }
+                sums
+            }
         }
         #[inline(always)]
         unsafe fn max_lane(v: __m512) -> f32 {
             // SAFETY: the trait's contract.
             unsafe { _mm512_reduce_max_ps(v) }
+        }
+    }
+
+    /// Four sums at once: each vector is halved four times, and what is left of all is kept side by side.
+    #[inline(always)]
+    unsafe fn sum_four(a: __m512, b: __m512, c: __m512, d: __m512) -> __m128 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe {
+            let ab = halve(a, b);
+            let cd = halve(c, d);
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd);
+            let four = _mm512_add_ps(low, high);
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
+            let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one))
+        }
+    }
+
+    /// Upper plus lower half of `a`, then of `b`.
+    #[inline(always)]
+    unsafe fn halve(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe {
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+            let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+            _mm512_add_ps(low, high)
         }
     }
 
@@ -236,6 +301,11 @@ mod x86 {
                 let half = _mm_loadu_si128(p.cast());
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
             }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m256 {
+            // SAFETY: the trait's contract.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
@@ -325,6 +395,11 @@ impl Simd for Portable {
     unsafe fn load_bf16(p: *const u16) -> [f32; 8] {
         // SAFETY: 8 numbers can be read.
         std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { *p.add(i) }) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> [f32; 8] {
+        // SAFETY: 8 numbers can be read.
+        std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 8]) {

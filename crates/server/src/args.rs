@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 use clap::Parser;
 use gqla_engine::{
     DraftSource, PromptLookup, Speculation, SpeculationError,
-    cpu::{CacheFormat, CacheMemory},
+    cpu::{CacheFormat, CacheMemory, Weights},
 };
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
@@ -98,6 +98,9 @@ struct ServeArgs {
     /// Folder with images of the CUDA kernels (cubin, PTX); without one, NVRTC compiles them when the server starts.
     #[arg(long)]
     kernel_images: Option<PathBuf>,
+    /// What the weights are kept as; int8 takes half the memory of bf16 and rounds when the model is loaded.
+    #[arg(long, value_enum, default_value_t = WeightDtype::Auto)]
+    weight_dtype: WeightDtype,
     /// File with the key that clients must send as a bearer token.
     #[arg(long)]
     api_key_file: Option<PathBuf>,
@@ -149,6 +152,24 @@ impl From<KvCacheDtype> for CacheFormat {
         match dtype {
             KvCacheDtype::F32 => Self::F32,
             KvCacheDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightDtype {
+    /// As the checkpoint stores them.
+    Auto,
+    /// Rounded to int8, one scale per output.
+    Int8,
+}
+
+impl From<WeightDtype> for Weights {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::Auto => Self::Stored,
+            WeightDtype::Int8 => Self::Int8,
         }
     }
 }
@@ -226,6 +247,8 @@ pub struct Config {
     pub kv_cache_format: CacheFormat,
     /// Drafts, if any.
     pub speculation: Option<Speculation>,
+    /// What the weights are kept as.
+    pub weights: Weights,
     /// File with the bearer token.
     pub api_key_file: Option<PathBuf>,
     /// After SIGTERM new requests are still taken this long.
@@ -295,6 +318,7 @@ impl ServeArgs {
                 .map_or(CacheMemory::FreeShare(self.kv_cache_share), CacheMemory::Bytes),
             kv_cache_format: self.kv_cache_dtype.into(),
             speculation,
+            weights: self.weight_dtype.into(),
             api_key_file: self.api_key_file,
             lame_duck: self.lame_duck,
             drain_timeout: self.drain_timeout,
@@ -376,6 +400,12 @@ mod tests {
             let line = format!("gqla-server --model /m {wrong}");
             assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn weights_stay_as_they_are_unless_told_otherwise() {
+        assert_eq!(config("gqla-server --model /m").weights, Weights::Stored);
+        assert_eq!(config("gqla-server --model /m --weight-dtype int8").weights, Weights::Int8);
     }
 
     #[test]

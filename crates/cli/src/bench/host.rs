@@ -145,6 +145,7 @@ const fn format_name(format: WeightFormat) -> &'static str {
     match format {
         WeightFormat::F32 => "f32",
         WeightFormat::Bf16 => "bf16",
+        WeightFormat::Int8 => "int8",
     }
 }
 

@@ -10,7 +10,7 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, Model,
+    LoadError, Model, Weights,
     forward::Workspace,
     memory::{CacheMemory, Demand, blocks, free},
 };
@@ -41,6 +41,8 @@ pub struct CpuEngineConfig {
     pub kv_cache: CacheMemory,
     /// What the cache's numbers are stored as.
     pub kv_cache_format: CacheFormat,
+    /// What its weights are kept as.
+    pub weights: Weights,
     /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
     /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
     pub expandable: bool,
@@ -59,6 +61,7 @@ impl Default for CpuEngineConfig {
             max_queued: 128,
             kv_cache: CacheMemory::Bytes(1 << 30),
             kv_cache_format: CacheFormat::CPU_DEFAULT,
+            weights: Weights::Stored,
             expandable: false,
             speculation: None,
             threads: None,
@@ -85,7 +88,7 @@ impl CpuEngine {
                 return Err(LoadError::Zero { field });
             }
         }
-        let mut model = Model::load_with_threads(checkpoint, config.path, config.threads)?;
+        let mut model = Model::load_as(checkpoint, config.path, config.threads, config.weights)?;
         if config.expandable {
             model.make_expandable(checkpoint)?;
         }

@@ -11,7 +11,7 @@ use gqla_kernels::{
 use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, ModelConfig};
 
-use super::{LoadError, Model, draft::DraftLayer, model::RotaryHeads};
+use super::{LoadError, Model, Weights, draft::DraftLayer, model::RotaryHeads};
 use layer::Source;
 use numbers::Numbers;
 
@@ -26,15 +26,16 @@ enum Kind {
 pub(super) fn model(
     checkpoint: &Checkpoint,
     path: Option<DecodePath>,
+    weights: Weights,
     pool: Pool,
 ) -> Result<Model, LoadError> {
     let config = checkpoint.config();
     let kind = Kind::of(config, path)?;
     let (rope, rotary) = kind.rotary(config);
     let layers = (0..config.num_hidden_layers)
-        .map(|layer| Source { checkpoint, layer }.layer(kind))
+        .map(|layer| Source { checkpoint, weights, layer }.layer(kind))
         .collect::<Result<_, _>>()?;
-    let head = |name| matrix_of(checkpoint, name, config.vocab_size, config.hidden_size);
+    let head = |name| matrix_of(checkpoint, weights, name, [config.vocab_size, config.hidden_size]);
     Ok(Model {
         pool,
         embedding: head("model.embed_tokens.weight")?,
@@ -59,7 +60,8 @@ pub(super) fn draft(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result
     if config.num_nextn_predict_layers == 0 {
         return Err(LoadError::NoDraftLayer);
     }
-    let (source, hidden) = (Source { checkpoint, layer: config.num_hidden_layers }, config.hidden_size);
+    let source = Source { checkpoint, weights: Weights::Stored, layer: config.num_hidden_layers };
+    let hidden = config.hidden_size;
     Ok(DraftLayer {
         embedding_norm: source.norm("enorm", hidden)?,
         hidden_norm: source.norm("hnorm", hidden)?,
@@ -74,7 +76,7 @@ pub(super) fn per_group(checkpoint: &Checkpoint, layer: usize) -> Result<PerGrou
     let AttentionConfig::Latent { shape, .. } = checkpoint.config().attention else {
         return Err(LoadError::NotExpandable);
     };
-    Source { checkpoint, layer }.per_group(&shape)
+    Source { checkpoint, weights: Weights::Stored, layer }.per_group(&shape)
 }
 
 impl Kind {
@@ -135,10 +137,10 @@ fn dims(shape: &AttentionShape) -> [usize; 4] {
 
 fn matrix_of(
     checkpoint: &Checkpoint,
+    weights: Weights,
     name: &'static str,
-    outputs: usize,
-    inputs: usize,
+    [outputs, inputs]: [usize; 2],
 ) -> Result<Matrix, LoadError> {
     let tensor = checkpoint.tensor(name)?.expect_shape(&[outputs, inputs])?;
-    Matrix::stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
+    weights.stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
 }

@@ -13,6 +13,7 @@ mod load;
 pub(crate) mod memory;
 mod model;
 mod projection;
+mod weights;
 
 pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
@@ -21,3 +22,4 @@ pub use gqla_kernels::attention::CacheFormat;
 pub use gqla_kernels::{InstructionSet, Pool, WeightFormat, measure};
 pub use memory::{CacheMemory, CacheTooSmall};
 pub use model::{LogitsError, Model};
+pub use weights::Weights;

@@ -9,7 +9,8 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load, projection::Projection,
+    LoadError, Weights, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
+    projection::Projection,
 };
 
 /// Tokens [`Model::logits`] computes at a time.
@@ -66,7 +67,17 @@ impl Model {
         path: Option<DecodePath>,
         threads: Option<usize>,
     ) -> Result<Self, LoadError> {
-        load::model(checkpoint, path, Pool::new(threads)?)
+        Self::load_as(checkpoint, path, threads, Weights::Stored)
+    }
+
+    /// As [`Self::load_with_threads`], with weights kept as `weights` says.
+    pub fn load_as(
+        checkpoint: &Checkpoint,
+        path: Option<DecodePath>,
+        threads: Option<usize>,
+        weights: Weights,
+    ) -> Result<Self, LoadError> {
+        load::model(checkpoint, path, weights, Pool::new(threads)?)
     }
 
     /// The decode path; `None` for a plain model.

@@ -2,13 +2,10 @@
 
 use gqla_model::CacheFormat;
 
-use crate::gemm::Element;
+use crate::{gemm::Element, memory::Lines};
 
 /// Tokens of a cache block.
 pub const BLOCK_TOKENS: usize = 64;
-
-/// Bytes of a cache line, which vectors of f32 should not straddle.
-const LINE: usize = 64;
 
 /// Blocks of one layer; arithmetic is f32 whatever they store. What lies where in a block is the attention implementation's own affair.
 pub struct LayerCache {
@@ -17,50 +14,24 @@ pub struct LayerCache {
     elements_per_token: usize,
 }
 
-/// The numbers of all blocks.
+/// The numbers of all blocks. Memory comes page by page when first touched, so unused blocks cost none.
 pub(crate) enum Numbers {
-    F32(Aligned<f32>),
-    Bf16(Aligned<u16>),
+    F32(Lines<f32>),
+    Bf16(Lines<u16>),
 }
 
-/// Numbers from the start of a cache line on.
-pub(crate) struct Aligned<E> {
-    /// Zeroed by the system page by page when first touched, so unused blocks cost no memory.
-    data: Vec<E>,
-    first: usize,
+fn write<E: Element>(numbers: &mut [E], offset: usize, step: usize, values: &[f32]) {
+    let Some(last) = values.len().checked_sub(1) else { return };
+    let places = &mut numbers[offset..][..=last * step];
+    if step == 1 {
+        places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
+    } else {
+        values.iter().enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(*value));
+    }
 }
 
-impl<E: Element> Aligned<E> {
-    fn zeroed(elements: usize) -> Self {
-        let line = LINE / size_of::<E>();
-        let data = vec![E::default(); elements + line];
-        let first = data.as_ptr().align_offset(LINE).min(line);
-        Self { data, first }
-    }
-
-    pub fn as_ptr(&self) -> *const E {
-        self.data[self.first..].as_ptr()
-    }
-
-    fn copy(&mut self, from: usize, to: usize, len: usize) {
-        let (from, to) = (self.first + from, self.first + to);
-        self.data.copy_within(from..from + len, to);
-    }
-
-    fn write(&mut self, offset: usize, step: usize, values: &[f32]) {
-        let Some(last) = values.len().checked_sub(1) else { return };
-        let places = &mut self.data[self.first + offset..][..=last * step];
-        if step == 1 {
-            places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
-        } else {
-            values.iter().enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(*value));
-        }
-    }
-
-    fn read(&self, offset: usize, out: &mut [f32]) {
-        let numbers = &self.data[self.first + offset..];
-        out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_f32());
-    }
+fn read<E: Element>(numbers: &[E], offset: usize, out: &mut [f32]) {
+    out.iter_mut().zip(&numbers[offset..]).for_each(|(out, number)| *out = number.to_f32());
 }
 
 impl LayerCache {
@@ -68,8 +39,8 @@ impl LayerCache {
     pub fn new(blocks: usize, elements_per_token: usize, format: CacheFormat) -> Self {
         let elements = blocks * BLOCK_TOKENS * elements_per_token;
         let numbers = match format {
-            CacheFormat::F32 => Numbers::F32(Aligned::zeroed(elements)),
-            CacheFormat::Bf16 => Numbers::Bf16(Aligned::zeroed(elements)),
+            CacheFormat::F32 => Numbers::F32(Lines::zeroed(elements)),
+            CacheFormat::Bf16 => Numbers::Bf16(Lines::zeroed(elements)),
         };
         Self { numbers, blocks, elements_per_token }
     }
@@ -109,8 +80,8 @@ impl LayerCache {
         );
         let offset = block as usize * size + offset;
         match &mut self.numbers {
-            Numbers::F32(numbers) => numbers.write(offset, step, values),
-            Numbers::Bf16(numbers) => numbers.write(offset, step, values),
+            Numbers::F32(numbers) => write(numbers, offset, step, values),
+            Numbers::Bf16(numbers) => write(numbers, offset, step, values),
         }
     }
 
@@ -119,8 +90,8 @@ impl LayerCache {
         out.resize(self.block_elements(), 0.0);
         let offset = block as usize * self.block_elements();
         match &self.numbers {
-            Numbers::F32(numbers) => numbers.read(offset, out),
-            Numbers::Bf16(numbers) => numbers.read(offset, out),
+            Numbers::F32(numbers) => read(numbers, offset, out),
+            Numbers::Bf16(numbers) => read(numbers, offset, out),
         }
     }
 
@@ -129,8 +100,8 @@ impl LayerCache {
         let len = self.block_elements();
         let (from, to) = (from as usize * len, to as usize * len);
         match &mut self.numbers {
-            Numbers::F32(numbers) => numbers.copy(from, to, len),
-            Numbers::Bf16(numbers) => numbers.copy(from, to, len),
+            Numbers::F32(numbers) => numbers.copy_within(from..from + len, to),
+            Numbers::Bf16(numbers) => numbers.copy_within(from..from + len, to),
         }
     }
 

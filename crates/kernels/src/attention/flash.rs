@@ -3,6 +3,8 @@
 //! A task holds up to [`MAX_ROWS`] query rows (tokens times heads that read the same keys) and visits the cache block
 //! by block, keeping a running maximum and sum per row, so keys and values are read once for all its rows. Every row
 //! meets the same blocks in the same order whatever else is in the task, and what it must not see adds an exact zero.
+//! Chunks of blocks are summed apart and merged in order: where a sequence is cut depends on its tokens alone, and so
+//! several threads can share one sequence.
 
 #![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
@@ -11,8 +13,12 @@ use crate::{
     Pool,
     gemm::{Element, RowMap},
     math::exp,
+    memory::{give_back, scratch},
+    shared::SharedMut,
     simd::{Simd, dispatch},
 };
+use division::{Division, Work};
+use merge::{divide, merge};
 use scores::{score_panels, score_rows};
 use values::add_values;
 
@@ -21,7 +27,9 @@ macro_rules! for_tiles {
     ($rows:expr, $max:expr, $n:ident, $f:ident($($arg:expr),*)) => {{
         let mut row = 0;
         while row < $rows {
-            let left = ($rows - row).min($max);
+            // Evenly, because a tile of few rows costs nearly as much as a full one.
+            let left = $rows - row;
+            let left = left.div_ceil(left.div_ceil($max));
             match left {
                 1 => $f::<S, E, 1, $n>($($arg),*, row),
                 2 => $f::<S, E, 2, $n>($($arg),*, row),
@@ -35,11 +43,17 @@ macro_rules! for_tiles {
     }};
 }
 
+mod division;
+mod merge;
 mod scores;
 mod values;
 
 /// Query rows of a task at most; their scores (12 KiB) stay in the first-level cache.
 const MAX_ROWS: usize = 48;
+
+/// Cache blocks of a chunk. Every row's sums are made chunk by chunk and merged in the order of its tokens, whether or
+/// not the chunks of a sequence are shared between threads.
+const CHUNK_BLOCKS: usize = 4;
 
 /// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block.
 #[derive(Clone, Copy, Default)]
@@ -84,12 +98,18 @@ pub(super) struct HeadSet {
 // SAFETY: the pointers are used by `attend` only, whose caller vouches for them; tasks write disjoint rows.
 unsafe impl Sync for HeadSet {}
 
-struct Task<'a, E> {
+/// Query rows of one set and segment.
+#[derive(Clone, Copy)]
+struct Part<'a> {
     set: &'a HeadSet,
     segment: &'a Segment<'a>,
     /// First row in the segment: token · heads + head.
     row: usize,
     rows: usize,
+}
+
+struct Task<'a, E> {
+    part: Part<'a>,
     cache: *const E,
     block_elements: usize,
     scale: f32,
@@ -104,6 +124,7 @@ pub(super) unsafe fn attend(
     pool: &Pool,
     cache: &LayerCache,
     segments: &[Segment<'_>],
+    partials: &mut Vec<f32>,
     sets: &[HeadSet],
     min_rows: usize,
     scale: f32,
@@ -112,8 +133,10 @@ pub(super) unsafe fn attend(
     // SAFETY: the caller's contract; the pointer is to the cache's first block.
     unsafe {
         match cache.numbers() {
-            Numbers::F32(n) => attend_in(pool, (n.as_ptr(), size), segments, sets, min_rows, scale),
-            Numbers::Bf16(n) => attend_in(pool, (n.as_ptr(), size), segments, sets, min_rows, scale),
+            Numbers::F32(n) => attend_in(pool, (n.as_ptr(), size), segments, partials, sets, min_rows, scale),
+            Numbers::Bf16(n) => {
+                attend_in(pool, (n.as_ptr(), size), segments, partials, sets, min_rows, scale);
+            }
         }
     }
 }
@@ -123,25 +146,69 @@ unsafe fn attend_in<E: Element>(
     pool: &Pool,
     (cache, block_elements): (*const E, usize),
     segments: &[Segment<'_>],
+    partials: &mut Vec<f32>,
     sets: &[HeadSet],
     min_rows: usize,
     scale: f32,
 ) {
-    let rows: usize = sets.iter().map(|set| set.heads * super::rows_of(segments)).sum();
-    let size = rows.div_ceil(2 * pool.threads()).clamp(min_rows.min(MAX_ROWS), MAX_ROWS);
-    let mut parts = Vec::new();
-    for segment in segments {
-        for set in sets {
-            let rows = segment.rows * set.heads;
-            parts.extend((0..rows).step_by(size).map(|row| (segment, set, row, size.min(rows - row))));
+    let whole = parts(segments, sets, MAX_ROWS);
+    let work = Work {
+        parts: whole.len(),
+        rows: whole.iter().map(|part| part.rows).sum(),
+        chunks: whole.iter().map(Part::chunks).max().unwrap_or(0),
+    };
+    let cache = CachePointer(cache);
+    let task = |part| Task { part, cache: cache.get(), block_elements, scale };
+    // SAFETY: every part, or every chunk of it, is one task; the rest is the caller's contract.
+    match work.division(pool.threads(), min_rows) {
+        Division::Tokens => unsafe { attend_by_chunk(pool, &whole, partials, task) },
+        Division::Rows(MAX_ROWS) => pool.run(whole.len(), &|i| unsafe { run_task(&task(whole[i])) }),
+        Division::Rows(rows) => {
+            let parts = parts(segments, sets, rows);
+            pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i])) });
         }
     }
-    let cache = CachePointer(cache);
-    pool.run(parts.len(), &|index| {
-        let (segment, set, row, rows) = parts[index];
-        let task = Task { set, segment, row, rows, cache: cache.get(), block_elements, scale };
-        // SAFETY: every part is one task; the rest is the caller's contract.
-        unsafe { run_task(&task) }
+}
+
+/// All rows, at most `size` in a part.
+fn parts<'a>(segments: &'a [Segment<'a>], sets: &'a [HeadSet], size: usize) -> Vec<Part<'a>> {
+    let pairs = segments.iter().flat_map(|segment| sets.iter().map(move |set| (segment, set)));
+    pairs
+        .flat_map(|(segment, set)| {
+            let rows = segment.rows * set.heads;
+            (0..rows).step_by(size).map(move |row| Part { set, segment, row, rows: size.min(rows - row) })
+        })
+        .collect()
+}
+
+/// Runs every chunk of every part, then merges each row's chunks in their order.
+///
+/// # Safety
+/// As [`attend`], for the rows of `parts`.
+unsafe fn attend_by_chunk<'a, E: Element>(
+    pool: &Pool,
+    parts: &[Part<'a>],
+    partials: &mut Vec<f32>,
+    task: impl Fn(Part<'a>) -> Task<'a, E> + Sync,
+) {
+    let (mut chunks, mut rows, mut total) = (Vec::new(), Vec::new(), 0);
+    for part in parts {
+        rows.extend((0..part.rows).map(|row| (part, row, total)));
+        chunks.extend((0..part.chunks()).map(|chunk| (part, chunk, total + chunk * part.partial())));
+        total += part.chunks() * part.partial();
+    }
+    let partials = super::sized(partials, total);
+    let shared = SharedMut::new(partials);
+    pool.run(chunks.len(), &|i| {
+        let (part, chunk, start) = chunks[i];
+        // SAFETY: every chunk of a part is one task and has numbers of its own; the rest is the caller's contract.
+        unsafe { run_chunk_task(&task(*part), chunk, shared.slice(start, part.partial())) }
+    });
+    let partials = &*partials;
+    pool.run(rows.len(), &|i| {
+        let (part, row, start) = rows[i];
+        // SAFETY: every row is one task, and the partials are those of its part.
+        unsafe { merge_row(part, row, &partials[start..][..part.chunks() * part.partial()]) }
     });
 }
 
@@ -158,9 +225,12 @@ impl<E> CachePointer<E> {
 }
 
 dispatch! {
+    /// Gathers one chunk of tokens. Compiled once for all callers, because it holds every kernel.
+    ///
     /// # Safety
-    /// As [`attend`].
-    unsafe fn run_task<E: Element>(task: &Task<'_, E>) = run_task_in; [4, 4] [2, 4] [2, 2]
+    /// As [`attend`]; the sink must have every row of the task.
+    unsafe fn run_chunk<E: Element>(task: &Task<'_, E>, chunk: usize, sink: &Sink, state: &mut State)
+        = run_chunk_in; [4, 4] [2, 2] [2, 2]
 }
 
 /// Scores of a task's rows against one block, then their weights.
@@ -174,59 +244,150 @@ struct State {
     rescale: [f32; MAX_ROWS],
 }
 
+impl State {
+    const EMPTY: Self =
+        Self { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], rescale: [0.0; MAX_ROWS] };
+}
+
+/// Where a task's rows gather their values.
+struct Sink {
+    to: *mut f32,
+    rows: RowMap,
+    first: usize,
+}
+
+impl Sink {
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> *mut f32 {
+        // SAFETY: the row exists, the caller's contract.
+        unsafe { self.to.add(self.rows.offset(self.first + row)) }
+    }
+
+    /// Rows side by side.
+    fn aside(to: &mut [f32], dim: usize) -> Self {
+        Self { to: to.as_mut_ptr(), rows: RowMap::even(dim), first: 0 }
+    }
+}
+
+/// All chunks of a part, one after the other.
+unsafe fn run_task<E: Element>(task: &Task<'_, E>) {
+    let Part { rows, .. } = task.part;
+    let dim = task.part.set.values.dim;
+    let (mut total, out) = (State::EMPTY, task.part.sink());
+    let mut partial = scratch(rows * dim);
+    // SAFETY: the caller's contract; the buffer has every row.
+    unsafe {
+        run_chunk(task, 0, &out, &mut total);
+        for chunk in 1..task.part.chunks() {
+            let mut state = State::EMPTY;
+            let aside = Sink::aside(&mut partial, dim);
+            run_chunk(task, chunk, &aside, &mut state);
+            for row in 0..rows {
+                let so_far = (total.max[row], total.sum[row]);
+                let more = (state.max[row], state.sum[row]);
+                (total.max[row], total.sum[row]) = merge(so_far, out.row(row), more, aside.row(row), dim);
+            }
+        }
+        for row in 0..rows {
+            divide(out.row(row), total.sum[row], dim);
+        }
+    }
+    give_back(partial);
+}
+
+/// Leaves a chunk's sums in `partial`: rows of values, then all maxima, then all sums of weights.
+unsafe fn run_chunk_task<E: Element>(task: &Task<'_, E>, chunk: usize, partial: &mut [f32]) {
+    let Part { rows, set, .. } = task.part;
+    let mut state = State::EMPTY;
+    // SAFETY: the caller's contract; the partial has every row.
+    unsafe { run_chunk(task, chunk, &Sink::aside(partial, set.values.dim), &mut state) }
+    let (maxima, sums) = partial[rows * set.values.dim..].split_at_mut(rows);
+    maxima.copy_from_slice(&state.max[..rows]);
+    sums.copy_from_slice(&state.sum[..rows]);
+}
+
+/// Merges the chunks of one row into its output.
+unsafe fn merge_row(part: &Part<'_>, row: usize, partials: &[f32]) {
+    let (rows, dim) = (part.rows, part.set.values.dim);
+    let mut total = (f32::NEG_INFINITY, 0.0);
+    // SAFETY: the caller's contract.
+    unsafe {
+        let out = part.sink().row(row);
+        for partial in partials.chunks_exact(part.partial()) {
+            let more = (partial[rows * dim + row], partial[rows * dim + rows + row]);
+            total = merge(total, out, more, partial[row * dim..].as_ptr(), dim);
+        }
+        divide(out, total.1, dim);
+    }
+}
+
 /// `P`: vectors of outputs beside each other; `C`: keys beside each other when keys are rows.
 #[inline(always)]
-unsafe fn run_task_in<S: Simd, E: Element, const P: usize, const C: usize>(task: &Task<'_, E>) {
+unsafe fn run_chunk_in<S: Simd, E: Element, const P: usize, const C: usize>(
+    task: &Task<'_, E>,
+    chunk: usize,
+    sink: &Sink,
+    state: &mut State,
+) {
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
-    let mut state =
-        State { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], rescale: [0.0; MAX_ROWS] };
-    let last = task.position(task.rows - 1);
-    for (index, block) in task.segment.blocks[..=last / BLOCK_TOKENS].iter().enumerate() {
+    let part = &task.part;
+    let last = part.position(part.rows - 1);
+    let end = ((chunk + 1) * CHUNK_BLOCKS).min(last / BLOCK_TOKENS + 1);
+    for index in chunk * CHUNK_BLOCKS..end {
         let first = index * BLOCK_TOKENS;
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
         // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
         unsafe {
-            let block = task.cache.add(*block as usize * task.block_elements);
-            match task.set.keys {
-                Keys::Panels(parts) => score_panels::<S, E, P>(task, &parts, block, tokens, &mut scores),
+            let block = task.cache.add(part.segment.blocks[index] as usize * task.block_elements);
+            match part.set.keys {
+                Keys::Panels(parts) => score_panels::<S, E, P>(part, &parts, block, tokens, &mut scores),
                 Keys::Rows { dim, stride } => {
-                    score_rows::<S, E, C>(task, dim, stride, block, tokens, &mut scores);
+                    score_rows::<S, E, C>(part, dim, stride, block, tokens, &mut scores);
                 }
             }
-            for row in 0..task.rows {
-                let visible = (task.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
-                weigh::<S>(&mut scores[row], visible, task.scale, row, &mut state);
+            for row in 0..part.rows {
+                let visible = (part.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
+                weigh::<S>(&mut scores[row], visible, task.scale, row, state);
             }
-            add_values::<S, E, P>(task, block, tokens, &scores, &state.rescale);
+            add_values::<S, E, P>(part, sink, block, tokens, &scores, &state.rescale);
         }
     }
-    // SAFETY: the caller's contract.
-    unsafe { divide(task, &state.sum) }
 }
 
-impl<E> Task<'_, E> {
+impl Part<'_> {
     /// Position of a row's token.
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
         self.segment.start + (self.row + row) / self.set.heads
     }
 
-    /// Number of a row in the step: (token, head) as the row maps count.
+    /// Chunks up to the last row's token.
     #[inline(always)]
-    fn step_row(&self, row: usize) -> usize {
-        self.segment.first_row * self.set.heads + self.row + row
+    fn chunks(&self) -> usize {
+        self.position(self.rows - 1) / (CHUNK_BLOCKS * BLOCK_TOKENS) + 1
+    }
+
+    /// Numbers a chunk leaves.
+    #[inline(always)]
+    fn partial(&self) -> usize {
+        self.rows * (self.set.values.dim + 2)
+    }
+
+    /// Number of the first row in the step: (token, head) as the row maps count.
+    #[inline(always)]
+    fn first(&self) -> usize {
+        self.segment.first_row * self.set.heads + self.row
     }
 
     #[inline(always)]
     unsafe fn query(&self, row: usize) -> *const f32 {
         // SAFETY: the row exists, the caller's contract.
-        unsafe { self.set.q.add(self.set.q_rows.offset(self.step_row(row))) }
+        unsafe { self.set.q.add(self.set.q_rows.offset(self.first() + row)) }
     }
 
     #[inline(always)]
-    unsafe fn out(&self, row: usize) -> *mut f32 {
-        // SAFETY: the row exists, the caller's contract.
-        unsafe { self.set.out.add(self.set.out_rows.offset(self.step_row(row))) }
+    fn sink(&self) -> Sink {
+        Sink { to: self.set.out, rows: self.set.out_rows, first: self.first() }
     }
 }
 
@@ -267,19 +428,5 @@ unsafe fn weigh<S: Simd>(
         state.sum[row] = state.sum[row] * rescale + S::sum(sum);
         state.max[row] = max;
         state.rescale[row] = rescale;
-    }
-}
-
-#[inline(always)]
-unsafe fn divide<E>(task: &Task<'_, E>, sums: &[f32; MAX_ROWS]) {
-    for row in 0..task.rows {
-        let inverse = 1.0 / sums[row];
-        // SAFETY: the row has `dim` outputs.
-        unsafe {
-            let out = task.out(row);
-            for channel in 0..task.set.values.dim {
-                *out.add(channel) *= inverse;
-            }
-        }
     }
 }

@@ -72,6 +72,8 @@ pub trait Attention: Send + Sync {
 pub struct Scratch {
     first: Vec<f32>,
     second: Vec<f32>,
+    /// What chunks of tokens leave before they are merged.
+    partials: Vec<f32>,
 }
 
 impl Scratch {
@@ -79,6 +81,7 @@ impl Scratch {
     pub fn poison(&mut self) {
         self.first.fill(f32::NAN);
         self.second.fill(f32::NAN);
+        self.partials.fill(f32::NAN);
     }
 }
 
@@ -145,9 +148,4 @@ fn expect_rows(matrix: Matrix, rows: usize) -> Result<Matrix, MatrixError> {
     } else {
         Err(MatrixError::Rows { rows: matrix.outputs(), expected: rows })
     }
-}
-
-/// Tokens of all segments.
-fn rows_of(segments: &[Segment<'_>]) -> usize {
-    segments.iter().map(|segment| segment.rows).sum()
 }

@@ -139,7 +139,7 @@ impl Attention for PerGroup {
         cache: &LayerCache,
         segments: &[Segment<'_>],
         projected: &[f32],
-        _: &mut Scratch,
+        scratch: &mut Scratch,
         out: &mut [f32],
     ) {
         let d = &self.dims;
@@ -151,6 +151,6 @@ impl Attention for PerGroup {
         let sets: Vec<_> =
             (0..d.groups).map(|group| self.layout.head_set(group, d.per_group, q, out)).collect();
         // SAFETY: lengths were checked above; groups write different columns, segments different rows.
-        unsafe { attend(pool, cache, segments, &sets, d.per_group, d.scale) }
+        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, d.per_group, d.scale) }
     }
 }

@@ -72,7 +72,7 @@ impl Attention for Plain {
         cache: &LayerCache,
         segments: &[Segment<'_>],
         projected: &[f32],
-        _: &mut Scratch,
+        scratch: &mut Scratch,
         out: &mut [f32],
     ) {
         let rows = projected.len() / self.projected_width();
@@ -84,6 +84,6 @@ impl Attention for Plain {
         let sets: Vec<_> = (0..groups).map(|group| self.layout.head_set(group, heads, q, out)).collect();
         let scale = (1.0 / (self.head_dim as f64).sqrt()) as f32;
         // SAFETY: lengths were checked above; groups write different columns, segments different rows.
-        unsafe { attend(pool, cache, segments, &sets, heads, scale) }
+        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, heads, scale) }
     }
 }

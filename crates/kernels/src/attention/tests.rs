@@ -312,3 +312,45 @@ fn a_copied_block_holds_the_same_numbers() {
         assert!(zero.iter().all(|x| *x == 0.0));
     }
 }
+
+/// Decodes one token of each of `batch` equal sequences and answers their outputs.
+fn decode(attention: &dyn Attention, pool: &Pool, context: usize, batch: usize) -> Vec<Vec<f32>> {
+    let per_sequence = context.div_ceil(BLOCK_TOKENS);
+    let blocks: Vec<u32> = (0..(batch * per_sequence) as u32).rev().collect();
+    let mut cache = LayerCache::new(blocks.len(), attention.kv_elements(), CacheFormat::F32);
+    let (width, mut scratch) = (attention.projected_width(), Scratch::default());
+    let rows: Vec<f32> = counter_noise(7, context * width, 0.5).map(|x| x as f32).collect();
+    let (first, others) = blocks.split_at(per_sequence);
+    let prompt = Segment { first_row: 0, rows: context - 1, start: 0, blocks: first };
+    let mut out = vec![f32::NAN; (context - 1) * attention.output_width()];
+    attention.forward(pool, &mut cache, &[prompt], &rows[..(context - 1) * width], &mut scratch, &mut out);
+    scratch.poison();
+    first.iter().cycle().zip(others).for_each(|(from, to)| cache.copy_block(*from, *to));
+    let segment = |(first_row, blocks)| Segment { first_row, rows: 1, start: context - 1, blocks };
+    let segments: Vec<_> = blocks.chunks_exact(per_sequence).enumerate().map(segment).collect();
+    let last = rows[(context - 1) * width..].repeat(batch);
+    let mut out = vec![f32::NAN; batch * attention.output_width()];
+    attention.forward(pool, &mut cache, &segments, &last, &mut scratch, &mut out);
+    out.chunks_exact(attention.output_width()).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_however_its_tokens_are_divided() {
+    let cases = cases();
+    let smallest = cases.iter().min_by_key(|case| case.h * case.r).unwrap();
+    let inputs = smallest.inputs();
+    let plain: Box<dyn Attention> = Box::new(Plain::new(6, 2, 40));
+    for attention in both_paths(&inputs).into_iter().chain([plain]) {
+        for context in [257, 600] {
+            let alone = Pool::new(Some(1)).unwrap();
+            let expected = decode(attention.as_ref(), &alone, context, 1).remove(0);
+            assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
+            for (threads, batch) in [(2, 1), (3, 1), (2, 2), (2, 9)] {
+                let pool = Pool::new(Some(threads)).unwrap();
+                for out in decode(attention.as_ref(), &pool, context, batch) {
+                    assert_eq!(out, expected, "{context} tokens, {threads} threads, {batch} sequences");
+                }
+            }
+        }
+    }
+}

@@ -10,4 +10,4 @@ mod rates;
 
 pub use attention::{AttentionCase, AttentionTimer, CACHE_FORMAT, CaseError, PassTimes, Prepared};
 pub use figure::Figure;
-pub use rates::{ReadRate, multiply_rate, read_rate};
+pub use rates::{ReadRate, dot_rate, multiply_rate, read_rate};

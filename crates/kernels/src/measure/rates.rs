@@ -6,10 +6,19 @@ use std::{
 };
 
 use super::Figure;
-use crate::{Matrix, Pool, gemm::TASK_OUTPUTS, gemm::TILE_ROWS, matrix::WeightFormat, simd::InstructionSet};
+use crate::{
+    Matrix, Pool,
+    gemm::{TASK_OUTPUTS, TILE_ROWS},
+    matrix::WeightFormat,
+    memory::Lines,
+    shared::SharedMut,
+    simd::{InstructionSet, Simd, dispatch},
+};
 
 /// Weights per output of what is streamed: a panel then is 64 KiB in one piece, as in a model of that width.
 const STREAMED_INPUTS: usize = 1024;
+/// Rows of a task of bare inner products.
+const STREAMED_ROWS: usize = 128;
 /// Tasks of one sample at least, and per thread: enough that none waits long for the last one.
 const STREAMED_TASKS: [usize; 2] = [64, 2];
 /// Shape of what is multiplied: a task's weights stay in a core's own cache while all its rows pass over them.
@@ -50,6 +59,68 @@ pub fn read_rate(pool: &Pool, bytes: usize, time: Duration) -> ReadRate {
     });
     let rates = seconds.into_iter().map(|seconds| segment_bytes as f64 / seconds).collect();
     ReadRate { rate: Figure::of(rates), buffer_bytes: segments.len() * segment_bytes }
+}
+
+/// Bytes per second at which bare inner products read bf16 rows, one after the other as a checkpoint stores them: what a
+/// plain kernel reaches over the weights a step streams, to hold [`Matrix::multiply`] against. Memory as for
+/// [`read_rate`].
+pub fn dot_rate(pool: &Pool, bytes: usize, time: Duration) -> ReadRate {
+    let began = Instant::now();
+    let rows = STREAMED_ROWS * STREAMED_TASKS[0].max(STREAMED_TASKS[1] * pool.threads());
+    let segment_bytes = rows * STREAMED_INPUTS * size_of::<u16>();
+    let segment = || {
+        let mut numbers = Lines::zeroed(rows * STREAMED_INPUTS);
+        numbers.fill(half::bf16::ONE.to_bits());
+        numbers
+    };
+    let mut segments = vec![segment()];
+    while (segments.len() + 1) * segment_bytes <= bytes && began.elapsed() < time / 2 {
+        segments.push(segment());
+    }
+    let (x, mut y) = (vec![1.0; STREAMED_INPUTS], vec![0.0; rows]);
+    let mut segments_in_turn = segments.iter().cycle();
+    let seconds = sample(LEAST_SAMPLES, began, time, || {
+        if let Some(segment) = segments_in_turn.next() {
+            dot_rows(pool, segment, &x, &mut y);
+        }
+        black_box(&y);
+    });
+    let rates = seconds.into_iter().map(|seconds| segment_bytes as f64 / seconds).collect();
+    ReadRate { rate: Figure::of(rates), buffer_bytes: segments.len() * segment_bytes }
+}
+
+/// `y = W x` for `W` `[y.len(), x.len()]` row by row.
+fn dot_rows(pool: &Pool, weights: &[u16], x: &[f32], y: &mut [f32]) {
+    let y = SharedMut::new(y);
+    pool.run(weights.len() / x.len() / STREAMED_ROWS, &|task| {
+        let first = task * STREAMED_ROWS;
+        // SAFETY: every task has rows of its own; the dispatcher runs what the machine has.
+        unsafe { dots(&weights[first * x.len()..], x, y.slice(first, STREAMED_ROWS)) }
+    });
+}
+
+dispatch! {
+    /// # Safety
+    /// None beyond the instruction set, which the dispatcher checks.
+    unsafe fn dots(weights: &[u16], x: &[f32], y: &mut [f32]) = dots_in; [] [] []
+}
+
+#[inline(always)]
+unsafe fn dots_in<S: Simd>(weights: &[u16], x: &[f32], y: &mut [f32]) {
+    const SUMS: usize = 4;
+    for (row, y) in weights.chunks_exact(x.len()).zip(y) {
+        // SAFETY: whole steps of vectors inside the row.
+        unsafe {
+            let mut sums = [S::splat(0.0); SUMS];
+            for i in (0..x.len() / (SUMS * S::LANES) * SUMS * S::LANES).step_by(SUMS * S::LANES) {
+                for (s, sum) in sums.iter_mut().enumerate() {
+                    let at = i + s * S::LANES;
+                    *sum = S::mul_add(S::load_bf16(row.as_ptr().add(at)), S::load(x.as_ptr().add(at)), *sum);
+                }
+            }
+            *y = S::sum_each(&sums).iter().sum();
+        }
+    }
 }
 
 /// FLOPs per second of the micro-kernel that every product ends in, on `set`, with weights in `format` and both
@@ -94,11 +165,29 @@ mod tests {
         let read = read_rate(&pool, 40 << 20, Duration::from_millis(1));
         assert!(POSSIBLE.contains(&read.rate.median) && read.rate.samples >= 3, "{read:?}");
         assert!((16 << 20..=32 << 20).contains(&read.buffer_bytes), "{read:?}");
+        let dot = dot_rate(&pool, 40 << 20, Duration::from_millis(1));
+        assert!(POSSIBLE.contains(&dot.rate.median) && dot.rate.samples >= 3, "{dot:?}");
+        assert!((16 << 20..=40 << 20).contains(&dot.buffer_bytes), "{dot:?}");
         for set in InstructionSet::available() {
-            for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
                 let rate = multiply_rate(&pool, set, format, Duration::from_millis(1));
                 assert!(POSSIBLE.contains(&rate.median), "{} {format:?}: {rate:?}", set.name());
             }
+        }
+    }
+
+    #[test]
+    fn bare_inner_products_are_computed() {
+        let pool = Pool::new(Some(2)).unwrap();
+        let weights: Vec<u16> = (0..2 * STREAMED_ROWS * 128)
+            .map(|i| half::bf16::from_f32((i / 128 % 7 + i % 3) as f32).to_bits())
+            .collect();
+        let (x, mut y): (Vec<f32>, _) =
+            ((0..128).map(|i| (i % 5) as f32).collect(), vec![0.0; 2 * STREAMED_ROWS]);
+        dot_rows(&pool, &weights, &x, &mut y);
+        for (row, y) in y.iter().enumerate() {
+            let terms = (0..128).map(|i| ((row % 7 + (row * 128 + i) % 3) * (i % 5)) as f32);
+            assert_eq!(*y, terms.sum::<f32>(), "{row}");
         }
     }
 

@@ -36,7 +36,7 @@ pub fn run_bench(args: &Args) -> Result<()> {
 }
 
 /// The processor's name and how many of it there are.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

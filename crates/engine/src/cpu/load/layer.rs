@@ -12,12 +12,15 @@ use crate::cpu::{
     feed_forward::{FeedForward, Mixture, Mlp},
     model::Layer,
     projection::{FactoredQuery, Projection},
+    weights::Weights,
 };
 
 /// One layer of a checkpoint.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
+    /// What its matrices become.
+    pub weights: Weights,
     pub layer: usize,
 }
 
@@ -43,7 +46,7 @@ impl<'a> Source<'a> {
     fn stack(self, parts: &[Tensor<'_>], inputs: usize) -> Result<Matrix, LoadError> {
         let parts: Vec<_> = parts.iter().map(Numbers::of).collect();
         let rows: Vec<_> = parts.iter().map(Numbers::rows).collect();
-        Matrix::stack(&rows, inputs).map_err(|source| self.broken(source))
+        self.weights.stack(&rows, inputs).map_err(|source| self.broken(source))
     }
 
     fn broken(self, source: MatrixError) -> LoadError {

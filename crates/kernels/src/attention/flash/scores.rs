@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{KeyPart, Scores, Task};
+use super::{KeyPart, Part, Scores};
 use crate::{
     gemm::{Element, PANEL, TILE_ROWS, tile},
     simd::Simd,
@@ -10,19 +10,19 @@ use crate::{
 
 #[inline(always)]
 pub(super) unsafe fn score_panels<S: Simd, E: Element, const P: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
     parts: &[KeyPart; 2],
     block: *const E,
     tokens: usize,
     scores: &mut Scores,
 ) {
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, TILE_ROWS, P, score_panel_tile(task, parts, block, tokens, scores)) }
+    unsafe { for_tiles!(part.rows, TILE_ROWS, P, score_panel_tile(part, parts, block, tokens, scores)) }
 }
 
 #[inline(always)]
 unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
     parts: &[KeyPart; 2],
     block: *const E,
     tokens: usize,
@@ -34,17 +34,17 @@ unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
         // SAFETY: BLOCK_TOKENS is a multiple of P · LANES, so the panels exist.
         unsafe {
             let mut acc = [[S::splat(0.0); P]; R];
-            for part in parts {
-                let mut x = [task.set.q; R];
+            for key in parts {
+                let mut x = [part.set.q; R];
                 for r in 0..R {
-                    x[r] = task.query(row + r).add(part.query);
+                    x[r] = part.query(row + r).add(key.query);
                 }
                 let mut b = [block; P];
                 for p in 0..P {
                     let token = group + p * S::LANES;
-                    b[p] = block.add(part.block + token / PANEL * PANEL * part.dim + token % PANEL);
+                    b[p] = block.add(key.block + token / PANEL * PANEL * key.dim + token % PANEL);
                 }
-                tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, part.dim);
+                tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim);
             }
             for r in 0..R {
                 for p in 0..P {
@@ -57,7 +57,7 @@ unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
 
 #[inline(always)]
 pub(super) unsafe fn score_rows<S: Simd, E: Element, const C: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
     dim: usize,
     stride: usize,
     block: *const E,
@@ -65,12 +65,12 @@ pub(super) unsafe fn score_rows<S: Simd, E: Element, const C: usize>(
     scores: &mut Scores,
 ) {
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, 4, C, score_row_tile(task, dim, stride, block, tokens, scores)) }
+    unsafe { for_tiles!(part.rows, TILE_ROWS, C, score_row_tile(part, dim, stride, block, tokens, scores)) }
 }
 
 #[inline(always)]
 unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
     dim: usize,
     stride: usize,
     block: *const E,
@@ -80,9 +80,9 @@ unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
 ) {
     // SAFETY: tokens below `tokens` are in the block.
     unsafe {
-        let mut q = [task.set.q; R];
+        let mut q = [part.set.q; R];
         for r in 0..R {
-            q[r] = task.query(row + r);
+            q[r] = part.query(row + r);
         }
         let mut token = 0;
         while token + C <= tokens {
@@ -141,9 +141,7 @@ unsafe fn dot_tile<S: Simd, E: Element, const R: usize, const C: usize>(
             }
         }
         for r in 0..R {
-            for c in 0..C {
-                dots[r][c] = S::sum(acc[r][c]);
-            }
+            dots[r] = S::sum_each(&acc[r]);
         }
     }
     dots

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{MAX_ROWS, Scores, Task, Values};
+use super::{MAX_ROWS, Part, Scores, Sink, Values};
 use crate::{
     gemm::{Element, TILE_ROWS, tile},
     simd::Simd,
@@ -11,26 +11,28 @@ use crate::{
 /// `out = out · rescale + weights · V`; a rescale of 0 starts afresh.
 #[inline(always)]
 pub(super) unsafe fn add_values<S: Simd, E: Element, const P: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
+    sink: &Sink,
     block: *const E,
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
 ) {
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(task.rows, TILE_ROWS, P, value_tile(task, block, tokens, scores, rescale)) }
+    unsafe { for_tiles!(part.rows, TILE_ROWS, P, value_tile(part, sink, block, tokens, scores, rescale)) }
 }
 
 #[inline(always)]
 unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
-    task: &Task<'_, E>,
+    part: &Part<'_>,
+    sink: &Sink,
     block: *const E,
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
     row: usize,
 ) {
-    let Values { block: offset, stride, dim } = task.set.values;
+    let Values { block: offset, stride, dim } = part.set.values;
     let whole = dim / S::LANES * S::LANES;
     let mut channel = 0;
     // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
@@ -38,7 +40,7 @@ unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
         let values = block.add(offset);
         while channel + P * S::LANES <= whole {
             value_columns::<S, E, R, P>(
-                task,
+                sink,
                 values.add(channel),
                 stride,
                 tokens,
@@ -51,7 +53,7 @@ unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
         }
         while channel < whole {
             value_columns::<S, E, R, 1>(
-                task,
+                sink,
                 values.add(channel),
                 stride,
                 tokens,
@@ -64,7 +66,7 @@ unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
         }
         for channel in whole..dim {
             for r in 0..R {
-                let out = task.out(row + r).add(channel);
+                let out = sink.row(row + r).add(channel);
                 let mut sum = start(*out, rescale[row + r]);
                 for token in 0..tokens {
                     sum += scores[row + r][token] * (*values.add(token * stride + channel)).to_f32();
@@ -84,7 +86,7 @@ fn start(out: f32, rescale: f32) -> f32 {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn value_columns<S: Simd, E: Element, const R: usize, const P: usize>(
-    task: &Task<'_, E>,
+    sink: &Sink,
     values: *const E,
     stride: usize,
     tokens: usize,
@@ -99,7 +101,7 @@ unsafe fn value_columns<S: Simd, E: Element, const R: usize, const P: usize>(
         let mut acc = [[S::splat(0.0); P]; R];
         for r in 0..R {
             x[r] = scores[row + r].as_ptr();
-            let out = task.out(row + r).add(channel);
+            let out = sink.row(row + r).add(channel);
             if rescale[row + r] != 0.0 {
                 for p in 0..P {
                     acc[r][p] = S::mul(S::load(out.add(p * S::LANES)), S::splat(rescale[row + r]));
@@ -112,7 +114,7 @@ unsafe fn value_columns<S: Simd, E: Element, const R: usize, const P: usize>(
         }
         tile::<S, E, R, P>(&mut acc, &x, &b, stride, tokens);
         for r in 0..R {
-            let out = task.out(row + r).add(channel);
+            let out = sink.row(row + r).add(channel);
             for p in 0..P {
                 S::store(out.add(p * S::LANES), acc[r][p]);
             }

@@ -1,0 +1,207 @@
+//! What this machine reaches, one JSON object a call: the roof, one layer's attention, or a model's tokens per second.
+//!
+//! `cargo run --release -p gqla-engine --example rates -- ACTION [name=value …]`, where ACTION is
+//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 cache=f32|bf16
+//! prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    ops::ControlFlow,
+    path::Path,
+    sync::mpsc::channel,
+    time::{Duration, Instant},
+};
+
+use gqla_engine::{
+    Checkpoint, Engine, Event, Request, SamplingParams, Sink,
+    cpu::{
+        CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, InstructionSet, Pool, WeightFormat, Weights,
+        measure::{AttentionCase, AttentionTimer, dot_rate, multiply_rate, read_rate},
+    },
+};
+use gqla_model::{AttentionShape, DecodePath};
+use serde_json::{Value, json};
+
+/// Memory that is read over and over, beyond most last-level caches.
+const ROOF_BYTES: usize = 1 << 30;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let usage = "usage: rates roof|attention|model [MODEL] [name=value …]";
+    let action = arguments.first().ok_or(usage)?;
+    let settings = Settings(arguments.iter().filter_map(|argument| argument.split_once('=')).collect());
+    let result = match action.as_str() {
+        "roof" => roof(&settings)?,
+        "attention" => attention(&settings)?,
+        "model" => model(arguments.get(1).ok_or(usage)?, &settings)?,
+        _ => return Err(usage.into()),
+    };
+    println!("{result}");
+    Ok(())
+}
+
+struct Settings<'a>(HashMap<&'a str, &'a str>);
+
+impl Settings<'_> {
+    fn get<T: std::str::FromStr<Err: Error + 'static>>(
+        &self,
+        name: &str,
+        default: T,
+    ) -> Result<T, Box<dyn Error>> {
+        Ok(self.0.get(name).map(|value| value.parse()).transpose()?.unwrap_or(default))
+    }
+
+    fn pool(&self) -> Result<Pool, Box<dyn Error>> {
+        Ok(Pool::new(Some(self.get("threads", 2)?))?)
+    }
+
+    fn time(&self) -> Result<Duration, Box<dyn Error>> {
+        Ok(Duration::from_secs_f64(self.get("seconds", 3.0)?))
+    }
+}
+
+/// Bytes and FLOPs per second.
+fn roof(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+    let (pool, time) = (settings.pool()?, settings.time()?);
+    let set = InstructionSet::in_use();
+    Ok(json!({
+        "instruction_set": set.name(),
+        "threads": pool.threads(),
+        "read_bytes_per_second": read_rate(&pool, ROOF_BYTES, time).rate.median,
+        "dot_bytes_per_second": dot_rate(&pool, ROOF_BYTES, time).rate.median,
+        "flops_per_second": multiply_rate(&pool, set, WeightFormat::F32, time / 3).median,
+    }))
+}
+
+/// One layer's attention over its cache, against the roof of the same minute.
+fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+    let (pool, time) = (settings.pool()?, settings.time()?);
+    let shape = |heads, groups, rank, nope, rope, value| AttentionShape {
+        num_attention_heads: heads,
+        num_key_value_heads: groups,
+        kv_lora_rank: rank,
+        qk_nope_head_dim: nope,
+        qk_rope_head_dim: rope,
+        v_head_dim: value,
+    };
+    let mut lines = Vec::new();
+    for (name, shape, path) in [
+        ("9q/3kv x 64", shape(9, 3, 64, 64, 0, 64), DecodePath::Gqa),
+        ("9q/3kv x 64 + rope 64", shape(9, 3, 320, 64, 64, 64), DecodePath::Gqa),
+        ("20 heads x 576 absorb", shape(20, 20, 512, 192, 64, 256), DecodePath::MqaAbsorb),
+        ("32q/8kv x 128", shape(32, 8, 128, 128, 0, 128), DecodePath::Gqa),
+    ] {
+        for (context, query_tokens) in [(4096, 1), (4096, 2), (16384, 1)] {
+            let case = AttentionCase { batch: 1, context, query_tokens };
+            let passes =
+                ((256usize << 20) as f64 / case.cache_bytes(shape.kv_elements(path) as usize)).ceil();
+            let mut timer = AttentionTimer::new(&shape, path, case.blocks() * passes as usize)?;
+            let bytes = case.cache_bytes(timer.kv_elements());
+            let read = read_rate(&pool, ROOF_BYTES / 4, time / 4).rate.median;
+            let flops = multiply_rate(&pool, InstructionSet::in_use(), WeightFormat::F32, time / 8).median;
+            let core = timer.time(&pool, &case, time)?.core;
+            let dims = match path {
+                DecodePath::Gqa => shape.qk_nope_head_dim + shape.qk_rope_head_dim + shape.v_head_dim,
+                DecodePath::MqaAbsorb => 2 * shape.kv_lora_rank + shape.qk_rope_head_dim,
+            };
+            let work = 2.0 * f64::from(shape.num_attention_heads * dims) * (context * query_tokens) as f64;
+            let roof = (bytes / read).max(work / flops);
+            lines.push(json!({
+                "shape": name, "context": context, "query_tokens": query_tokens,
+                "seconds": core.median, "lower": core.lower, "upper": core.upper,
+                "roof_seconds": roof, "share_of_roof": roof / core.median,
+                "bound": if bytes / read > work / flops { "read" } else { "flops" },
+            }));
+        }
+    }
+    Ok(
+        json!({ "instruction_set": InstructionSet::in_use().name(), "threads": pool.threads(), "lines": lines }),
+    )
+}
+
+/// Tokens per second of prompt and of answer.
+fn model(path: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+    let prompt: usize = settings.get("prompt", 16)?;
+    let tokens: u32 = settings.get("tokens", 64)?;
+    let streams: usize = settings.get("streams", 1)?;
+    let choice = settings.0.get("path").copied().unwrap_or("plain");
+    let config = CpuEngineConfig {
+        path: if choice == "plain" { None } else { Some(choice.parse()?) },
+        max_num_seqs: streams,
+        kv_cache: CacheMemory::Bytes(4 << 30),
+        kv_cache_format: match settings.0.get("cache") {
+            Some(&"bf16") => CacheFormat::Bf16,
+            _ => CacheFormat::F32,
+        },
+        weights: match settings.0.get("weights") {
+            Some(&"int8") => Weights::Int8,
+            _ => Weights::Stored,
+        },
+        threads: Some(settings.get("threads", 2)?),
+        ..CpuEngineConfig::default()
+    };
+    let started = Instant::now();
+    let engine = CpuEngine::start(&Checkpoint::open(Path::new(path))?, config)?;
+    let load = started.elapsed().as_secs_f64();
+    run(&engine, 1, 16, 8)?;
+    let began = Instant::now();
+    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    let time = settings.time()?;
+    while decodes.len() < 3 || began.elapsed() < time {
+        let (first, last) = run(&engine, streams, prompt, tokens)?;
+        prefills.push((streams * prompt) as f64 / first);
+        decodes.push((streams * (tokens as usize - 1)) as f64 / (last - first));
+        if prompt > 1024 {
+            break;
+        }
+    }
+    Ok(json!({
+        "instruction_set": engine.info().instruction_set,
+        "load_seconds": load,
+        "prefill_tokens_per_second": median(prefills),
+        "decode_tokens_per_second": median(decodes),
+    }))
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+/// Seconds until `streams` sequences have all got their first token, and until all have ended.
+fn run(engine: &CpuEngine, streams: usize, prompt: usize, tokens: u32) -> Result<(f64, f64), Box<dyn Error>> {
+    let (sender, events) = channel();
+    let started = Instant::now();
+    for stream in 0..streams {
+        let sender = sender.clone();
+        let mut drawn = 0;
+        let sink: Sink = Box::new(move |event| {
+            if matches!(event, Event::Token { .. }) {
+                drawn += 1;
+            }
+            if matches!(event, Event::Finished(_)) || drawn == 1 {
+                let _ = sender.send(matches!(event, Event::Finished(_)));
+            }
+            ControlFlow::Continue(())
+        });
+        let sampling = SamplingParams { max_tokens: tokens, ..SamplingParams::default() };
+        let prompt = (0..prompt).map(|i| ((i * 31 + stream * 7) % 400 + 10) as u32).collect();
+        // A salt of its own, so that no run finds what another one computed.
+        let cache_salt = format!("{started:?} {stream}");
+        engine.submit(Request { cache_salt, ..Request::new(prompt, sampling, sink) })?;
+    }
+    let (mut first, mut ended) = (0, 0);
+    let mut all_first = 0.0;
+    while ended < streams {
+        if events.recv()? {
+            ended += 1;
+        } else {
+            first += 1;
+            if first == streams {
+                all_first = started.elapsed().as_secs_f64();
+            }
+        }
+    }
+    Ok((all_first, started.elapsed().as_secs_f64()))
+}
