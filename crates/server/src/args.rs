@@ -195,6 +195,9 @@ pub enum ArgsError {
          says for the GPU: --decode-path mqa-absorb or gqa"
     )]
     CudaPath,
+    /// Nothing verifies drafts on a GPU.
+    #[error("--device cuda --mtp: the CUDA backend of this version does not verify drafts; use --mtp 0")]
+    CudaDrafts,
     /// Several ranks.
     #[error("--tp {0}: this version runs on one rank; use --tp 1")]
     TensorParallel(u32),
@@ -293,6 +296,9 @@ impl ServeArgs {
         };
         if self.device == Device::Cuda && decode_path.is_none() {
             return Err(ArgsError::CudaPath);
+        }
+        if self.device == Device::Cuda && speculation.is_some() {
+            return Err(ArgsError::CudaDrafts);
         }
         let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let served_name = self
@@ -424,6 +430,7 @@ mod tests {
     fn what_this_version_lacks_is_refused_by_name() {
         for (flags, error) in [
             ("--device cuda", ArgsError::CudaPath),
+            ("--device cuda --decode-path gqa --mtp 1", ArgsError::CudaDrafts),
             ("--tp 2", ArgsError::TensorParallel(2)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 1 --speculative-method mtp", ArgsError::PredictionLayers),

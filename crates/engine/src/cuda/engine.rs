@@ -84,8 +84,13 @@ impl CudaEngine {
         let tokens = STEP_TOKENS.max(2 * config.max_num_seqs);
         let info = plan_cache(&model, &config, tokens)?;
         let limits = Limits { sequences: config.max_num_seqs, tokens, context: info.context_length };
-        let bounds =
-            Bounds { limits, blocks: info.num_blocks, queued: config.max_queued, vocab: info.vocab_size };
+        let bounds = Bounds {
+            limits,
+            blocks: info.num_blocks,
+            queued: config.max_queued,
+            vocab: info.vocab_size,
+            speculation: None,
+        };
         let workspace = Workspace::new(&model, info.num_blocks, tokens, config.max_num_seqs)?;
         let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
         Ok(Self { info, runner })

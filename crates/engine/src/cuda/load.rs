@@ -1,7 +1,7 @@
 //! From a checkpoint's tensors to weights on a device.
 
 use gqla_kernels::device::{Buffer, DecodeShape, Device, DeviceError, Norm, Weights};
-use gqla_model::{AttentionShape, DecodePath};
+use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 use half::bf16;
 
@@ -19,6 +19,9 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     let unsupported = |what: &str| Err(CudaLoadError::UnsupportedVariant { what: what.to_owned() });
     if config.num_key_value_heads_per_layer.is_some() {
         return unsupported("layers with different num_key_value_heads: convert to one number of groups");
+    }
+    if config.rope_scaling.is_some() {
+        return unsupported("scaled rotary frequencies (rope_scaling): serve it with --device cpu");
     }
     match (config.model_type.as_str(), &config.attention) {
         ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
@@ -50,10 +53,9 @@ pub(super) fn parameters(
     })
 }
 
-/// Cosine and sine of `position · theta^(-2t/dim)`, computed in float64.
+/// Cosine and sine of every position's angles, computed in float64.
 fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Buffer<f32>, DeviceError> {
-    let frequency = |t: usize| config.rope_theta.powf(-((2 * t) as f64) / dim as f64);
-    let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
+    let frequencies = rotary_frequencies(dim, config.rope_theta, None);
     let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
