@@ -205,15 +205,15 @@ fn a_gpu_class_overrides_and_extends_the_catalogue() {
 #[test]
 fn a_cache_is_counted_as_it_is_stored() {
     let bytes = |line: &str| {
-        let plan = json(&format!("--model llama-3-8b-gqla --tp 1 --path mqa-absorb --s-q 1 {line}"));
+        let plan = json(&format!("--model smollm2-135m-gqla --tp 1 --path mqa-absorb --s-q 1 {line}"));
         plan["chosen"]["bytes_per_token_layer"].as_u64().unwrap()
     };
     for (line, expected) in [
-        ("--gpu cpu", 2304),
-        ("--gpu cpu --kv-cache-dtype bf16", 1152),
-        ("--gpu cpu --attention-only", 1152),
-        ("--gpu h20", 1152),
-        ("--gpu h20 --kv-cache-dtype f32", 2304),
+        ("--gpu cpu", 1536),
+        ("--gpu cpu --kv-cache-dtype bf16", 768),
+        ("--gpu cpu --attention-only", 768),
+        ("--gpu h20", 768),
+        ("--gpu h20 --kv-cache-dtype f32", 1536),
     ] {
         assert_eq!(bytes(line), expected, "{line}");
     }
