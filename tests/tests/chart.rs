@@ -23,7 +23,15 @@ fn calibration() -> Value {
 fn rendered(helm: &Path, template: &str, values: &[&str]) -> Value {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/gqla-operator");
     let mut command = Command::new(helm);
-    command.args(["template", "r", chart.to_str().unwrap(), "--namespace", "n", "--show-only", template]);
+    command.args([
+        "template",
+        "r",
+        chart.to_str().unwrap(),
+        "--namespace",
+        "models",
+        "--show-only",
+        template,
+    ]);
     let output = command.args(values).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_saphyr::from_str(std::str::from_utf8(&output.stdout).unwrap()).unwrap()
@@ -45,7 +53,7 @@ fn mounted(helm: &Path, values: &[&str]) -> String {
     let map = rendered(helm, "templates/calibration.yaml", values);
     assert_eq!(
         (&volume["configMap"]["name"], &map["metadata"]["namespace"]),
-        (&map["metadata"]["name"], &json!("n"))
+        (&map["metadata"]["name"], &json!("models"))
     );
     map["data"][key].as_str().unwrap().to_owned()
 }
