@@ -7,6 +7,9 @@ use gqla_engine::cpu::{CacheFormat, CacheMemory};
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
+/// Tensor-parallel ranks of a server.
+const MAX_RANKS: u32 = 8;
+
 /// Serves a GQLA model over the OpenAI API.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -48,8 +51,9 @@ struct ServeArgs {
     /// auto asks the planner; mqa-absorb and gqa are orders.
     #[arg(long, default_value = "auto")]
     decode_path: String,
-    /// Tensor-parallel ranks.
-    #[arg(long, default_value_t = 1)]
+    /// Tensor-parallel ranks: threads of this process, each with its part of the weights, the cache and the processors. 1 to
+    /// 8; it must divide the model's heads, and on the GQA path divide its groups or be divided by them.
+    #[arg(long, alias = "tensor-parallel-size", default_value_t = 1)]
     tp: u32,
     /// Drafted tokens per step (multi-token prediction).
     #[arg(long, default_value_t = 0)]
@@ -144,8 +148,8 @@ pub enum ArgsError {
     /// CUDA.
     #[error("--device cuda: this version has no GPU backend yet; use --device cpu")]
     Cuda,
-    /// Several ranks.
-    #[error("--tp {0}: this version runs on one rank; use --tp 1")]
+    /// No rank, or too many.
+    #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
     /// Drafts.
     #[error("--mtp {0}: this version has no multi-token prediction yet; use --mtp 0")]
@@ -170,6 +174,8 @@ pub struct Config {
     pub served_name: String,
     /// `None` asks the planner.
     pub decode_path: Option<DecodePath>,
+    /// Tensor-parallel ranks.
+    pub tensor_parallel: u32,
     /// Address of the OpenAI API.
     pub listen: SocketAddr,
     /// Address of probes and metrics.
@@ -218,7 +224,7 @@ impl ServeArgs {
     fn validate(self) -> Result<Config, ArgsError> {
         match (self.device, self.tp, self.mtp) {
             (Device::Cuda, ..) => return Err(ArgsError::Cuda),
-            (_, tp, _) if tp != 1 => return Err(ArgsError::TensorParallel(tp)),
+            (_, tp, _) if !(1..=MAX_RANKS).contains(&tp) => return Err(ArgsError::TensorParallel(tp)),
             (.., mtp) if mtp != 0 => return Err(ArgsError::MultiTokenPrediction(mtp)),
             _ => {}
         }
@@ -234,6 +240,7 @@ impl ServeArgs {
         Ok(Config {
             served_name,
             decode_path,
+            tensor_parallel: self.tp,
             model: self.model,
             listen: self.listen,
             admin_listen: self.admin_listen,
@@ -329,12 +336,20 @@ mod tests {
     fn what_this_version_lacks_is_refused_by_name() {
         for (flags, error) in [
             ("--device cuda", ArgsError::Cuda),
-            ("--tp 2", ArgsError::TensorParallel(2)),
+            ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 1", ArgsError::MultiTokenPrediction(1)),
             ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
         ] {
             assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn ranks_go_by_either_name() {
+        assert_eq!(config("gqla-server --model /m").tensor_parallel, 1);
+        for flag in ["--tp", "--tensor-parallel-size"] {
+            assert_eq!(config(&format!("gqla-server --model /m {flag} 8")).tensor_parallel, 8);
         }
     }
 

@@ -3,6 +3,19 @@
 use gqla_model::{DecodePath, ModelShape};
 use gqla_planner::{CPU_CLASS, Catalogue, Constraints, Goal, GpuSpec, HostRates, PlanError, plan};
 
+/// What is asked for on the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// `None` asks the planner.
+    pub path: Option<DecodePath>,
+    /// Ranks that share this machine.
+    pub tensor_parallel: u32,
+    /// Prompt plus answer, in tokens.
+    pub context_length: usize,
+    /// Sequences decoded at once.
+    pub concurrency: usize,
+}
+
 /// A path and where it comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PathChoice {
@@ -32,6 +45,16 @@ impl Machine {
         match applied {
             Ok(spec) => Self { spec, unmeasured: None },
             Err(why) => Self { spec: class.clone(), unmeasured: Some(why) },
+        }
+    }
+
+    /// What one of `ranks` has of this machine.
+    fn share(&self, ranks: u32) -> GpuSpec {
+        GpuSpec {
+            flops_per_second: self.spec.flops_per_second / f64::from(ranks),
+            bytes_per_second: self.spec.bytes_per_second / f64::from(ranks),
+            memory_bytes: self.spec.memory_bytes / u64::from(ranks.max(1)),
+            ..self.spec.clone()
         }
     }
 
@@ -84,20 +107,18 @@ pub enum PathError {
 /// Decides. `shape` is `None` for a plain model; `measure` is called only where the planner is asked, and what it
 /// answers with an error or with absurd rates leaves the catalogue's in place.
 pub fn choose(
-    requested: Option<DecodePath>,
+    asked: Asked,
     shape: Option<&ModelShape>,
-    context_length: usize,
-    concurrency: usize,
     measure: impl FnOnce() -> Result<HostRates, String>,
 ) -> Result<PathChoice, PathError> {
-    match (requested, shape) {
+    match (asked.path, shape) {
         (Some(path), None) => Err(PathError::PlainModel(path)),
         (None, None) => Ok(unplanned(None, Reason::OnlyPath)),
         (Some(path), Some(_)) => Ok(unplanned(Some(path), Reason::Requested)),
         (None, Some(shape)) => {
             let catalogue = Catalogue::builtin();
             let class = catalogue.get(CPU_CLASS).ok_or(PathError::NoClass)?;
-            planned(shape, context_length, concurrency, Machine::of(&class.spec, measure()))
+            planned(shape, asked, Machine::of(&class.spec, measure()))
         }
     }
 }
@@ -106,20 +127,18 @@ const fn unplanned(path: Option<DecodePath>, reason: Reason) -> PathChoice {
     PathChoice { path, reason, explanation: None, machine: None }
 }
 
-fn planned(
-    shape: &ModelShape,
-    context_length: usize,
-    concurrency: usize,
-    machine: Machine,
-) -> Result<PathChoice, PathError> {
+fn planned(shape: &ModelShape, asked: Asked, machine: Machine) -> Result<PathChoice, PathError> {
     let goal = Goal {
-        context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
-        concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
+        context_length: u32::try_from(asked.context_length).unwrap_or(u32::MAX),
+        concurrency: u32::try_from(asked.concurrency).unwrap_or(u32::MAX),
         ..Goal::default()
     };
-    let constraints =
-        Constraints { tensor_parallel: Some(1), multi_token_prediction: Some(0), ..Constraints::default() };
-    let decision = plan(shape, &machine.spec, &goal, &constraints)?;
+    let constraints = Constraints {
+        tensor_parallel: Some(asked.tensor_parallel),
+        multi_token_prediction: Some(0),
+        ..Constraints::default()
+    };
+    let decision = plan(shape, &machine.share(asked.tensor_parallel), &goal, &constraints)?;
     Ok(PathChoice {
         path: Some(decision.chosen.path),
         reason: Reason::Planned,
@@ -138,6 +157,10 @@ mod tests {
         HostRates { flops_per_second, bytes_per_second }
     }
 
+    fn asked(path: Option<DecodePath>) -> Asked {
+        Asked { path, tensor_parallel: 1, context_length: 4096, concurrency: 8 }
+    }
+
     fn never() -> Result<HostRates, String> {
         panic!("nothing is measured for a path that is not planned")
     }
@@ -146,7 +169,7 @@ mod tests {
     fn an_order_is_obeyed_and_measures_nothing() {
         let shape = shape(ModelName::DeepseekAttention);
         for path in DecodePath::ALL {
-            let choice = choose(Some(path), Some(&shape), 4096, 8, never).unwrap();
+            let choice = choose(asked(Some(path)), Some(&shape), never).unwrap();
             assert_eq!((choice.path, choice.reason), (Some(path), Reason::Requested));
         }
     }
@@ -160,12 +183,28 @@ mod tests {
             (rates(1e15, 1e12), DecodePath::MqaAbsorb),
             (rates(2e11, 1e12), DecodePath::Gqa),
         ] {
-            let auto = choose(None, Some(&shape), 4096, 8, || Ok(measured)).unwrap();
+            let auto = choose(asked(None), Some(&shape), || Ok(measured)).unwrap();
             assert_eq!((auto.path, auto.reason), (Some(path), Reason::Planned), "{measured:?}");
             let machine = auto.machine.unwrap();
             assert_eq!((machine.spec.ridge(), machine.source()), (measured.ridge(), "measured"));
             assert!(auto.explanation.is_some());
         }
+    }
+
+    #[test]
+    fn ranks_share_the_machine_and_what_they_cannot_share_is_refused() {
+        let shape = shape(ModelName::DeepseekAttention);
+        let choose = |tensor_parallel, shape: &ModelShape| {
+            choose(Asked { tensor_parallel, ..asked(None) }, Some(shape), || Ok(rates(2e12, 2e10)))
+        };
+        // Latents are on every rank, groups on one: eight ranks read 8 × 576 numbers of a token or 8 × 256 + 8 × 64.
+        assert_eq!(choose(8, &shape).unwrap().path, Some(DecodePath::Gqa));
+        let one = Machine { spec: choose(1, &shape).unwrap().machine.unwrap().spec, unmeasured: None };
+        assert_eq!(one.share(4).ridge(), one.spec.ridge());
+        assert_eq!(one.share(4).bytes_per_second, 5e9);
+        let glm = gqla_planner::shape(ModelName::Glm47FlashGqla);
+        let error = choose(8, &glm).unwrap_err().to_string();
+        assert!(error.contains("tensorParallel=8 does not divide numAttentionHeads=20"), "{error}");
     }
 
     #[test]
@@ -179,7 +218,7 @@ mod tests {
             (Ok(rates(1e15, 2e14)), "memory bandwidth was measured as 2e14"),
             (Err("no thread".to_owned()), "no thread"),
         ] {
-            let auto = choose(None, Some(&shape), 4096, 8, || measured).unwrap();
+            let auto = choose(asked(None), Some(&shape), || measured).unwrap();
             let machine = auto.machine.unwrap();
             assert_eq!((&machine.spec, machine.source()), (class, "catalogue"));
             assert!(machine.unmeasured.as_ref().unwrap().starts_with(why), "{machine:?}");
@@ -189,8 +228,8 @@ mod tests {
 
     #[test]
     fn a_plain_model_has_nothing_to_choose() {
-        assert_eq!(choose(None, None, 64, 1, never).unwrap().reason, Reason::OnlyPath);
-        let error = choose(Some(DecodePath::Gqa), None, 64, 1, never).unwrap_err();
+        assert_eq!(choose(asked(None), None, never).unwrap().reason, Reason::OnlyPath);
+        let error = choose(asked(Some(DecodePath::Gqa)), None, never).unwrap_err();
         assert!(error.to_string().contains("gqla convert"), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
 
 use crate::{
     args::Config,
-    decode_path::{Machine, PathChoice, choose},
+    decode_path::{Asked, Machine, PathChoice, choose},
     ridge,
     state::{App, Model, Phase},
 };
@@ -30,6 +30,7 @@ pub(crate) fn load(app: &App, config: &Config) -> anyhow::Result<()> {
         path = info.path.map_or("plain", |path| path.flag()),
         context_length = info.context_length,
         kv_bytes_per_token = info.kv_bytes_per_token,
+        ranks = ?info.ranks,
         instruction_set = info.instruction_set,
         seconds = began.elapsed().as_secs_f64(),
         "model loaded"
@@ -63,7 +64,13 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
     };
     let context = config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings);
     let measure = || ridge::measure(config.kv_cache);
-    Ok(choose(config.decode_path, shape.as_ref(), context, config.limits.running, measure)?)
+    let asked = Asked {
+        path: config.decode_path,
+        tensor_parallel: config.tensor_parallel,
+        context_length: context,
+        concurrency: config.limits.running,
+    };
+    Ok(choose(asked, shape.as_ref(), measure)?)
 }
 
 fn log(choice: &PathChoice) {
@@ -115,6 +122,9 @@ fn start_engine(
             kv_cache_format: config.kv_cache_format,
             expandable: false,
             threads: None,
+            tensor_parallel: config.tensor_parallel as usize,
+            // Ranks wait for one another for a part of a step, which is what the liveness probe waits for.
+            rank_timeout: config.liveness_timeout / 4,
         },
     )?;
     Ok(Arc::new(engine))
@@ -187,6 +197,16 @@ mod tests {
         assert!((1e6..1e14).contains(&bytes) && (1e6..1e17).contains(&flops), "{choice}");
         assert!((figure("ridge") - flops / bytes).abs() < 1e-6 * figure("ridge"), "{choice}");
         assert!(choice["explanation"].as_str().is_some_and(|why| !why.is_empty()), "{choice}");
+    }
+
+    #[test]
+    fn ranks_say_what_they_hold() {
+        let lines = logged("--decode-path gqa --tp 2");
+        let loaded = lines.iter().find(|line| line["message"] == "model loaded").unwrap();
+        // A group of 16 + 16 and the rope key of 16, in 3 layers of f32.
+        assert_eq!(loaded["kv_bytes_per_token"], 2 * 48 * 3 * 4);
+        let ranks = loaded["ranks"].as_str().unwrap();
+        assert_eq!(ranks.matches("kv_bytes_per_token: 576").count(), 2, "{ranks}");
     }
 
     #[test]

@@ -6,11 +6,12 @@ use gqla_kernels::{
     ops::{Rope, RopeStyle},
 };
 use gqla_model::{AttentionShape, DecodePath};
-use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
+use gqla_weights::{AttentionConfig, Dtype, ModelConfig, Tensor};
 
 use super::{
     LoadError, Model,
     model::{LatentNorm, Layer, RotaryHeads},
+    shard::Shard,
 };
 
 /// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
@@ -24,7 +25,7 @@ enum Kind {
 
 /// Builds a model; refuses what this backend does not implement.
 pub(super) fn model(
-    checkpoint: &Checkpoint,
+    checkpoint: &Shard<'_>,
     path: Option<DecodePath>,
     pool: Pool,
 ) -> Result<Model, LoadError> {
@@ -49,11 +50,13 @@ pub(super) fn model(
             Kind::Latent { path, .. } => Some(path),
         },
         context: config.max_position_embeddings,
+        vocabulary: checkpoint.vocabulary(),
+        vocab_size: checkpoint.whole_vocabulary(),
     })
 }
 
 /// The GQA path's attention of one layer of a converted model.
-pub(super) fn per_group(checkpoint: &Checkpoint, layer: usize) -> Result<PerGroup, LoadError> {
+pub(super) fn per_group(checkpoint: &Shard<'_>, layer: usize) -> Result<PerGroup, LoadError> {
     let config = checkpoint.config();
     let AttentionConfig::Latent { shape, .. } = &config.attention else {
         return Err(LoadError::NotExpandable);
@@ -116,7 +119,7 @@ fn dims(shape: &AttentionShape) -> [usize; 4] {
 
 /// One layer of a checkpoint.
 struct Source<'a> {
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a Shard<'a>,
     config: &'a ModelConfig,
     layer: usize,
 }
@@ -202,7 +205,7 @@ impl<'a> Source<'a> {
 type Parts = (Matrix, Box<dyn Attention>, Option<LatentNorm>);
 
 fn matrix_of(
-    checkpoint: &Checkpoint,
+    checkpoint: &Shard<'_>,
     name: &'static str,
     outputs: usize,
     inputs: usize,

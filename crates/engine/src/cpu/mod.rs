@@ -2,14 +2,21 @@
 //!
 //! A converted model decodes along either path; the paths are two implementations of
 //! [`Attention`](gqla_kernels::attention::Attention) over one set of weights. A plain model has one path.
+//!
+//! A model may be divided over tensor-parallel ranks: a `shard` is what one rank loads, `ranks` are the threads that step
+//! together, `comm` is how they add up what each computed.
 
+mod comm;
 mod engine;
 mod error;
 mod forward;
 mod load;
 mod memory;
 mod model;
+mod ranks;
+mod shard;
 
+pub use comm::CommError;
 pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
 pub use gqla_kernels::attention::CacheFormat;
