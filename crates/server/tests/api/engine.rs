@@ -11,8 +11,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SubmitError,
-    TokenLogprob,
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, RankInfo, Request, SamplingParams,
+    SubmitError, TokenLogprob,
 };
 use gqla_model::DecodePath;
 
