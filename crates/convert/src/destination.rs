@@ -109,7 +109,7 @@ fn config(source: &ModelConfig, geometry: &Geometry) -> ModelConfig {
         },
         num_nextn_predict_layers: 0,
         experts: None,
-        weight_format: Default::default(),
+        quantization: None,
         ..source.clone()
     }
 }

@@ -126,7 +126,8 @@ impl WeightShape {
 }
 
 impl ExpertShape {
-    fn validate(&self) -> Result<(), ShapeError> {
+    /// Refuses numbers no checkpoint can have.
+    pub fn validate(&self) -> Result<(), ShapeError> {
         within("experts.nRoutedExperts", self.n_routed_experts, EXPERTS)?;
         within("experts.numExpertsPerTok", self.num_experts_per_tok, 1..=self.n_routed_experts.into())?;
         within("experts.nSharedExperts", self.n_shared_experts, SHARED_EXPERTS)?;

@@ -5,7 +5,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use gqla_model::{AttentionShape, DecodePath, ModelShape, ShapeError};
+use gqla_model::{DecodePath, ModelShape, ShapeError};
 
 use crate::{
     ChatTemplateSource, ConfigError, GgufError, LayoutError, MapError, ModelConfig, SafetensorsError, Tensor,
@@ -155,25 +155,55 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
-    /// Groups of the first prediction layer where they are not the decoder's: a conversion that leaves that layer alone
-    /// leaves it one group per head.
+    /// Groups of layer `layer`, which may be a prediction layer: a conversion that leaves that layer alone leaves it one
+    /// group per head. `None` for plain attention.
+    pub fn groups_of_layer(&self, layer: usize) -> Option<usize> {
+        if layer < self.config.num_hidden_layers {
+            return self.config.groups_of_layer(layer);
+        }
+        let (_, dims) = self.describe(&layout::kv_b_proj(layer))?;
+        self.config.groups_of_rows(*dims.first()?)
+    }
+
+    /// Groups of the first prediction layer where they are not the decoder's.
     fn nextn_groups(&self, shape: &ModelShape) -> Option<u32> {
-        let name = format!("model.layers.{}.self_attn.kv_b_proj.weight", shape.num_hidden_layers);
-        let (_, dims) = self.describe(&name).filter(|_| shape.num_nextn_predict_layers > 0)?;
-        let groups = groups_of(*dims.first()? as u64, &shape.attention)?;
+        if shape.num_nextn_predict_layers == 0 {
+            return None;
+        }
+        let groups = u32::try_from(self.groups_of_layer(self.config.num_hidden_layers)?).ok()?;
         (groups != shape.attention.num_key_value_heads).then_some(groups)
     }
+
+    /// The weights of expert `expert` of layer `layer`, whether every expert has tensors of its own or all share one.
+    ///
+    /// # Errors
+    /// [`TensorError::Missing`] where there is no such expert.
+    pub fn expert(&self, layer: usize, expert: usize) -> Result<Expert<'_>, TensorError> {
+        let own =
+            |name: &str| self.tensor(&format!("model.layers.{layer}.mlp.experts.{expert}.{name}.weight"));
+        if !self.contains(&layout::packed_experts(layer)) {
+            return Ok(Expert { gate_up: vec![own("gate_proj")?, own("up_proj")?], down: own("down_proj")? });
+        }
+        let part = |name: &str| self.tensor(name)?.part(expert);
+        Ok(Expert {
+            gate_up: vec![part(&layout::packed_experts(layer))?],
+            down: part(&format!("model.layers.{layer}.mlp.experts.down_proj"))?,
+        })
+    }
+}
+
+/// The matrices of one expert.
+#[derive(Clone, Debug)]
+pub struct Expert<'a> {
+    /// Gate rows, then up rows, in one tensor or two: `[2 × moe_intermediate_size, hidden_size]` together.
+    pub gate_up: Vec<Tensor<'a>>,
+    /// `[hidden_size, moe_intermediate_size]`
+    pub down: Tensor<'a>,
 }
 
 /// The layer a tensor belongs to by its name, or `None` for the embedding, the last norm and the output head.
 fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
-}
-
-/// Groups whose keys and values `rows` output rows of an up-projection hold.
-fn groups_of(rows: u64, shape: &AttentionShape) -> Option<u32> {
-    let per_group = u64::from(shape.qk_nope_head_dim) + u64::from(shape.v_head_dim);
-    rows.is_multiple_of(per_group).then(|| u32::try_from(rows / per_group).ok())?
 }
 
 enum Container {

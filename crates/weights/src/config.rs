@@ -1,9 +1,11 @@
 //! What `config.json` says a model is.
 //!
-//! The engine computes exactly one thing: a LLaMA block with plain or latent attention. A configuration that asks for
-//! anything else (biases, another activation, scaled rotary frequencies) is refused here rather than computed wrongly.
-//! Mixture-of-experts families are read as far as their attention shape, which is all the planner needs.
+//! The engine computes a LLaMA block with plain or latent attention, and a GLM block with latent attention and a mixture
+//! of experts. A configuration of these families that asks for anything else (biases, another activation, scaled rotary
+//! frequencies) is refused here rather than computed wrongly. Other families are read as far as their shape, which is
+//! all the planner needs.
 
+mod experts;
 mod fields;
 #[cfg(test)]
 mod tests;
@@ -11,6 +13,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
+pub use experts::{FeedForward, Routing};
 use gqla_model::{
     AttentionShape, ExpertShape, ModelShape, Parameters, ShapeError, WeightFormat, WeightShape,
 };
@@ -20,7 +23,8 @@ use fields::Fields;
 /// A model's dimensions and constants, from `config.json` or GGUF metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `llama` for a plain model, `llama_gqla` for a converted one; other families keep their own name.
+    /// `llama` for a plain model, `llama_gqla` for a converted one, `glm4_moe_lite` for GLM-4.7-Flash, converted or not;
+    /// other families keep their own name.
     pub model_type: String,
     /// The attention every layer uses; where layers have different numbers of groups, with the largest.
     pub attention: AttentionConfig,
@@ -50,8 +54,10 @@ pub struct ModelConfig {
     pub num_nextn_predict_layers: usize,
     /// The mixture of experts, if there is one.
     pub experts: Option<ExpertShape>,
-    /// How the weights are stored, as far as the configuration says.
-    pub weight_format: WeightFormat,
+    /// How tokens find their experts, where the engine computes that.
+    pub routing: Option<Routing>,
+    /// The method that compressed the weights, such as `fp8`; `None` where they are plain numbers.
+    pub quantization: Option<String>,
 }
 
 /// The two kinds of attention a checkpoint can have.
@@ -85,6 +91,13 @@ impl ModelConfig {
         Some(*own.unwrap_or(&shape.num_key_value_heads) as usize)
     }
 
+    /// Groups of the latent attention whose up-projection has that many rows.
+    pub(crate) fn groups_of_rows(&self, rows: usize) -> Option<usize> {
+        let AttentionConfig::Latent { shape, .. } = &self.attention else { return None };
+        let per_group = shape.qk_nope_head_dim as usize + shape.v_head_dim as usize;
+        rows.is_multiple_of(per_group).then_some(rows / per_group)
+    }
+
     /// Reads the text of a `config.json`; `file` is only for messages.
     ///
     /// # Errors
@@ -93,10 +106,14 @@ impl ModelConfig {
         let fields = Fields::parse(json, file)?;
         let model_type = fields.string("model_type")?;
         let latent = fields.optional_usize("kv_lora_rank")?.is_some();
-        let is_llama = matches!(model_type.as_str(), "llama" | "llama_gqla");
-        if is_llama {
+        let experts = experts::shape(&fields)?;
+        if is_computed(&model_type) {
             refuse_what_is_not_computed(&fields)?;
         }
+        let routing = match (model_type.as_str(), &experts) {
+            (GLM, Some(experts)) => Some(experts::routing(&fields, experts)?),
+            _ => None,
+        };
         let (attention, num_key_value_heads_per_layer) =
             if latent { latent_attention(&fields)? } else { (plain_attention(&fields)?, None) };
         Ok(Self {
@@ -113,8 +130,9 @@ impl ModelConfig {
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
             num_nextn_predict_layers: fields.count_or_zero("num_nextn_predict_layers")?,
-            experts: experts(&fields)?,
-            weight_format: weight_format(&fields)?,
+            experts,
+            routing,
+            quantization: quantization(&fields)?,
             model_type,
         })
     }
@@ -151,7 +169,7 @@ impl ModelConfig {
                 vocab_size: Some(self.vocab_size as u32),
                 tie_word_embeddings: self.tie_word_embeddings,
                 experts: self.experts,
-                weight_format: self.weight_format,
+                weight_format: self.weight_format(),
                 nextn_key_value_heads: None,
             },
         };
@@ -159,29 +177,25 @@ impl ModelConfig {
         shape.parameters = parameters.unwrap_or_else(|| Parameters::of(&shape).total(routed));
         Some(shape)
     }
-}
 
-/// The fields of the DeepSeek family, which GLM shares.
-fn experts(fields: &Fields<'_>) -> Result<Option<ExpertShape>, ConfigError> {
-    if fields.optional_usize("n_routed_experts")?.is_none() {
-        return Ok(None);
+    /// How the weights are stored, as far as the configuration says.
+    pub fn weight_format(&self) -> WeightFormat {
+        if self.quantization.as_deref() == Some("fp8") { WeightFormat::Fp8Block } else { WeightFormat::Bf16 }
     }
-    Ok(Some(ExpertShape {
-        n_routed_experts: fields.u32("n_routed_experts")?,
-        num_experts_per_tok: fields.u32("num_experts_per_tok")?,
-        n_shared_experts: fields.count_or_zero("n_shared_experts")? as u32,
-        moe_intermediate_size: fields.u32("moe_intermediate_size")?,
-        first_k_dense_replace: match fields.leading("mlp_layer_types", "dense")? {
-            Some(dense) => dense,
-            None => fields.count_or_zero("first_k_dense_replace")? as u32,
-        },
-    }))
 }
 
-fn weight_format(fields: &Fields<'_>) -> Result<WeightFormat, ConfigError> {
-    let Some(quantization) = fields.object("quantization_config")? else { return Ok(WeightFormat::Bf16) };
+/// The family of GLM-4.7-Flash.
+const GLM: &str = "glm4_moe_lite";
+
+/// Whether the engine computes models of that type.
+pub(crate) fn is_computed(model_type: &str) -> bool {
+    matches!(model_type, "llama" | "llama_gqla" | GLM)
+}
+
+fn quantization(fields: &Fields<'_>) -> Result<Option<String>, ConfigError> {
+    let Some(quantization) = fields.object("quantization_config")? else { return Ok(None) };
     let method = quantization.optional_string("quant_method")?;
-    Ok(if method.as_deref() == Some("fp8") { WeightFormat::Fp8Block } else { WeightFormat::Bf16 })
+    Ok(Some(method.unwrap_or_else(|| "an unnamed method".to_owned())))
 }
 
 fn plain_attention(fields: &Fields<'_>) -> Result<AttentionConfig, ConfigError> {
@@ -280,7 +294,20 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, ConfigError> {
     Ok(theta)
 }
 
+/// `partial_rotary_factor` turns a part of what is said to be rotary.
+fn whole_rope(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    match fields.optional_f64("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
+        None => Ok(()),
+        Some(factor) => Err(fields.unsupported(
+            "partial_rotary_factor",
+            &factor.to_string(),
+            "only 1 is computed: all rotary channels turn",
+        )),
+    }
+}
+
 fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    whole_rope(fields)?;
     for field in ["attention_bias", "mlp_bias"] {
         if fields.bool_or(field, false)? {
             return Err(fields.unsupported(field, "true", "only projections without biases are computed"));
@@ -292,6 +319,7 @@ fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
     }
     for field in ["rope_scaling", "rope_parameters"] {
         let Some(rope) = fields.object(field)? else { continue };
+        whole_rope(&rope)?;
         let kind = rope.optional_string("rope_type")?.or(rope.optional_string("type")?);
         if let Some(kind) = kind.filter(|kind| kind != "default") {
             return Err(fields.unsupported(

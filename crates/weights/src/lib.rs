@@ -19,8 +19,8 @@ mod tensor;
 mod tokenizer;
 mod writer;
 
-pub use checkpoint::{Checkpoint, OpenError, ShapeOfCheckpointError};
-pub use config::{AttentionConfig, ConfigError, ModelConfig};
+pub use checkpoint::{Checkpoint, Expert, OpenError, ShapeOfCheckpointError};
+pub use config::{AttentionConfig, ConfigError, FeedForward, ModelConfig, Routing};
 pub use dtype::Dtype;
 pub use gguf::GgufError;
 pub use layout::LayoutError;

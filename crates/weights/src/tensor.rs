@@ -60,6 +60,25 @@ impl<'a> Tensor<'a> {
         self.dtype.decode(&self.bytes)
     }
 
+    /// Entry `index` of the first dimension: one expert of a tensor that holds all of a layer.
+    ///
+    /// # Errors
+    /// [`TensorError::NoPart`].
+    pub(crate) fn part(self, index: usize) -> Result<Self, TensorError> {
+        let parts = self.shape.first().copied().unwrap_or(0);
+        if index >= parts {
+            return Err(TensorError::NoPart { file: self.file.to_owned(), name: self.name, index, parts });
+        }
+        let size = self.bytes.len() / parts;
+        let range = index * size..(index + 1) * size;
+        let bytes = match self.bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+        };
+        let name = format!("{}[{index}]", self.name);
+        Ok(Self::new(&name, self.file, self.dtype, self.shape[1..].to_vec(), bytes))
+    }
+
     /// Passes the tensor through if it has the shape its reader needs.
     pub fn expect_shape(self, expected: &[usize]) -> Result<Self, TensorError> {
         if self.shape == expected {
@@ -101,6 +120,18 @@ pub enum TensorError {
         range: Range<usize>,
         /// Those there are.
         size: usize,
+    },
+    /// A tensor of all experts holds fewer.
+    #[error("tensor `{name}` in `{}` holds {parts} matrices, there is none of index {index}", file.display())]
+    NoPart {
+        /// The file that holds it.
+        file: PathBuf,
+        /// Its Hugging Face name.
+        name: String,
+        /// The entry asked for.
+        index: usize,
+        /// Entries it has.
+        parts: usize,
     },
     /// The tensor does not have the shape its reader needs.
     #[error("tensor `{name}` in `{}` has shape {actual:?}, expected {expected:?}", file.display())]

@@ -11,7 +11,7 @@ pub(super) mod tests;
 use std::{cell::Cell, ops::Range};
 
 use gqla_model::{AttentionShape, DecodePath, SplitError, TensorParallelSplit};
-use gqla_weights::{AttentionConfig, Checkpoint, ModelConfig, Tensor, TensorError};
+use gqla_weights::{AttentionConfig, Checkpoint, Expert, ModelConfig, Tensor, TensorError};
 
 use super::LoadError;
 
@@ -84,8 +84,49 @@ impl<'a> Shard<'a> {
             Cut::Rows(ranges) => tensor.rows(&ranges)?,
             Cut::Columns(range) => tensor.columns(range)?,
         };
-        self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
+        self.count(&tensor);
         Ok(tensor)
+    }
+
+    /// An expert's matrices, cut to this rank's part of its columns.
+    pub fn expert(&self, layer: usize, expert: usize) -> Result<Expert<'a>, TensorError> {
+        let Expert { gate_up, down } = self.checkpoint.expert(layer, expert)?;
+        let (own, all) = (self.of_experts(1), self.moe_intermediate_size());
+        let cut = |tensor: Tensor<'a>| match tensor.shape.first() {
+            Some(rows) if *rows == 2 * all => tensor.rows(&[own.clone(), all + own.start..all + own.end]),
+            _ => tensor.rows(std::slice::from_ref(&own)),
+        };
+        let expert = match self.rank.world {
+            1 => Expert { gate_up, down },
+            _ => Expert {
+                gate_up: gate_up.into_iter().map(cut).collect::<Result<_, _>>()?,
+                down: down.columns(own.clone())?,
+            },
+        };
+        expert.gate_up.iter().chain([&expert.down]).for_each(|tensor| self.count(tensor));
+        Ok(expert)
+    }
+
+    fn count(&self, tensor: &Tensor<'_>) {
+        self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
+    }
+
+    /// Groups of this rank's part of layer `layer`, which may be a prediction layer; `None` for plain attention.
+    pub fn groups_of_layer(&self, layer: usize) -> Option<usize> {
+        self.checkpoint.groups_of_layer(layer).map(|_| self.groups(layer).len())
+    }
+
+    fn moe_intermediate_size(&self) -> usize {
+        self.checkpoint.config().experts.map_or(0, |experts| experts.moe_intermediate_size as usize)
+    }
+
+    /// This rank's columns of `count` experts side by side.
+    fn of_experts(&self, count: u32) -> Range<usize> {
+        times(self.rank.share(self.moe_intermediate_size()), count as usize)
+    }
+
+    fn of_shared_experts(&self) -> Range<usize> {
+        self.of_experts(self.checkpoint.config().experts.map_or(0, |experts| experts.n_shared_experts))
     }
 
     fn cut(&self, name: &str) -> Cut {
@@ -109,6 +150,10 @@ impl<'a> Shard<'a> {
             "self_attn.kv_b_proj" => Cut::Rows(self.of_groups(layer, dims.nope + dims.value)),
             "mlp.gate_proj" | "mlp.up_proj" => Cut::Rows(vec![self.rank.share(whole.intermediate_size)]),
             "mlp.down_proj" => Cut::Columns(self.rank.share(whole.intermediate_size)),
+            "mlp.shared_experts.gate_proj" | "mlp.shared_experts.up_proj" => {
+                Cut::Rows(vec![self.of_shared_experts()])
+            }
+            "mlp.shared_experts.down_proj" => Cut::Columns(self.of_shared_experts()),
             _ => Cut::Whole,
         }
     }
@@ -135,9 +180,8 @@ impl<'a> Shard<'a> {
     }
 
     fn whole_groups(&self, layer: usize) -> usize {
-        let config = self.checkpoint.config();
-        let own = config.num_key_value_heads_per_layer.as_ref().and_then(|groups| groups.get(layer));
-        own.map_or(Dims::of(&config.attention).groups, |groups| *groups as usize)
+        let plain = Dims::of(&self.checkpoint.config().attention).groups;
+        self.checkpoint.groups_of_layer(layer).unwrap_or(plain)
     }
 
     fn own_config(&self) -> ModelConfig {
@@ -159,6 +203,9 @@ impl<'a> Shard<'a> {
             groups.iter_mut().zip(per_layer).for_each(|(groups, own)| *groups = own as u32);
         }
         config.intermediate_size = self.rank.share(whole.intermediate_size).len();
+        if let Some(experts) = &mut config.experts {
+            experts.moe_intermediate_size = self.of_experts(1).len() as u32;
+        }
         config.vocab_size = self.vocabulary().len();
         config
     }
@@ -220,10 +267,16 @@ fn check(checkpoint: &Checkpoint, path: DecodePath, world: usize) -> Result<(), 
         };
         TensorParallelSplit::new(&shape, path, degree).map(drop)
     };
-    let largest = [dims.groups as u32];
-    let groups = config.num_key_value_heads_per_layer.as_deref().unwrap_or(&largest);
-    groups.iter().try_for_each(|groups| split(*groups))?;
-    for (what, size) in [("intermediate_size", config.intermediate_size), ("vocab_size", config.vocab_size)] {
+    let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+    let groups = |layer| checkpoint.groups_of_layer(layer).unwrap_or(dims.groups) as u32;
+    (0..layers).try_for_each(|layer| split(groups(layer)))?;
+    let experts = config.experts.map(|experts| experts.moe_intermediate_size as usize);
+    let sizes = [
+        ("intermediate_size", config.intermediate_size),
+        ("moe_intermediate_size", experts.unwrap_or(world)),
+        ("vocab_size", config.vocab_size),
+    ];
+    for (what, size) in sizes {
         if size < world {
             return Err(LoadError::TooManyRanks { what, size, world });
         }

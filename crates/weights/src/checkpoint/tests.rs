@@ -1,4 +1,4 @@
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Value, json};
 
@@ -138,15 +138,93 @@ fn generation_config_adds_ends_of_turn() {
 
 #[test]
 fn groups_are_counted_from_the_rows_of_the_up_projection() {
-    let glm = gqla_model::AttentionShape {
-        num_attention_heads: 20,
-        num_key_value_heads: 4,
-        kv_lora_rank: 512,
-        qk_nope_head_dim: 192,
-        qk_rope_head_dim: 64,
-        v_head_dim: 256,
+    let glm = glm("gqla");
+    assert_eq!(glm.config.groups_of_rows(20 * 64), Some(20), "a layer left as it was");
+    assert_eq!(glm.config.groups_of_rows(4 * 64), Some(4), "a converted layer");
+    assert_eq!(glm.config.groups_of_rows(4 * 64 + 1), None);
+    assert_eq!(glm.groups_of_layer(4), Some(4), "the prediction layer");
+    assert_eq!(Checkpoint::open(&fixture("llama_tied")).unwrap().groups_of_layer(0), None);
+}
+
+fn glm(name: &str) -> Checkpoint {
+    Checkpoint::open(&fixture("../glm_a").join(name)).unwrap()
+}
+
+/// Attention 0.077 million, dense 0.098, an expert 0.009, counted from the files and from the shape.
+#[test]
+fn a_glm_checkpoint_has_the_shape_its_tensors_have() {
+    for (name, groups) in [("mla", 8), ("gqla", 4)] {
+        let shape = glm(name).model_shape().unwrap();
+        assert_eq!(shape.attention.num_key_value_heads, groups, "{name}");
+        let from_shape = gqla_model::Parameters::of(&shape).total(8);
+        let norms = 128 + 4 * (2 * 128 + 48 + 64) + 3 * 8;
+        assert_eq!(shape.parameters, from_shape + norms, "{name}");
+    }
+    assert_eq!(glm("gqla").model_shape().unwrap().num_nextn_predict_layers, 1);
+}
+
+#[test]
+fn each_contradiction_of_a_mixture_names_its_tensor() {
+    let glm = "../glm_a/gqla";
+    let cases = [
+        (
+            ("n_routed_experts", json!(9)),
+            "has shape [8, 128], expected [9, 128] = [n_routed_experts, hidden_size]",
+        ),
+        (("mlp_layer_types", json!(["sparse", "sparse"])), "no tensor `model.layers.0.mlp.gate.weight`"),
+        (("moe_intermediate_size", json!(25)), "with hidden_size=128"),
+        (("n_shared_experts", json!(2)), "[n_shared_experts × moe_intermediate_size, hidden_size]"),
+        (("q_lora_rank", json!(47)), "q_lora_rank=47, n_routed_experts=8"),
+        (("num_nextn_predict_layers", json!(2)), "has no tensor `model.layers.5.eh_proj.weight`"),
+    ];
+    for (field, expected) in cases {
+        let message = refusal(glm, &[field]);
+        assert!(message.contains(expected), "{message:?} should contain {expected:?}");
+    }
+    let quantised = changed(glm, &[("quantization_config", json!({})), ("n_routed_experts", json!(9))]);
+    assert!(Checkpoint::open(quantised.path()).is_ok(), "compressed experts have tensors of other names");
+}
+
+#[test]
+fn an_expert_is_the_same_in_either_layout() {
+    let (apart, dir) = (glm("gqla"), tempfile::tempdir().unwrap());
+    packed(&apart, dir.path());
+    let together = Checkpoint::open(dir.path()).unwrap();
+    for (layer, expert) in [(1, 0), (1, 7), (4, 3)] {
+        let [a, b] = [&apart, &together].map(|checkpoint| checkpoint.expert(layer, expert).unwrap());
+        let all = |tensors: &[Tensor<'_>]| tensors.iter().flat_map(Tensor::to_f32).collect::<Vec<_>>();
+        assert_eq!((a.gate_up.len(), b.gate_up.len()), (2, 1));
+        assert_eq!(all(&a.gate_up), all(&b.gate_up));
+        assert_eq!((b.down.shape.as_slice(), a.down.to_f32()), (&[128, 24][..], b.down.to_f32()));
+    }
+    let message = together.expert(1, 8).unwrap_err().to_string();
+    assert!(message.contains("holds 8 matrices, there is none of index 8"), "{message}");
+    assert_eq!(together.parameters(), apart.parameters());
+}
+
+/// Writes a checkpoint with all experts of a layer in one tensor.
+fn packed(source: &Checkpoint, dir: &Path) {
+    use crate::{CheckpointWriter, Sidecars, TensorSpec};
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for name in source.names().filter(|name| !name.contains(".experts.")) {
+        let tensor = source.tensor(name).unwrap();
+        tensors.insert(name.to_owned(), (tensor.shape.clone(), tensor.to_f32()));
+    }
+    for layer in 1..5 {
+        let experts: Vec<_> = (0..8).map(|expert| source.expert(layer, expert).unwrap()).collect();
+        let name = |suffix| format!("model.layers.{layer}.mlp.experts.{suffix}");
+        let gate_up = experts.iter().flat_map(|expert| expert.gate_up.iter().flat_map(Tensor::to_f32));
+        tensors.insert(name("gate_up_proj"), (vec![8, 48, 128], gate_up.collect()));
+        let down = experts.iter().flat_map(|expert| expert.down.to_f32()).collect();
+        tensors.insert(name("down_proj"), (vec![8, 128, 24], down));
+    }
+    let spec = |(name, (shape, _)): (&String, &(Vec<usize>, _))| TensorSpec {
+        name: name.clone(),
+        dtype: crate::Dtype::F32,
+        shape: shape.clone(),
     };
-    assert_eq!(groups_of(1792, &glm), Some(4), "a converted layer");
-    assert_eq!(groups_of(8960, &glm), Some(20), "a layer left as it was");
-    assert_eq!(groups_of(1793, &glm), None);
+    let mut writer = CheckpointWriter::create(dir, tensors.iter().map(spec).collect()).unwrap();
+    tensors.iter().for_each(|(name, (_, values))| writer.write(name, values).unwrap());
+    let config = source.config().to_json(crate::Dtype::F32);
+    writer.finish(&Sidecars { config: &config, tokenizer: None, chat_template: None }).unwrap();
 }

@@ -110,6 +110,10 @@ impl<'a> Fields<'a> {
         self.read(field, "a number", Value::as_f64)
     }
 
+    pub(super) fn f64(&self, field: &str) -> Result<f64, ConfigError> {
+        self.required(field, self.optional_f64(field)?)
+    }
+
     pub(super) fn bool_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
         Ok(self.read(field, "true or false", Value::as_bool)?.unwrap_or(default))
     }
@@ -124,9 +128,13 @@ impl<'a> Fields<'a> {
 
     /// How many leading entries of a list of strings are `word`.
     pub(super) fn leading(&self, field: &str, word: &str) -> Result<Option<u32>, ConfigError> {
+        let entries = self.strings(field)?;
+        Ok(entries.map(|entries| entries.iter().take_while(|entry| *entry == word).count() as u32))
+    }
+
+    pub(super) fn strings(&self, field: &str) -> Result<Option<Vec<String>>, ConfigError> {
         self.read(field, "a list of strings", |value| {
-            let entries: Option<Vec<&str>> = value.as_array()?.iter().map(Value::as_str).collect();
-            Some(entries?.into_iter().take_while(|entry| *entry == word).count() as u32)
+            value.as_array()?.iter().map(|entry| entry.as_str().map(str::to_owned)).collect()
         })
     }
 

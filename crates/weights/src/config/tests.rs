@@ -109,20 +109,29 @@ fn plain_groups_must_divide_heads() {
     assert!(message.contains("a divisor of num_attention_heads=8 (8 mod 3 = 2)"), "{message}");
 }
 
-#[test]
-fn glm_is_read_for_its_shape() {
-    let config = json!({
+fn glm() -> Value {
+    json!({
         "model_type": "glm4_moe_lite", "hidden_size": 2048, "intermediate_size": 10240, "num_hidden_layers": 47,
         "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 154880,
         "max_position_embeddings": 202752, "kv_lora_rank": 512, "q_lora_rank": 768, "qk_nope_head_dim": 192,
         "qk_rope_head_dim": 64, "v_head_dim": 256, "num_nextn_predict_layers": 1, "rope_theta": 1e6,
         "n_routed_experts": 64, "num_experts_per_tok": 4, "n_shared_experts": 1, "moe_intermediate_size": 1536,
-        "mlp_layer_types": ["dense", "sparse", "sparse"],
-    });
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "routed_scaling_factor": 1.8, "n_group": 4, "topk_group": 2,
+    })
+}
+
+#[test]
+fn glm_is_read_with_its_experts() {
+    let config = glm();
     let mut quantised = config.clone();
     quantised["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
-    assert_eq!(parse(&quantised).unwrap().weight_format, WeightFormat::Fp8Block);
+    assert_eq!(parse(&quantised).unwrap().weight_format(), WeightFormat::Fp8Block);
     let config = parse(&config).unwrap();
+    let routing = Routing { n_group: 4, topk_group: 2, norm_topk_prob: true, routed_scaling_factor: 1.8 };
+    assert_eq!(config.routing, Some(routing));
+    assert_eq!(config.feed_forward(0), Some(FeedForward::Dense));
+    assert_eq!(config.feed_forward(47), Some(FeedForward::Experts(config.experts.unwrap(), routing)));
+    assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
     let shape = config.model_shape(None).unwrap();
     shape.validate().unwrap();
     let experts = shape.weights.experts.unwrap();
@@ -134,6 +143,34 @@ fn glm_is_read_for_its_shape() {
         config.attention,
         AttentionConfig::Latent { q_lora_rank: Some(768), qk_latent_layernorm: true, .. }
     ));
+}
+
+#[test]
+fn a_mixture_that_is_not_computed_is_refused() {
+    let cases = [
+        ("scoring_func", json!("softmax"), "is softmax, which is not supported: only `sigmoid` is computed"),
+        ("topk_method", json!("greedy"), "only `noaux_tc` is computed"),
+        ("moe_layer_freq", json!(2), "is 2, which is not supported"),
+        ("mlp_layer_types", json!(["dense", "sparse", "dense"]), "a list with `dense` after `sparse`"),
+        ("n_group", json!(5), "is 5, expected a divisor of n_routed_experts=64"),
+        ("topk_group", json!(5), "expected at most n_group=4"),
+        ("num_experts_per_tok", json!(33), "expected at most 32, the experts of topk_group=2 of 4 groups"),
+        ("n_routed_experts", json!(65_537), "shape.experts.nRoutedExperts is 65537"),
+        ("routed_scaling_factor", Value::Null, "has no field `routed_scaling_factor`"),
+        ("partial_rotary_factor", json!(0.5), "only 1 is computed"),
+    ];
+    for (field, value, expected) in cases {
+        let mut config = glm();
+        config[field] = value;
+        let message = parse(&config).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message:?} should contain {expected:?}");
+    }
+    let mut other = glm();
+    other["model_type"] = json!("deepseek_v2");
+    other["scoring_func"] = json!("softmax");
+    let config = parse(&other).unwrap();
+    assert_eq!((config.routing, config.feed_forward(1)), (None, None), "read for its shape");
+    assert!(config.experts.is_some());
 }
 
 proptest! {
@@ -162,8 +199,7 @@ proptest! {
             intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
             rms_norm_eps: eps, rope_theta: f64::from(theta), tie_word_embeddings: tied, bos_token_id: None,
             eos_token_ids: eos, num_nextn_predict_layers: 0,
-        experts: None,
-        weight_format: Default::default(),
+            experts: None, routing: None, quantization: None,
         };
         prop_assert_eq!(parse(&Value::Object(config.to_json(Dtype::BF16))).unwrap(), config);
     }

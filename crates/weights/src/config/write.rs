@@ -11,6 +11,7 @@ impl ModelConfig {
     pub fn to_json(&self, dtype: Dtype) -> Map<String, Value> {
         let architecture = match self.attention {
             AttentionConfig::Plain { .. } => "LlamaForCausalLM",
+            AttentionConfig::Latent { .. } if self.routing.is_some() => "Glm4MoeLiteGQLAForCausalLM",
             AttentionConfig::Latent { .. } => "LlamaGQLAForCausalLM",
         };
         let mut fields = object(json!({
@@ -27,8 +28,7 @@ impl ModelConfig {
             "model_type": self.model_type,
             "num_hidden_layers": self.num_hidden_layers,
             "num_nextn_predict_layers": self.num_nextn_predict_layers,
-            // Through the shortest decimal, so that 1e-5 is not written as 9.99999974737875e-6.
-            "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
+            "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_parameters": { "rope_type": "default", "rope_theta": self.rope_theta },
             "rope_scaling": null,
             "rope_theta": self.rope_theta,
@@ -36,11 +36,36 @@ impl ModelConfig {
             "vocab_size": self.vocab_size,
         }));
         fields.extend(self.attention.to_json());
+        fields.extend(self.experts_to_json());
         if let Some(groups) = &self.num_key_value_heads_per_layer {
             fields.insert("num_key_value_heads".to_owned(), json!(groups));
         }
         fields
     }
+}
+
+impl ModelConfig {
+    fn experts_to_json(&self) -> Map<String, Value> {
+        let (Some(experts), Some(routing)) = (&self.experts, &self.routing) else { return Map::new() };
+        object(json!({
+            "first_k_dense_replace": experts.first_k_dense_replace,
+            "moe_intermediate_size": experts.moe_intermediate_size,
+            "n_group": routing.n_group,
+            "n_routed_experts": experts.n_routed_experts,
+            "n_shared_experts": experts.n_shared_experts,
+            "norm_topk_prob": routing.norm_topk_prob,
+            "num_experts_per_tok": experts.num_experts_per_tok,
+            "routed_scaling_factor": shortest(routing.routed_scaling_factor),
+            "scoring_func": "sigmoid",
+            "topk_group": routing.topk_group,
+            "topk_method": "noaux_tc",
+        }))
+    }
+}
+
+/// Through the shortest decimal, so that 1e-5 is not written as 9.99999974737875e-6.
+fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(number.into())
 }
 
 impl AttentionConfig {

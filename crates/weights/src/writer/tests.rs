@@ -19,7 +19,8 @@ fn config() -> ModelConfig {
         eos_token_ids: vec![1, 2],
         num_nextn_predict_layers: 0,
         experts: None,
-        weight_format: Default::default(),
+        routing: None,
+        quantization: None,
     }
 }
 

@@ -110,27 +110,59 @@ fn what_cannot_be_divided_is_refused_with_the_arithmetic() {
     assert!(error.contains("tensorParallel=500 and intermediate_size=224"), "{error}");
 }
 
-/// Twice for norms and the down-projection, once for all the rest.
+/// On every rank norms, down-projections, routers and what joins a prediction layer to the decoder; all the rest once.
 #[test]
 fn a_rank_reads_its_part_and_what_every_rank_needs() {
-    for name in ["llama_gqla_a", "llama_untied"] {
+    for name in ["llama_gqla_a", "llama_untied", "../glm_a/gqla", "../glm_a/mla"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
         let bytes = |wanted: &dyn Fn(&str) -> bool| -> u64 {
             let wanted = names.iter().filter(|name| wanted(name));
             wanted.map(|name| checkpoint.tensor(name).unwrap().bytes().len() as u64).sum()
         };
-        let common = |name: &str| name.contains("norm") || name.contains("kv_a_proj");
+        let everywhere = ["norm", "kv_a_proj", "q_a_proj", "mlp.gate.", "eh_proj"];
+        let common = |name: &str| everywhere.iter().any(|part| name.contains(part));
         let (all, common) = (bytes(&|_| true), bytes(&common));
-        for world in [1, 2] {
+        for world in [1, 2, if name.contains("glm") { 4 } else { 2 }] {
             let read: u64 = shards(&checkpoint, DecodePath::Gqa, world)
                 .iter()
                 .map(|shard| {
-                    names.iter().for_each(|name| drop(shard.tensor(name).unwrap()));
+                    for name in &names {
+                        match name.split_once(".mlp.experts.") {
+                            None => drop(shard.tensor(name).unwrap()),
+                            Some((layer, expert)) if expert.ends_with(".down_proj.weight") => {
+                                let layer = layer.strip_prefix("model.layers.").unwrap().parse().unwrap();
+                                let expert = expert.split_once('.').unwrap().0.parse().unwrap();
+                                drop(shard.expert(layer, expert).unwrap());
+                            }
+                            Some(_) => {}
+                        }
+                    }
                     shard.bytes_read()
                 })
                 .sum();
             assert_eq!(read, all + (world as u64 - 1) * common, "{name} {world}");
         }
     }
+}
+
+#[test]
+fn a_rank_of_a_mixture_has_columns_of_every_expert() {
+    let checkpoint = Checkpoint::open(&fixture("../glm_a/gqla")).unwrap();
+    let whole = checkpoint.expert(1, 3).unwrap();
+    let experts = checkpoint.config().experts.unwrap();
+    let (inner, hidden) = (experts.moe_intermediate_size as usize, checkpoint.config().hidden_size);
+    let mut down = vec![Vec::new(); hidden];
+    let mut gate = Vec::new();
+    for shard in shards(&checkpoint, DecodePath::Gqa, 4) {
+        let part = shard.expert(1, 3).unwrap();
+        let own = shard.config().experts.unwrap().moe_intermediate_size as usize;
+        assert_eq!((own, part.gate_up.len(), part.down.shape.as_slice()), (inner / 4, 2, &[hidden, own][..]));
+        gate.extend(part.gate_up[0].to_f32());
+        let rows = part.down.to_f32();
+        down.iter_mut().zip(rows.chunks_exact(own)).for_each(|(row, part)| row.extend(part));
+        assert_eq!(shard.groups_of_layer(1), Some(1));
+    }
+    assert_eq!(gate, whole.gate_up[0].to_f32());
+    assert_eq!(down.concat(), whole.down.to_f32());
 }
