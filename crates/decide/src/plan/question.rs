@@ -7,12 +7,19 @@ use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
 use super::{Failure, Target};
 use crate::validate::ValidatedDeployment;
 
-/// The CPU backend of this version runs one rank and no drafts, so Auto means that and anything else is refused.
+/// Ranks of a CPU pod at most.
+const CPU_RANKS: u32 = 8;
+
+/// The CPU backend runs as many ranks as are asked for, one for Auto, and in this version no drafts.
 pub(super) fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failure> {
     let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
-    if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
+    let degree = match target.decode.tensor_parallel {
+        TensorParallel::Auto => 1,
+        TensorParallel::Degree(degree) => degree,
+    };
+    if degree > CPU_RANKS {
         return refuse(format!(
-            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
+            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs at most {CPU_RANKS} ranks"
         ));
     }
     if let MultiTokenPrediction::Drafts(drafts) = target.decode.multi_token_prediction {
@@ -23,7 +30,7 @@ pub(super) fn cpu_constraints(target: &Target<'_>) -> Result<Constraints, Failur
     }
     Ok(Constraints {
         path: target.decode.path.fixed(),
-        tensor_parallel: Some(1),
+        tensor_parallel: Some(degree),
         multi_token_prediction: Some(0),
         ..Constraints::default()
     })

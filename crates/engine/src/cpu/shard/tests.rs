@@ -152,8 +152,8 @@ fn a_rank_of_a_mixture_has_columns_of_every_expert() {
     let whole = checkpoint.expert(1, 3).unwrap();
     let experts = checkpoint.config().experts.unwrap();
     let (inner, hidden) = (experts.moe_intermediate_size as usize, checkpoint.config().hidden_size);
-    let mut down = vec![Vec::new(); hidden];
-    let mut gate = Vec::new();
+    let mut down = vec![Vec::<f32>::new(); hidden];
+    let mut gate = Vec::<f32>::new();
     for shard in shards(&checkpoint, DecodePath::Gqa, 4) {
         let part = shard.expert(1, 3).unwrap();
         let own = shard.config().experts.unwrap().moe_intermediate_size as usize;
