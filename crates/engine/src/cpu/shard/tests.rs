@@ -115,7 +115,9 @@ fn what_cannot_be_divided_is_refused_with_the_arithmetic() {
 fn a_rank_reads_its_part_and_what_every_rank_needs() {
     for name in ["llama_gqla_a", "llama_untied", "../glm_a/gqla", "../glm_a/mla"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
-        let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+        // A prediction layer may bring copies of the embedding and the head, which nobody reads.
+        let copy = |name: &str| name.contains("shared_head.head") || name.ends_with("4.embed_tokens.weight");
+        let names: Vec<String> = checkpoint.names().filter(|name| !copy(name)).map(str::to_owned).collect();
         let bytes = |wanted: &dyn Fn(&str) -> bool| -> u64 {
             let wanted = names.iter().filter(|name| wanted(name));
             wanted.map(|name| checkpoint.tensor(name).unwrap().bytes().len() as u64).sum()
