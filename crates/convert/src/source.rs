@@ -40,6 +40,9 @@ impl<'a> Source<'a> {
         if config.model_type != "llama" {
             return Err(SourceError::Architecture { model_type: config.model_type.clone() });
         }
+        if config.rope_scaling.is_some() {
+            return Err(SourceError::ScaledRope);
+        }
         let attention = SourceAttention { heads: num_attention_heads, groups: num_key_value_heads, head_dim };
         Ok(Self { checkpoint, attention })
     }
@@ -113,6 +116,12 @@ pub enum SourceError {
         /// As in the source's config.
         model_type: String,
     },
+    /// Rotary frequencies that the partial rotation does not know.
+    #[error(
+        "the source's config scales its rotary frequencies (rope_scaling), which is not converted yet: convert a model \
+         with unscaled frequencies"
+    )]
+    ScaledRope,
     /// Another architecture.
     #[error(
         "the source has model_type `{model_type}`, expected `llama`: other architectures are not converted yet"

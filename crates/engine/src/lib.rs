@@ -50,7 +50,8 @@ pub struct EngineInfo {
     pub block_size: usize,
     /// Blocks in the cache.
     pub num_blocks: usize,
-    /// Cache elements one token takes in one layer, on all ranks together.
+    /// Cache elements one token takes in the layer that takes most, on all ranks together: layers may differ in their
+    /// groups.
     pub kv_elements_per_token_layer: usize,
     /// Cache bytes one token takes in all layers, on all ranks together.
     pub kv_bytes_per_token: usize,

@@ -2,123 +2,29 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
-use std::{
-    fs,
-    iter::once,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    sync::mpsc::{Receiver, channel},
-    time::Duration,
-};
+mod support;
+
+use std::{iter::once, sync::mpsc::channel};
 
 use gqla_engine::{
-    Checkpoint, Engine, Event, Finish, Request, SamplingParams,
+    Checkpoint, Engine, Event,
     cpu::{CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, LoadError, Model, NotExpandable},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
-use safetensors::SafeTensors;
+use support::{
+    Golden, collect, config, fixture, ids, relative_error, start, submit, submit_salted, submit_to,
+};
 
-const CASES: [(&str, Option<DecodePath>); 4] = [
-    ("llama_gqla_a", Some(Gqa)),
-    ("llama_gqla_a", Some(MqaAbsorb)),
-    ("llama_tied", None),
-    ("llama_untied", None),
+const CASES: [(&str, Option<DecodePath>); 8] = [
+    ("llama_a/llama_gqla_a", Some(Gqa)),
+    ("llama_a/llama_gqla_a", Some(MqaAbsorb)),
+    ("llama_a/llama_tied", None),
+    ("llama_a/llama_untied", None),
+    ("glm_a/gqla", Some(Gqa)),
+    ("glm_a/gqla", Some(MqaAbsorb)),
+    ("glm_a/mla", Some(Gqa)),
+    ("glm_a/mla", Some(MqaAbsorb)),
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a").join(name)
-}
-
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn open(name: &str) -> Self {
-        Self(fs::read(fixture(name).join("golden.safetensors")).unwrap())
-    }
-
-    fn words<T>(&self, name: &str, convert: impl Fn([u8; 4]) -> T) -> Vec<T> {
-        let tensors = SafeTensors::deserialize(&self.0).unwrap();
-        let data = tensors.tensor(name).unwrap().data().to_vec();
-        data.chunks_exact(4).map(|word| convert(word.try_into().unwrap())).collect()
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        self.words(name, u32::from_le_bytes)
-    }
-
-    fn floats(&self, name: &str) -> Vec<f32> {
-        self.words(name, f32::from_le_bytes)
-    }
-}
-
-/// Largest difference over the largest expected magnitude.
-fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(ours.len(), expected.len());
-    assert!(ours.iter().all(|x| x.is_finite()));
-    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-    ours.iter().zip(expected).fold(0.0f32, |max, (a, b)| max.max((a - b).abs())) / largest
-}
-
-fn config(path: Option<DecodePath>) -> CpuEngineConfig {
-    CpuEngineConfig { path, threads: Some(2), ..CpuEngineConfig::default() }
-}
-
-fn start(name: &str, config: CpuEngineConfig) -> CpuEngine {
-    CpuEngine::start(&Checkpoint::open(&fixture(name)).unwrap(), config).unwrap()
-}
-
-fn submit(engine: &CpuEngine, prompt: &[u32], temperature: f32, seed: u64) -> Receiver<Event> {
-    submit_salted(engine, prompt, temperature, seed, "")
-}
-
-fn submit_salted(
-    engine: &CpuEngine,
-    prompt: &[u32],
-    temperature: f32,
-    seed: u64,
-    salt: &str,
-) -> Receiver<Event> {
-    let (sender, events) = channel();
-    submit_to(engine, prompt, temperature, seed, salt, move |event| {
-        let _ = sender.send(event);
-    });
-    events
-}
-
-fn submit_to(
-    engine: &CpuEngine,
-    prompt: &[u32],
-    temperature: f32,
-    seed: u64,
-    salt: &str,
-    receive: impl Fn(Event) + Send + 'static,
-) {
-    let sampling =
-        SamplingParams { max_tokens: 32, temperature, seed, logprobs: Some(2), ..SamplingParams::default() };
-    let sink: gqla_engine::Sink = Box::new(move |event| {
-        receive(event);
-        ControlFlow::Continue(())
-    });
-    let cache_salt = salt.to_owned();
-    engine.submit(Request { cache_salt, ..Request::new(prompt.to_vec(), sampling, sink) }).unwrap();
-}
-
-fn collect(events: &Receiver<Event>) -> Vec<(u32, u32)> {
-    let mut tokens = Vec::new();
-    loop {
-        match events.recv_timeout(Duration::from_secs(60)).unwrap() {
-            Event::Token { id, logprob } => tokens.push((id, logprob.unwrap().logprob.to_bits())),
-            Event::Finished(finish) => {
-                assert_eq!(finish, Finish::Length);
-                return tokens;
-            }
-        }
-    }
-}
-
-fn ids(tokens: &[(u32, u32)]) -> Vec<u32> {
-    tokens.iter().map(|(id, _)| *id).collect()
-}
 
 #[test]
 fn logits_match_the_golden_ones() {
@@ -180,12 +86,12 @@ fn a_sequence_computes_the_same_bits_alone_and_among_others() {
 #[test]
 fn a_preempted_sequence_continues_with_the_same_bits() {
     for path in [Gqa, MqaAbsorb] {
-        let golden = Golden::open("llama_gqla_a");
-        let roomy = start("llama_gqla_a", config(Some(path)));
+        let golden = Golden::open("llama_a/llama_gqla_a");
+        let roomy = start("llama_a/llama_gqla_a", config(Some(path)));
         let block_bytes = roomy.info().kv_bytes_per_token * roomy.info().block_size;
         let kv_cache = CacheMemory::Bytes(4 * block_bytes as u64);
         let tight = CpuEngineConfig { kv_cache, ..config(Some(path)) };
-        let tight = start("llama_gqla_a", tight);
+        let tight = start("llama_a/llama_gqla_a", tight);
         assert_eq!(tight.info().num_blocks, 4);
         let prompt = &golden.ids("ids_2")[..50];
         let run = |engine: &CpuEngine| -> Vec<_> {
@@ -232,16 +138,17 @@ fn a_beginning_found_in_the_cache_continues_with_the_same_bits() {
 fn running_sequences_change_path_and_keep_their_texts() {
     for tensor_parallel in [1, 2] {
         let expandable = CpuEngineConfig { expandable: true, tensor_parallel, ..config(Some(MqaAbsorb)) };
-        change_path(&start("llama_gqla_a", expandable));
+        change_path(&start("llama_a/llama_gqla_a", expandable));
     }
-    assert_eq!(start("llama_gqla_a", config(Some(MqaAbsorb))).switch_to_gqa(), Err(NotExpandable));
+    assert_eq!(start("llama_a/llama_gqla_a", config(Some(MqaAbsorb))).switch_to_gqa(), Err(NotExpandable));
     let gqa = CpuEngineConfig { expandable: true, ..config(Some(Gqa)) };
-    let error = CpuEngine::start(&Checkpoint::open(&fixture("llama_gqla_a")).unwrap(), gqa).err().unwrap();
+    let error =
+        CpuEngine::start(&Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap(), gqa).err().unwrap();
     assert!(matches!(error, LoadError::NotExpandable), "{error}");
 }
 
 fn change_path(engine: &CpuEngine) {
-    let golden = Golden::open("llama_gqla_a");
+    let golden = Golden::open("llama_a/llama_gqla_a");
     let prompts: Vec<_> = (0..3).map(|i| golden.ids(&format!("ids_{i}"))).collect();
     let running: Vec<_> = prompts.iter().map(|prompt| submit(engine, prompt, 0.0, 0)).collect();
     let Ok(Event::Token { id: first, .. }) = running[0].recv() else { panic!("no token") };
@@ -262,7 +169,7 @@ fn change_path(engine: &CpuEngine) {
 fn a_bf16_cache_takes_half_the_bytes() {
     for (path, elements) in [(Gqa, 80), (MqaAbsorb, 52)] {
         let config = CpuEngineConfig { kv_cache_format: CacheFormat::Bf16, ..config(Some(path)) };
-        let engine = start("llama_gqla_a", config);
+        let engine = start("llama_a/llama_gqla_a", config);
         assert_eq!(engine.info().kv_bytes_per_token, elements * 3 * 2);
         assert_eq!(collect(&submit(&engine, &[1, 2, 3], 0.0, 0)).len(), 32);
     }
@@ -270,51 +177,50 @@ fn a_bf16_cache_takes_half_the_bytes() {
 
 #[test]
 fn a_context_that_was_asked_for_fits_or_is_refused() {
-    let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
+    let checkpoint = Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap();
     let block_bytes = 80 * 3 * 4 * 64;
     let kv_cache = CacheMemory::Bytes(2 * block_bytes);
     let small = CpuEngineConfig { kv_cache, ..config(Some(Gqa)) };
-    assert_eq!(start("llama_gqla_a", small.clone()).info().context_length, 128);
+    assert_eq!(start("llama_a/llama_gqla_a", small.clone()).info().context_length, 128);
     let asked = CpuEngineConfig { max_model_len: Some(129), ..small };
     let error = CpuEngine::start(&checkpoint, asked).err().unwrap().to_string();
     assert!(error.contains("holds 2 blocks, expected at least 3"), "{error}");
     let share = CpuEngineConfig { kv_cache: CacheMemory::FreeShare(0.1), ..config(Some(Gqa)) };
-    assert!(start("llama_gqla_a", share).info().num_blocks > 2);
+    assert!(start("llama_a/llama_gqla_a", share).info().num_blocks > 2);
 }
 
 #[test]
 fn the_engine_says_what_its_cache_takes() {
     for (path, elements) in [(Gqa, 80), (MqaAbsorb, 52)] {
-        let engine = start("llama_gqla_a", config(Some(path)));
+        let engine = start("llama_a/llama_gqla_a", config(Some(path)));
         let info = engine.info();
         assert_eq!(info.path, Some(path));
         assert_eq!(info.kv_elements_per_token_layer, elements);
         assert_eq!(info.kv_bytes_per_token, elements * 3 * 4);
     }
     for (path, per_rank) in [(Gqa, 32 + 16), (MqaAbsorb, 52)] {
-        let engine = start("llama_gqla_a", CpuEngineConfig { tensor_parallel: 4, ..config(Some(path)) });
+        let ranks = CpuEngineConfig { tensor_parallel: 4, ..config(Some(path)) };
+        let engine = start("llama_a/llama_gqla_a", ranks);
         let info = engine.info();
         assert_eq!(info.kv_bytes_per_token, 4 * per_rank * 3 * 4);
-        assert!(
-            info.ranks.len() == 4
-                && info.ranks.iter().all(|rank| rank.kv_bytes_per_token == per_rank * 3 * 4)
-        );
+        assert_eq!(info.ranks.len(), 4);
+        assert!(info.ranks.iter().all(|rank| rank.kv_bytes_per_token == per_rank * 3 * 4), "{info:?}");
         let weights: u64 = info.ranks.iter().map(|rank| rank.weight_bytes).sum();
         assert!(info.ranks.iter().all(|rank| 4 * rank.weight_bytes < weights + 4 * 4096), "{info:?}");
     }
-    assert_eq!(start("llama_tied", config(None)).info().path, None);
+    assert_eq!(start("llama_a/llama_tied", config(None)).info().path, None);
 }
 
 #[test]
 fn a_plain_model_has_no_paths_to_choose_from() {
-    let checkpoint = Checkpoint::open(&fixture("llama_tied")).unwrap();
+    let checkpoint = Checkpoint::open(&fixture("llama_a/llama_tied")).unwrap();
     let error = Model::load(&checkpoint, Some(MqaAbsorb)).err().unwrap();
     assert!(matches!(error, LoadError::NoSuchPath { path: MqaAbsorb }), "{error}");
 }
 
 #[test]
 fn tokens_outside_the_vocabulary_are_refused() {
-    let model = Model::load(&Checkpoint::open(&fixture("llama_tied")).unwrap(), None).unwrap();
+    let model = Model::load(&Checkpoint::open(&fixture("llama_a/llama_tied")).unwrap(), None).unwrap();
     let error = model.logits(&[1, 512]).unwrap_err();
     assert_eq!(error.to_string(), "token 512 at position 1 is outside the vocabulary of 512");
 }

@@ -15,6 +15,7 @@ mod gemm;
 mod math;
 mod matrix;
 pub mod measure;
+mod mixture;
 pub mod ops;
 mod pool;
 pub mod reference;
@@ -22,5 +23,6 @@ mod shared;
 mod simd;
 
 pub use matrix::{Matrix, MatrixError, WeightFormat, WeightRows};
+pub use mixture::multiply_runs;
 pub use pool::Pool;
 pub use simd::{InstructionSet, instruction_set};

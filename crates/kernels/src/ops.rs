@@ -105,12 +105,10 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Angles `position · theta^(-2t/dim)` of `positions` positions.
-    pub fn new(dim: usize, positions: usize, theta: f64, style: RopeStyle) -> Self {
-        let pairs = dim / 2;
-        let frequency = |t: usize| theta.powf(-((2 * t) as f64) / dim as f64);
-        let frequencies: Vec<_> = (0..pairs).map(frequency).collect();
-        let turn = |angle: f64| (angle.cos() as f32, angle.sin() as f32);
+    /// Angles `position · frequencies[t]` of `positions` positions; what is turned is multiplied by `factor`.
+    pub fn new(frequencies: &[f64], factor: f64, positions: usize, style: RopeStyle) -> Self {
+        let pairs = frequencies.len();
+        let turn = |angle: f64| ((factor * angle.cos()) as f32, (factor * angle.sin()) as f32);
         let turns =
             (0..positions).flat_map(|p| frequencies.iter().map(move |f| turn(p as f64 * f))).collect();
         Self { turns, pairs, style }
@@ -162,8 +160,8 @@ mod tests {
 
     #[test]
     fn both_styles_turn_the_same_pairs() {
-        let (interleaved, half) =
-            (Rope::new(4, 8, 10.0, RopeStyle::Interleaved), Rope::new(4, 8, 10.0, RopeStyle::HalfSplit));
+        let rope = |factor, style| Rope::new(&[1.0, 10f64.powf(-0.5)], factor, 8, style);
+        let (interleaved, half) = (rope(1.0, RopeStyle::Interleaved), rope(1.0, RopeStyle::HalfSplit));
         let (mut a, mut b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]);
         interleaved.apply(&mut a, 5);
         half.apply(&mut b, 5);
@@ -172,5 +170,8 @@ mod tests {
         assert!((f64::from(a[0]) - (angle.cos() - 2.0 * angle.sin())).abs() < 1e-6);
         let norm = |x: [f32; 4]| x.iter().map(|x| x * x).sum::<f32>();
         assert!((norm(a) - 30.0).abs() < 1e-4);
+        let mut longer = [1.0, 2.0, 3.0, 4.0];
+        rope(1.5, RopeStyle::Interleaved).apply(&mut longer, 5);
+        assert!(longer.iter().zip(a).all(|(longer, a)| (longer - 1.5 * a).abs() < 1e-6));
     }
 }

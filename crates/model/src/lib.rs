@@ -7,12 +7,14 @@
 
 mod parameters;
 mod path;
+mod rope;
 mod shape;
 mod split;
 mod weights;
 
 pub use parameters::{AttentionParameters, Parameters};
 pub use path::{DecodePath, UnknownPath};
+pub use rope::{RopeScaling, Yarn, rotary_frequencies};
 pub use shape::{AttentionShape, ModelShape, ShapeError};
 pub use split::{SplitError, TensorParallelSplit};
 pub use weights::{ExpertShape, WeightFormat, WeightShape};

@@ -1,12 +1,13 @@
 //! What `config.json` says a model is.
 //!
 //! The engine computes a LLaMA block with plain or latent attention, and a GLM block with latent attention and a mixture
-//! of experts. A configuration of these families that asks for anything else (biases, another activation, scaled rotary
-//! frequencies) is refused here rather than computed wrongly. Other families are read as far as their shape, which is
+//! of experts. A configuration of these families that asks for anything else (biases, another activation, another scaling
+//! of rotary frequencies) is refused here rather than computed wrongly. Other families are read as far as their shape, which is
 //! all the planner needs.
 
 mod experts;
 mod fields;
+mod rope;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use experts::{FeedForward, Routing};
 use gqla_model::{
-    AttentionShape, ExpertShape, ModelShape, Parameters, ShapeError, WeightFormat, WeightShape,
+    AttentionShape, ExpertShape, ModelShape, Parameters, RopeScaling, ShapeError, WeightFormat, WeightShape,
 };
 
 use fields::Fields;
@@ -44,6 +45,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How those were changed for longer contexts; `None` also for families the engine does not compute.
+    pub rope_scaling: Option<RopeScaling>,
     /// Whether the output head is the embedding; then the checkpoint has no `lm_head.weight`.
     pub tie_word_embeddings: bool,
     /// The token a sequence begins with.
@@ -126,6 +129,7 @@ impl ModelConfig {
             max_position_embeddings: fields.usize("max_position_embeddings")?,
             rms_norm_eps: fields.optional_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope_theta: rope_theta(&fields)?,
+            rope_scaling: if is_computed(&model_type) { rope::scaling(&fields)? } else { None },
             tie_word_embeddings: fields.bool_or("tie_word_embeddings", false)?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
@@ -294,20 +298,7 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, ConfigError> {
     Ok(theta)
 }
 
-/// `partial_rotary_factor` turns a part of what is said to be rotary.
-fn whole_rope(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    match fields.optional_f64("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
-        None => Ok(()),
-        Some(factor) => Err(fields.unsupported(
-            "partial_rotary_factor",
-            &factor.to_string(),
-            "only 1 is computed: all rotary channels turn",
-        )),
-    }
-}
-
 fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    whole_rope(fields)?;
     for field in ["attention_bias", "mlp_bias"] {
         if fields.bool_or(field, false)? {
             return Err(fields.unsupported(field, "true", "only projections without biases are computed"));
@@ -316,18 +307,6 @@ fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
     let activation = fields.optional_string("hidden_act")?.unwrap_or_else(|| "silu".to_owned());
     if activation != "silu" {
         return Err(fields.unsupported("hidden_act", &activation, "only `silu` is computed"));
-    }
-    for field in ["rope_scaling", "rope_parameters"] {
-        let Some(rope) = fields.object(field)? else { continue };
-        whole_rope(&rope)?;
-        let kind = rope.optional_string("rope_type")?.or(rope.optional_string("type")?);
-        if let Some(kind) = kind.filter(|kind| kind != "default") {
-            return Err(fields.unsupported(
-                field,
-                &format!("rope_type `{kind}`"),
-                "only unscaled rotary frequencies are computed",
-            ));
-        }
     }
     Ok(())
 }

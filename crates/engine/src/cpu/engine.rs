@@ -27,7 +27,7 @@ const STEP_TOKENS: usize = 128;
 /// How to run a model on the CPU.
 #[derive(Clone, Debug)]
 pub struct CpuEngineConfig {
-    /// The decode path of a converted model; `None` takes the GQA path, and is the only choice for a plain model.
+    /// The decode path of a latent model; `None` takes the GQA path, and is the only choice for a plain model.
     pub path: Option<DecodePath>,
     /// Prompt plus answer, in tokens; refused where the cache cannot hold it. `None` takes the model's own limit, or
     /// what the cache holds.
@@ -143,18 +143,19 @@ fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, Lo
         return Err(LoadError::Zero { field: "tensor_parallel" });
     };
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
-    let number_bytes = model.layers() * config.kv_cache_format.bytes();
+    let number_bytes = config.kv_cache_format.bytes();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let of_all = |bytes: &dyn Fn(&Part) -> usize| parts.iter().map(bytes).sum::<usize>();
     let workspace = |part: &Part| part.model.workspace_bytes(step_tokens(config), config.max_num_seqs);
     let demand = Demand {
-        block: (of_all(&|part| part.model.largest_kv_elements()) * number_bytes * BLOCK_TOKENS) as u64,
+        block: (of_all(&|part| part.model.largest_kv_elements_per_token()) * number_bytes * BLOCK_TOKENS)
+            as u64,
         workspace: of_all(&workspace) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
     let num_blocks = usize::try_from(blocks(config.kv_cache, demand, free)?).unwrap_or(usize::MAX);
-    let kv_bytes = |part: &Part| part.model.kv_elements_per_token_layer() * number_bytes;
+    let kv_bytes = |part: &Part| part.model.kv_elements_per_token() * number_bytes;
     let rank = |part: &Part| RankInfo { weight_bytes: part.weight_bytes, kv_bytes_per_token: kv_bytes(part) };
     Ok(EngineInfo {
         path: model.path(),

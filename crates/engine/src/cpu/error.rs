@@ -1,7 +1,7 @@
 //! Why a model cannot be run.
 
 use gqla_kernels::MatrixError;
-use gqla_model::{DecodePath, SplitError};
+use gqla_model::{DecodePath, ShapeError, SplitError};
 use gqla_weights::TensorError;
 
 use super::memory::CacheTooSmall;
@@ -11,8 +11,8 @@ use super::memory::CacheTooSmall;
 pub enum LoadError {
     /// The model family has no implementation here.
     #[error(
-        "the CPU engine runs model_type `llama` and `llama_gqla`, this checkpoint's config says `{model_type}`: \
-         serve it with runtime.kind VLLM, or convert a LLaMA-family model with `gqla convert`"
+        "the CPU engine runs model_type `llama`, `llama_gqla` and `glm4_moe_lite`, this checkpoint's config says \
+         `{model_type}`: serve it with runtime.kind VLLM, or convert a LLaMA-family model with `gqla convert`"
     )]
     UnsupportedModel {
         /// What config.json says.
@@ -44,6 +44,14 @@ pub enum LoadError {
         /// The arithmetic.
         source: MatrixError,
     },
+    /// A layer's groups and heads do not fit together.
+    #[error("layer {layer}: {source}")]
+    Shape {
+        /// The layer.
+        layer: usize,
+        /// The arithmetic.
+        source: ShapeError,
+    },
     /// A model-wide matrix is broken.
     #[error("tensor `{name}`: {source}")]
     Head {
@@ -73,6 +81,12 @@ pub enum LoadError {
     /// A model that starts on no absorb path cannot leave it.
     #[error("only a converted model that starts along `mqa-absorb` can change its path while it runs")]
     NotExpandable,
+    /// The model cannot draft for itself.
+    #[error(
+        "the checkpoint has no multi-token-prediction layer (num_nextn_predict_layers is 0 in its config): draft \
+         without one, or serve a checkpoint that kept the layer"
+    )]
+    NoDraftLayer,
     /// No sequence could ever run.
     #[error("{field} is 0, expected at least 1")]
     Zero {

@@ -3,37 +3,42 @@
 use gqla_kernels::{
     Matrix,
     attention::{Attention, CacheFormat, LayerCache, Scratch, Segment},
-    ops::{rms_norm, rms_norm_row, swiglu},
+    ops::{rms_norm, rms_norm_row},
 };
-
 use gqla_model::DecodePath;
 
 use super::{
     comm::{Alone, Comm, CommError},
+    feed_forward,
     model::{Layer, Model},
+    projection,
 };
 use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads; and the way to the other ranks.
 pub(super) struct Workspace {
-    caches: Vec<LayerCache>,
-    activations: Activations,
+    pub(super) caches: Vec<LayerCache>,
+    pub(super) activations: Activations,
     pub comm: Box<dyn Comm>,
 }
 
 #[derive(Default)]
-struct Activations {
+pub(super) struct Activations {
     /// The residual stream, `[rows, hidden]`.
-    residual: Vec<f32>,
+    pub residual: Vec<f32>,
+    /// What the last call made of every row, for the prediction layer; empty where there is none.
+    pub hidden: Vec<f32>,
+    /// The prediction layer's input, `[rows, 2 hidden]`.
+    pub joined: Vec<f32>,
     normed: Vec<f32>,
     projected: Vec<f32>,
     attended: Vec<f32>,
-    gate_up: Vec<f32>,
-    activated: Vec<f32>,
     logits: Vec<f32>,
     /// This rank's part of a sum over ranks.
     partial: Vec<f32>,
-    scratch: Scratch,
+    projection: projection::Buffers,
+    attention: Scratch,
+    feed_forward: feed_forward::Buffers,
 }
 
 impl Workspace {
@@ -44,9 +49,8 @@ impl Workspace {
 
     /// The same for a rank's part of a model.
     pub fn of_rank(model: &Model, blocks: usize, format: CacheFormat, comm: Box<dyn Comm>) -> Self {
-        let cache = |layer: &Layer| LayerCache::new(blocks, layer.attention.kv_elements(), format);
-        let caches = model.layers.iter().map(cache).collect();
-        Self { caches, activations: Activations::default(), comm }
+        let cache = |elements| LayerCache::new(blocks, elements, format);
+        Self { caches: model.kv_elements().map(cache).collect(), activations: Activations::default(), comm }
     }
 
     /// Bytes of the caches.
@@ -65,7 +69,7 @@ impl Workspace {
     }
 }
 
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len, 0.0);
     buffer
 }
@@ -74,12 +78,16 @@ impl Model {
     /// Goes on along the GQA path: layer by layer, so that no more than one layer's cache exists twice. Blocks keep
     /// their numbers. Layers that were not made for it stay as they are.
     pub(super) fn expand(&mut self, workspace: &mut Workspace, blocks: &[u32]) {
-        for (layer, cache) in self.layers.iter_mut().zip(&mut workspace.caches) {
-            let Some(gqa) = layer.expanded.take() else { continue };
+        for (index, cache) in workspace.caches.iter_mut().enumerate() {
+            let Some(gqa) = self.all_layers_mut().nth(index).and_then(|layer| layer.expanded.take()) else {
+                continue;
+            };
             let mut expanded = LayerCache::new(cache.blocks(), gqa.kv_elements(), cache.format());
             gqa.expand(&self.pool, cache, &mut expanded, blocks);
             *cache = expanded;
-            layer.attention = Box::new(gqa);
+            if let Some(layer) = self.all_layers_mut().nth(index) {
+                layer.attention = Box::new(gqa);
+            }
             self.path = Some(DecodePath::Gqa);
         }
     }
@@ -102,11 +110,21 @@ impl Model {
             self.attend(layer, cache, segments, activations, &mut **comm)?;
             self.feed_forward(layer, activations, &mut **comm)?;
         }
-        self.head(wanted, activations, &mut **comm)
+        if self.draft.is_some() {
+            let len = activations.residual.len();
+            let all = sized(&mut activations.hidden, len);
+            rms_norm(&self.pool, &activations.residual, &self.norm, self.eps, all);
+        }
+        self.head(&self.norm, wanted, activations, &mut **comm)
     }
 
     /// Each rank has some rows of the embedding; the others add nothing to them.
-    fn embed(&self, tokens: &[u32], residual: &mut [f32], comm: &mut dyn Comm) -> Result<(), CommError> {
+    pub(super) fn embed(
+        &self,
+        tokens: &[u32],
+        residual: &mut [f32],
+        comm: &mut dyn Comm,
+    ) -> Result<(), CommError> {
         for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(self.norm.len())) {
             let token = *token as usize;
             if self.vocabulary.contains(&token) {
@@ -118,7 +136,7 @@ impl Model {
         comm.all_reduce(residual)
     }
 
-    fn attend(
+    pub(super) fn attend(
         &self,
         layer: &Layer,
         cache: &mut LayerCache,
@@ -134,27 +152,22 @@ impl Model {
             self.eps,
             sized(&mut a.normed, rows * self.norm.len()),
         );
-        let projected = sized(&mut a.projected, rows * layer.projection.outputs());
-        layer.projection.multiply(&self.pool, &a.normed, projected);
+        let projected = sized(&mut a.projected, rows * layer.projection.width());
+        layer.projection.forward(&self.pool, &a.normed, &mut a.projection, projected);
         self.position(layer, segments, projected);
         let attended = sized(&mut a.attended, rows * layer.attention.output_width());
-        layer.attention.forward(&self.pool, cache, segments, projected, &mut a.scratch, attended);
+        layer.attention.forward(&self.pool, cache, segments, projected, &mut a.attention, attended);
         add_over_ranks(&mut a.residual, &mut a.partial, comm, |sum| {
             layer.output.multiply_add(&self.pool, attended, sum);
         })
     }
 
-    /// Norms the latents where the model has such a norm, and turns queries and keys.
+    /// Turns queries and keys.
     fn position(&self, layer: &Layer, segments: &[Segment<'_>], projected: &mut [f32]) {
-        let width = layer.projection.outputs();
+        let width = layer.projection.width();
         for segment in segments {
             for i in 0..segment.rows {
                 let row = &mut projected[(segment.first_row + i) * width..][..width];
-                if let Some(norm) = &layer.latent_norm {
-                    let latent = &mut row[norm.offset..][..norm.weight.len()];
-                    let raw = latent.to_vec();
-                    rms_norm_row(&raw, &norm.weight, norm.eps, latent);
-                }
                 for heads in &self.rotary {
                     for head in 0..heads.count {
                         let start = heads.offset + head * heads.stride;
@@ -165,21 +178,22 @@ impl Model {
         }
     }
 
-    fn feed_forward(&self, layer: &Layer, a: &mut Activations, comm: &mut dyn Comm) -> Result<(), CommError> {
+    pub(super) fn feed_forward(
+        &self,
+        layer: &Layer,
+        a: &mut Activations,
+        comm: &mut dyn Comm,
+    ) -> Result<(), CommError> {
         rms_norm(&self.pool, &a.residual, &layer.post_norm, self.eps, &mut a.normed);
-        let rows = a.residual.len() / self.norm.len();
-        let width = layer.down.inputs();
-        let gate_up = sized(&mut a.gate_up, rows * 2 * width);
-        layer.gate_up.multiply(&self.pool, &a.normed, gate_up);
-        let activated = sized(&mut a.activated, rows * width);
-        swiglu(&self.pool, gate_up, width, activated);
         add_over_ranks(&mut a.residual, &mut a.partial, comm, |sum| {
-            layer.down.multiply_add(&self.pool, activated, sum);
+            layer.feed_forward.forward(&self.pool, &a.normed, &mut a.feed_forward, sum);
         })
     }
 
-    fn head<'a>(
+    /// Logits of the rows `wanted` of the residual stream, after a norm.
+    pub(super) fn head<'a>(
         &self,
+        norm: &[f32],
         wanted: &[usize],
         a: &'a mut Activations,
         comm: &mut dyn Comm,
@@ -188,7 +202,7 @@ impl Model {
         let head: &Matrix = self.head.as_ref().unwrap_or(&self.embedding);
         let normed = sized(&mut a.normed, wanted.len() * hidden);
         for (row, normed) in wanted.iter().zip(normed.chunks_exact_mut(hidden)) {
-            rms_norm_row(&a.residual[row * hidden..][..hidden], &self.norm, self.eps, normed);
+            rms_norm_row(&a.residual[row * hidden..][..hidden], norm, self.eps, normed);
         }
         let logits = sized(&mut a.logits, wanted.len() * head.outputs());
         head.multiply(&self.pool, normed, logits);

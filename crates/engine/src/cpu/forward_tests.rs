@@ -10,11 +10,11 @@ use super::*;
 use crate::cpu::shard::Shard;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
 }
 
 fn model(path: DecodePath) -> Model {
-    let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
+    let checkpoint = Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap();
     Model::load_with_threads(&checkpoint, Some(path), Some(2)).unwrap()
 }
 
@@ -28,17 +28,19 @@ impl Workspace {
         let a = &mut self.activations;
         for buffer in [
             &mut a.residual,
+            &mut a.hidden,
+            &mut a.joined,
             &mut a.normed,
             &mut a.projected,
             &mut a.attended,
-            &mut a.gate_up,
-            &mut a.activated,
             &mut a.logits,
             &mut a.partial,
         ] {
             buffer.fill(f32::NAN);
         }
-        a.scratch.poison();
+        a.projection.poison();
+        a.attention.poison();
+        a.feed_forward.poison();
     }
 }
 
@@ -84,12 +86,12 @@ fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
 
 #[test]
 fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
-    let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
+    let checkpoint = Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap();
     let all_absorb = decode(&mut model(DecodePath::MqaAbsorb), false);
     let all_gqa = decode(&mut model(DecodePath::Gqa), false);
     let mut changing = model(DecodePath::MqaAbsorb);
     changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
-    assert_eq!(changing.largest_kv_elements(), 2 * (16 + 16) + 16);
+    assert_eq!(changing.largest_kv_elements_per_token(), 3 * (2 * (16 + 16) + 16));
     let steps = decode_with(&mut changing, CacheFormat::F32, |model, workspace, step| {
         if step == 4 {
             model.expand(workspace, &[0, 1, 2]);

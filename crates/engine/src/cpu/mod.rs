@@ -1,18 +1,22 @@
-//! The CPU backend: LLaMA-family models, plain or converted, in f32 arithmetic over the checkpoint's own weights.
+//! The CPU backend: LLaMA-family models, plain or converted, and GLM with its mixture of experts, in f32 arithmetic over
+//! the checkpoint's own weights.
 //!
-//! A converted model decodes along either path; the paths are two implementations of
+//! A latent model decodes along either path; the paths are two implementations of
 //! [`Attention`](gqla_kernels::attention::Attention) over one set of weights. A plain model has one path.
 //!
 //! A model may be divided over tensor-parallel ranks: a `shard` is what one rank loads, `ranks` are the threads that step
 //! together, `comm` is how they add up what each computed.
 
 mod comm;
+mod draft;
 mod engine;
 mod error;
+mod feed_forward;
 mod forward;
 mod load;
 mod memory;
 mod model;
+mod projection;
 mod ranks;
 mod shard;
 

@@ -10,10 +10,13 @@ use gqla_kernels::{
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
-use super::{CommError, LoadError, forward::Workspace, load, shard::Shard};
+use super::{
+    CommError, LoadError, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
+    projection::Projection, shard::Shard,
+};
 
 /// Tokens [`Model::logits`] computes at a time.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 
 /// Which channels of a projected row the rotary embedding turns: `count` heads, `stride` apart.
 #[derive(Clone, Copy, Debug)]
@@ -24,36 +27,27 @@ pub(super) struct RotaryHeads {
     pub dim: usize,
 }
 
-/// The norm some converted models put on the latent before it is cached.
-pub(super) struct LatentNorm {
-    pub offset: usize,
-    pub weight: Vec<f32>,
-    pub eps: f32,
-}
-
 /// One decoder layer.
 pub(super) struct Layer {
     pub input_norm: Vec<f32>,
-    /// All projections attention needs, stacked.
-    pub projection: Matrix,
-    pub latent_norm: Option<LatentNorm>,
+    pub projection: Projection,
     pub attention: Box<dyn Attention>,
     /// What takes its place when the path changes.
     pub expanded: Option<PerGroup>,
     pub output: Matrix,
     pub post_norm: Vec<f32>,
-    /// Gate rows, then up rows.
-    pub gate_up: Matrix,
-    pub down: Matrix,
+    pub feed_forward: FeedForward,
 }
 
-/// A LLaMA-family model ready to compute, on one decode path.
+/// A model ready to compute, on one decode path.
 pub struct Model {
     pub(super) pool: Pool,
     pub(super) embedding: Matrix,
     /// `None` when the embedding is the head.
     pub(super) head: Option<Matrix>,
     pub(super) layers: Vec<Layer>,
+    /// The prediction layer, once it was asked for.
+    pub(super) draft: Option<DraftLayer>,
     pub(super) norm: Vec<f32>,
     pub(super) eps: f32,
     pub(super) rope: Rope,
@@ -66,7 +60,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a checkpoint to compute with all the machine's processors. `path` chooses between a converted model's
+    /// Loads a checkpoint to compute with all the machine's processors. `path` chooses between a latent model's
     /// two paths; `None` takes GQA there, and is the only choice for a plain model.
     pub fn load(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result<Self, LoadError> {
         Self::load_with_threads(checkpoint, path, None)
@@ -105,35 +99,51 @@ impl Model {
         self.context
     }
 
-    /// Decoder layers.
-    pub fn layers(&self) -> usize {
-        self.layers.len()
+    /// The decoder's layers, then the prediction layer: the order of the caches.
+    fn all_layers(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().chain(self.draft.iter().map(|draft| &draft.layer))
     }
 
-    /// Cache elements one token takes in one layer.
+    /// As [`Self::all_layers`], to be changed.
+    pub(super) fn all_layers_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
+        self.layers.iter_mut().chain(self.draft.iter_mut().map(|draft| &mut draft.layer))
+    }
+
+    /// Cache elements one token takes in every layer.
+    pub(super) fn kv_elements(&self) -> impl Iterator<Item = usize> {
+        self.all_layers().map(|layer| layer.attention.kv_elements())
+    }
+
+    /// Cache elements one token takes in the layer that takes most: layers may differ in their groups.
     pub fn kv_elements_per_token_layer(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.attention.kv_elements())
+        self.kv_elements().max().unwrap_or(0)
+    }
+
+    /// Cache elements one token takes in all layers, the prediction layer's among them once it was asked for.
+    pub fn kv_elements_per_token(&self) -> usize {
+        self.kv_elements().sum()
     }
 
     /// The same along whichever path the model may take.
-    pub(super) fn largest_kv_elements(&self) -> usize {
-        let expanded = self.layers.first().and_then(|layer| layer.expanded.as_ref());
-        let expanded = expanded.map_or(0, |attention| attention.kv_elements());
-        self.kv_elements_per_token_layer().max(expanded)
+    pub(super) fn largest_kv_elements_per_token(&self) -> usize {
+        let expanded = |layer: &Layer| layer.expanded.as_ref().map_or(0, |attention| attention.kv_elements());
+        self.all_layers().map(|layer| layer.attention.kv_elements().max(expanded(layer))).sum()
     }
 
     /// Bytes of the buffers of a step of `rows` tokens that draws for `sequences`.
     pub(super) fn workspace_bytes(&self, rows: usize, sequences: usize) -> usize {
         let hidden = self.norm.len();
-        let widest = |width: &dyn Fn(&Layer) -> usize| self.layers.iter().map(width).max().unwrap_or(0);
+        let widest = |width: &dyn Fn(&Layer) -> usize| self.all_layers().map(width).max().unwrap_or(0);
         let attention = widest(&|layer| {
             let attention = &layer.attention;
-            layer.projection.outputs() + attention.output_width() + attention.scratch_elements()
+            let projection = layer.projection.width() + layer.projection.scratch_elements();
+            projection + attention.output_width() + attention.scratch_elements()
         });
-        let feed_forward = widest(&|layer| 3 * layer.down.inputs());
+        let feed_forward = widest(&|layer| layer.feed_forward.scratch_elements());
+        let draft = if self.draft.is_some() { 3 * hidden } else { 0 };
         // A rank's part of a sum, and the two places where the others find it.
         let exchange = if self.vocabulary.len() < self.vocab_size { 3 * hidden } else { 0 };
-        let per_row = 2 * hidden + attention + feed_forward + exchange;
+        let per_row = 2 * hidden + attention + feed_forward + draft + exchange;
         (rows * per_row + sequences * self.vocab_size()) * size_of::<f32>()
     }
 
@@ -142,7 +152,7 @@ impl Model {
         if self.path != Some(DecodePath::MqaAbsorb) {
             return Err(LoadError::NotExpandable);
         }
-        for (index, layer) in self.layers.iter_mut().enumerate() {
+        for (index, layer) in self.all_layers_mut().enumerate() {
             layer.expanded = Some(load::per_group(shard, index)?);
         }
         Ok(())
@@ -163,7 +173,7 @@ impl Model {
         Ok(logits)
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), LogitsError> {
+    pub(super) fn check(&self, tokens: &[u32]) -> Result<(), LogitsError> {
         if tokens.len() > self.context {
             return Err(LogitsError::TooLong { tokens: tokens.len(), context: self.context });
         }
@@ -188,6 +198,17 @@ pub enum LogitsError {
         tokens: usize,
         /// The limit.
         context: usize,
+    },
+    /// Draft logits of a model that cannot draft.
+    #[error("the model was not made to draft: its prediction layer is not loaded")]
+    NoDraftLayer,
+    /// A token without the one that follows it, or the other way round.
+    #[error("{tokens} tokens and {next} next tokens, expected as many of either")]
+    Next {
+        /// Tokens given.
+        tokens: usize,
+        /// Tokens that follow them.
+        next: usize,
     },
     /// A token outside the vocabulary.
     #[error("token {id} at position {position} is outside the vocabulary of {vocab_size}")]

@@ -47,6 +47,12 @@ impl Absorb {
         })
     }
 
+    /// The same attention with its scores multiplied by `factor` besides, as scaled rotary embeddings want.
+    pub fn with_score_factor(mut self, factor: f32) -> Self {
+        self.dims.scale *= factor;
+        self
+    }
+
     /// `q~ = [W_UKᵀ q_nope | q_rope]` for every head, `[rows, H, r + d_rope]`.
     fn absorb_queries(&self, pool: &Pool, projected: &[f32], rows: usize, absorbed: &mut [f32]) {
         let d = &self.dims;

@@ -31,6 +31,12 @@ impl PerGroup {
         Ok(Self { dims, layout: GroupedLayout { groups, key: nope, rope, value }, up })
     }
 
+    /// The same attention with its scores multiplied by `factor` besides, as scaled rotary embeddings want.
+    pub fn with_score_factor(mut self, factor: f32) -> Self {
+        self.dims.scale *= factor;
+        self
+    }
+
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32], kv: &[f32]) {
         let d = &self.dims;
         let rope_offset = d.latent_offset() + d.rank;

@@ -90,7 +90,13 @@ fn each_refusal_names_file_field_and_reason() {
             "`attention_bias` in `m/config.json` is true, which is not supported",
         ),
         (with("hidden_act", json!("gelu")), "is gelu, which is not supported: only `silu`"),
-        (with("rope_scaling", json!({"rope_type": "yarn"})), "rope_type `yarn`"),
+        (with("rope_scaling", json!({"rope_type": "dynamic"})), "rope_type `dynamic`"),
+        (
+            with("rope_parameters", json!({"type": "longrope"})),
+            "only unscaled frequencies, `llama3` and `yarn`",
+        ),
+        (with("rope_scaling", json!({"rope_type": "yarn"})), "`m/config.json` has no field `factor`"),
+        (with("rope_scaling", json!({"type": "yarn", "factor": -4})), "`factor` in `m/config.json` is -4"),
         (with("rope_interleave", json!(false)), "latent rotary keys are interleaved pairs"),
         (with("eos_token_id", json!("x")), "expected a token id or a list of token ids"),
         (with("rope_theta", json!(-1.0)), "is -1, expected a positive number"),
@@ -173,12 +179,66 @@ fn a_mixture_that_is_not_computed_is_refused() {
     assert!(config.experts.is_some());
 }
 
+/// DeepSeek-V3's, in the words of transformers 4.
+#[test]
+fn a_scaled_rope_is_read_from_either_place() {
+    let yarn = json!({
+        "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1,
+    });
+    let config = parse(&with("rope_scaling", yarn)).unwrap();
+    let Some(RopeScaling::Yarn(yarn)) = &config.rope_scaling else { panic!("{:?}", config.rope_scaling) };
+    assert_eq!(
+        (yarn.factor, yarn.mscale, yarn.attention_factor, yarn.truncate),
+        (40.0, Some(1.0), None, true)
+    );
+    let llama3 = json!({
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    });
+    let mut config = with("rope_parameters", llama3.clone());
+    config["rope_theta"] = Value::Null;
+    let config = parse(&config).unwrap();
+    assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { factor: 8.0, .. })));
+    assert_eq!(config.rope_theta, 5e5);
+    let mut upside_down = llama3;
+    upside_down["low_freq_factor"] = json!(4.0);
+    let message = parse(&with("rope_scaling", upside_down)).unwrap_err().to_string();
+    assert!(message.contains("`high_freq_factor` in `m/config.json` is 4, expected more than"), "{message}");
+}
+
+fn scaling() -> impl Strategy<Value = RopeScaling> {
+    let numbers = (1u32..99, 1u32..9999, proptest::option::of(1u32..9), any::<bool>());
+    numbers.prop_map(|(factor, original, mscale, truncate)| {
+        let (factor, original_max_position_embeddings) = (f64::from(factor) / 4.0, original);
+        if truncate && mscale.is_none() {
+            let (low_freq_factor, high_freq_factor) = (1.0, 4.0);
+            return RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            };
+        }
+        RopeScaling::Yarn(gqla_model::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate,
+            attention_factor: mscale.filter(|one| *one > 4).map(f64::from),
+            mscale: mscale.map(f64::from),
+            mscale_all_dim: mscale.map(|one| f64::from(one) / 2.0),
+        })
+    })
+}
+
 proptest! {
     #[test]
     fn parse_reads_back_what_to_json_writes(
         groups in 1u32..8, per_group in 1u32..8, rank in 1u32..999, half_rope in 1u32..64, eps in 1e-9f32..1e-2,
         theta in 1u32..10_000_000, eos in proptest::collection::vec(0u32..999, 0..3), plain: bool, tied: bool,
-        q_lora_rank in proptest::option::of(1usize..99), norm: bool,
+        q_lora_rank in proptest::option::of(1usize..99), norm: bool, rope_scaling in proptest::option::of(scaling()),
     ) {
         let attention = if plain {
             AttentionConfig::Plain {
@@ -197,7 +257,7 @@ proptest! {
             model_type: if plain { "llama" } else { "llama_gqla" }.to_owned(), attention,
             num_key_value_heads_per_layer: None, hidden_size: 64,
             intermediate_size: 96, num_hidden_layers: 2, vocab_size: 999, max_position_embeddings: 128,
-            rms_norm_eps: eps, rope_theta: f64::from(theta), tie_word_embeddings: tied, bos_token_id: None,
+            rms_norm_eps: eps, rope_theta: f64::from(theta), rope_scaling, tie_word_embeddings: tied, bos_token_id: None,
             eos_token_ids: eos, num_nextn_predict_layers: 0,
             experts: None, routing: None, quantization: None,
         };

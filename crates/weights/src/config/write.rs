@@ -29,7 +29,7 @@ impl ModelConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "num_nextn_predict_layers": self.num_nextn_predict_layers,
             "rms_norm_eps": shortest(self.rms_norm_eps),
-            "rope_parameters": { "rope_type": "default", "rope_theta": self.rope_theta },
+            "rope_parameters": super::rope::to_json(self.rope_theta, self.rope_scaling.as_ref()),
             "rope_scaling": null,
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,

@@ -14,6 +14,7 @@ fn config() -> ModelConfig {
         max_position_embeddings: 16,
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
+        rope_scaling: None,
         tie_word_embeddings: true,
         bos_token_id: None,
         eos_token_ids: vec![1, 2],

@@ -12,11 +12,15 @@ use crate::{
     scheduler::Limits,
 };
 
-const CASES: [(&str, Option<DecodePath>); 4] = [
+const CASES: [(&str, Option<DecodePath>); 8] = [
     ("llama_gqla_a", Some(Gqa)),
     ("llama_gqla_a", Some(MqaAbsorb)),
     ("llama_tied", None),
     ("llama_untied", None),
+    ("../glm_a/gqla", Some(Gqa)),
+    ("../glm_a/gqla", Some(MqaAbsorb)),
+    ("../glm_a/mla", Some(Gqa)),
+    ("../glm_a/mla", Some(MqaAbsorb)),
 ];
 
 const LONG: Duration = Duration::from_secs(60);
