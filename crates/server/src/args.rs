@@ -202,6 +202,9 @@ pub enum ArgsError {
     /// Several GPUs.
     #[error("--device cuda --tp {0}: this version runs on one GPU; use --tp 1, or --device cpu")]
     CudaTensorParallel(u32),
+    /// Nothing verifies drafts on a GPU.
+    #[error("--device cuda --mtp: the CUDA backend of this version does not verify drafts; use --mtp 0")]
+    CudaDrafts,
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
@@ -304,6 +307,9 @@ impl ServeArgs {
         };
         if self.device == Device::Cuda && decode_path.is_none() {
             return Err(ArgsError::CudaPath);
+        }
+        if self.device == Device::Cuda && speculation.is_some() {
+            return Err(ArgsError::CudaDrafts);
         }
         let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let served_name = self
@@ -437,6 +443,7 @@ mod tests {
         for (flags, error) in [
             ("--device cuda", ArgsError::CudaPath),
             ("--device cuda --decode-path gqa --tp 2", ArgsError::CudaTensorParallel(2)),
+            ("--device cuda --decode-path gqa --mtp 1", ArgsError::CudaDrafts),
             ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 1 --speculative-method mtp", ArgsError::PredictionLayers),

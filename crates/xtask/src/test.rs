@@ -17,7 +17,7 @@ pub fn run_all() -> Result<()> {
     let nvrtc = nvrtc::installed()?;
     step("Unit, property, golden, recording-server and API-server tests", || {
         run(cargo()?
-            .args(["test", "--workspace", "--locked", "--quiet"])
+            .args(["test", "--workspace", "--locked", "--quiet", "--no-fail-fast"])
             .env("GQLA_TEST_BIN", &binaries.gqla)
             .env("GQLA_TEST_MODEL_DIR", &model.source)
             .env("GQLA_TEST_GQLA_DIR", &model.converted)

@@ -12,7 +12,7 @@ use half::bf16;
 
 use super::{CudaLoadError, CudaModel, forward::Workspace};
 use crate::{
-    Engine, EngineInfo, EngineStats, Request, SubmitError,
+    Engine, EngineInfo, EngineStats, RankInfo, Request, SubmitError,
     blocks::BlockCopy,
     cpu::{
         CacheMemory,
@@ -84,8 +84,13 @@ impl CudaEngine {
         let tokens = STEP_TOKENS.max(2 * config.max_num_seqs);
         let info = plan_cache(&model, &config, tokens)?;
         let limits = Limits { sequences: config.max_num_seqs, tokens, context: info.context_length };
-        let bounds =
-            Bounds { limits, blocks: info.num_blocks, queued: config.max_queued, vocab: info.vocab_size };
+        let bounds = Bounds {
+            limits,
+            blocks: info.num_blocks,
+            queued: config.max_queued,
+            vocab: info.vocab_size,
+            speculation: None,
+        };
         let workspace = Workspace::new(&model, info.num_blocks, tokens, config.max_num_seqs)?;
         let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
         Ok(Self { info, runner })
@@ -118,6 +123,7 @@ fn plan_cache(
         num_blocks,
         kv_elements_per_token_layer: model.kv_elements_per_token_layer(),
         kv_bytes_per_token,
+        ranks: vec![RankInfo { weight_bytes: model.parameters.stored_bytes, kv_bytes_per_token }],
         vocab_size: model.vocab_size(),
         instruction_set: "cuda",
     })

@@ -1,7 +1,9 @@
 //! From a checkpoint's tensors to weights on a device.
 
+use std::cell::Cell;
+
 use gqla_kernels::device::{Buffer, DecodeShape, Device, DeviceError, Norm, Weights};
-use gqla_model::{AttentionShape, DecodePath};
+use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 use half::bf16;
 
@@ -20,6 +22,9 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     if config.num_key_value_heads_per_layer.is_some() {
         return unsupported("layers with different num_key_value_heads: convert to one number of groups");
     }
+    if config.rope_scaling.is_some() {
+        return unsupported("scaled rotary frequencies (rope_scaling): serve it with --device cpu");
+    }
     match (config.model_type.as_str(), &config.attention) {
         ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
             unsupported("factored query projections (q_lora_rank): convert without them")
@@ -37,7 +42,8 @@ pub(super) fn parameters(
     path: DecodePath,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
-    let source = Source { checkpoint, config, device, shape: DecodeShape::of(attention), attention };
+    let shape = DecodeShape::of(attention);
+    let source = Source { checkpoint, config, device, shape, attention, bytes_read: Cell::new(0) };
     let layers =
         (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
     let head = |name: &str| source.matrix(&[(name, config.vocab_size)], config.hidden_size);
@@ -47,13 +53,13 @@ pub(super) fn parameters(
         layers,
         norm: source.norm("model.norm.weight", config.hidden_size, config.rms_norm_eps)?,
         turns: turns(device, attention.qk_rope_head_dim as usize, config)?,
+        stored_bytes: source.bytes_read.get(),
     })
 }
 
-/// Cosine and sine of `position · theta^(-2t/dim)`, computed in float64.
+/// Cosine and sine of every position's angles, computed in float64.
 fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Buffer<f32>, DeviceError> {
-    let frequency = |t: usize| config.rope_theta.powf(-((2 * t) as f64) / dim as f64);
-    let frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
+    let frequencies = rotary_frequencies(dim, config.rope_theta, None);
     let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
@@ -67,11 +73,14 @@ struct Source<'a> {
     device: &'a Device,
     attention: &'a AttentionShape,
     shape: DecodeShape,
+    bytes_read: Cell<u64>,
 }
 
 impl<'a> Source<'a> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
-        Ok(self.checkpoint.tensor(name)?.expect_shape(shape)?)
+        let tensor = self.checkpoint.tensor(name)?.expect_shape(shape)?;
+        self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
+        Ok(tensor)
     }
 
     fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm, CudaLoadError> {

@@ -159,15 +159,14 @@ unsafe fn attend_in<E: Element>(
     };
     let cache = CachePointer(cache);
     let task = |part| Task { part, cache: cache.get(), block_elements, scale };
-    // SAFETY: every part, or every chunk of it, is one task; the rest is the caller's contract.
-    match work.division(pool.threads(), min_rows) {
-        Division::Tokens => unsafe { attend_by_chunk(pool, &whole, partials, task) },
-        Division::Rows(MAX_ROWS) => pool.run(whole.len(), &|i| unsafe { run_task(&task(whole[i])) }),
-        Division::Rows(rows) => {
-            let parts = parts(segments, sets, rows);
-            pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i])) });
-        }
-    }
+    let parts = match work.division(pool.threads(), min_rows) {
+        // SAFETY: the caller's contract.
+        Division::Tokens => return unsafe { attend_by_chunk(pool, &whole, partials, task) },
+        Division::Rows(MAX_ROWS) => whole,
+        Division::Rows(rows) => parts(segments, sets, rows),
+    };
+    // SAFETY: every part is one task; the rest is the caller's contract.
+    pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i])) });
 }
 
 /// All rows, at most `size` in a part.

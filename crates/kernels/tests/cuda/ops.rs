@@ -326,7 +326,7 @@ fn rotations_activations_and_cache_writes() {
         let turns = device.upload("angles", &turns).unwrap();
         let numbers = Noise::new(7).take(4 * stride);
         for style in [RopeStyle::Interleaved, RopeStyle::HalfSplit] {
-            let rope = Rope::new(dim, 70, 100.0, style);
+            let rope = Rope::new(&frequencies, 1.0, 70, style);
             let mut expected: Vec<f32> = numbers.iter().map(|x| x.to_f32()).collect();
             for (row, position) in expected.chunks_mut(stride).zip(positions) {
                 (0..heads).for_each(|head| rope.apply(&mut row[8 + head * 24..][..dim], position));

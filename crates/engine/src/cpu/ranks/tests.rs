@@ -228,7 +228,8 @@ fn the_first_rank_may_panic_too() {
 fn a_dead_rank_ends_every_sequence_and_the_engine_says_so() {
     let ranks = faulty(1, 20, || panic!("rank one fell over"), LONG);
     let limits = Limits { sequences: 4, tokens: 128, context: 128 };
-    let runner = Runner::start(ranks, Bounds { limits, blocks: 4, queued: 8, vocab: 512 }).unwrap();
+    let runner =
+        Runner::start(ranks, Bounds { limits, blocks: 4, queued: 8, vocab: 512, speculation: None }).unwrap();
     let submit = |seed| {
         let (sender, events) = mpsc::channel();
         let sampling = SamplingParams { max_tokens: 100, seed, ..SamplingParams::default() };
