@@ -56,14 +56,26 @@ pub struct EngineInfo {
     pub block_size: usize,
     /// Blocks in the cache.
     pub num_blocks: usize,
-    /// Cache elements one token takes in the layer that takes most: layers may differ in their groups.
+    /// Cache elements one token takes in the layer that takes most, on all ranks together: layers may differ in their
+    /// groups.
     pub kv_elements_per_token_layer: usize,
-    /// Cache bytes one token takes in all layers.
+    /// Cache bytes one token takes in all layers, on all ranks together.
     pub kv_bytes_per_token: usize,
+    /// What each tensor-parallel rank has of it.
+    pub ranks: Vec<RankInfo>,
     /// Vocabulary size.
     pub vocab_size: usize,
     /// The instruction set the kernels picked at run time, e.g. `avx512f`.
     pub instruction_set: &'static str,
+}
+
+/// What one tensor-parallel rank holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankInfo {
+    /// Bytes of the checkpoint's tensors that are its part, as the files store them.
+    pub weight_bytes: u64,
+    /// Cache bytes one token takes in all layers.
+    pub kv_bytes_per_token: usize,
 }
 
 /// Counters (ever growing) and gauges of a running model.

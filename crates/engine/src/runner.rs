@@ -371,7 +371,8 @@ fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &
     sequence.extend(context, |sampler, _, index| sampler.draw(row(index), buffer))
 }
 
-fn message_of(panic: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without text".to_owned())

@@ -82,6 +82,23 @@ fn greedy_texts_are_the_golden_ones() {
 }
 
 #[test]
+fn greedy_texts_are_the_golden_ones_over_any_number_of_ranks() {
+    for (name, path) in CASES {
+        let golden = Golden::open(name);
+        for tensor_parallel in [2, 4, 8] {
+            let engine = start(name, CpuEngineConfig { tensor_parallel, ..config(path) });
+            assert_eq!(engine.info().tensor_parallel as usize, tensor_parallel);
+            let prompts = (0..3).map(|i| golden.ids(&format!("ids_{i}")));
+            let together: Vec<_> = prompts.map(|prompt| submit(&engine, &prompt, 0.0, 0)).collect();
+            for (i, events) in together.iter().enumerate() {
+                let expected = golden.ids(&format!("greedy_{i}"));
+                assert_eq!(ids(&collect(events)), expected, "{name} {path:?} TP {tensor_parallel} {i}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_sequence_computes_the_same_bits_alone_and_among_others() {
     for (name, path) in CASES {
         let engine = start(name, config(path));
@@ -148,11 +165,21 @@ fn a_beginning_found_in_the_cache_continues_with_the_same_bits() {
 
 #[test]
 fn running_sequences_change_path_and_keep_their_texts() {
+    for tensor_parallel in [1, 2] {
+        let expandable = CpuEngineConfig { expandable: true, tensor_parallel, ..config(Some(MqaAbsorb)) };
+        change_path(&start("llama_a/llama_gqla_a", expandable));
+    }
+    assert_eq!(start("llama_a/llama_gqla_a", config(Some(MqaAbsorb))).switch_to_gqa(), Err(NotExpandable));
+    let gqa = CpuEngineConfig { expandable: true, ..config(Some(Gqa)) };
+    let error =
+        CpuEngine::start(&Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap(), gqa).err().unwrap();
+    assert!(matches!(error, LoadError::NotExpandable), "{error}");
+}
+
+fn change_path(engine: &CpuEngine) {
     let golden = Golden::open("llama_a/llama_gqla_a");
-    let engine =
-        start("llama_a/llama_gqla_a", CpuEngineConfig { expandable: true, ..config(Some(MqaAbsorb)) });
     let prompts: Vec<_> = (0..3).map(|i| golden.ids(&format!("ids_{i}"))).collect();
-    let running: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt, 0.0, 0)).collect();
+    let running: Vec<_> = prompts.iter().map(|prompt| submit(engine, prompt, 0.0, 0)).collect();
     let Ok(Event::Token { id: first, .. }) = running[0].recv() else { panic!("no token") };
     engine.switch_to_gqa().unwrap();
     for (i, events) in running.iter().enumerate() {
@@ -162,14 +189,9 @@ fn running_sequences_change_path_and_keep_their_texts() {
     }
     // What the cache kept of them was converted too.
     for (i, prompt) in prompts.iter().enumerate() {
-        let again = submit(&engine, prompt, 0.0, 0);
+        let again = submit(engine, prompt, 0.0, 0);
         assert_eq!(ids(&collect(&again)), golden.ids(&format!("greedy_{i}")), "{i}");
     }
-    assert_eq!(start("llama_a/llama_gqla_a", config(Some(MqaAbsorb))).switch_to_gqa(), Err(NotExpandable));
-    let gqa = CpuEngineConfig { expandable: true, ..config(Some(Gqa)) };
-    let error =
-        CpuEngine::start(&Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap(), gqa).err().unwrap();
-    assert!(matches!(error, LoadError::NotExpandable), "{error}");
 }
 
 #[test]
@@ -204,6 +226,16 @@ fn the_engine_says_what_its_cache_takes() {
         assert_eq!(info.path, Some(path));
         assert_eq!(info.kv_elements_per_token_layer, elements);
         assert_eq!(info.kv_bytes_per_token, elements * 3 * 4);
+    }
+    for (path, per_rank) in [(Gqa, 32 + 16), (MqaAbsorb, 52)] {
+        let ranks = CpuEngineConfig { tensor_parallel: 4, ..config(Some(path)) };
+        let engine = start("llama_a/llama_gqla_a", ranks);
+        let info = engine.info();
+        assert_eq!(info.kv_bytes_per_token, 4 * per_rank * 3 * 4);
+        assert_eq!(info.ranks.len(), 4);
+        assert!(info.ranks.iter().all(|rank| rank.kv_bytes_per_token == per_rank * 3 * 4), "{info:?}");
+        let weights: u64 = info.ranks.iter().map(|rank| rank.weight_bytes).sum();
+        assert!(info.ranks.iter().all(|rank| 4 * rank.weight_bytes < weights + 4 * 4096), "{info:?}");
     }
     assert_eq!(start("llama_a/llama_tied", config(None)).info().path, None);
 }

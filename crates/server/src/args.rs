@@ -10,6 +10,9 @@ use gqla_engine::{
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
+/// Tensor-parallel ranks of a server.
+const MAX_RANKS: u32 = 8;
+
 /// Serves a GQLA model over the OpenAI API.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -51,8 +54,9 @@ struct ServeArgs {
     /// auto asks the planner; mqa-absorb and gqa are orders.
     #[arg(long, default_value = "auto")]
     decode_path: String,
-    /// Tensor-parallel ranks.
-    #[arg(long, default_value_t = 1)]
+    /// Tensor-parallel ranks: threads of this process, each with its part of the weights, the cache and the processors. 1 to
+    /// 8; it must divide the model's heads, and on the GQA path divide its groups or be divided by them.
+    #[arg(long, alias = "tensor-parallel-size", default_value_t = 1)]
     tp: u32,
     /// Drafted tokens per step of a sequence at most, 0 to 15; fewer where they would cost more than they give. Texts
     /// are the same with and without. The last of several counts, so that the operator's can be overridden.
@@ -195,11 +199,14 @@ pub enum ArgsError {
          says for the GPU: --decode-path mqa-absorb or gqa"
     )]
     CudaPath,
+    /// Several GPUs.
+    #[error("--device cuda --tp {0}: this version runs on one GPU; use --tp 1, or --device cpu")]
+    CudaTensorParallel(u32),
     /// Nothing verifies drafts on a GPU.
     #[error("--device cuda --mtp: the CUDA backend of this version does not verify drafts; use --mtp 0")]
     CudaDrafts,
-    /// Several ranks.
-    #[error("--tp {0}: this version runs on one rank; use --tp 1")]
+    /// No rank, or too many.
+    #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
     /// Drafts of a model's layers.
     #[error(
@@ -236,6 +243,8 @@ pub struct Config {
     pub kernel_images: Option<PathBuf>,
     /// `None` asks the planner.
     pub decode_path: Option<DecodePath>,
+    /// Tensor-parallel ranks.
+    pub tensor_parallel: u32,
     /// Address of the OpenAI API.
     pub listen: SocketAddr,
     /// Address of probes and metrics.
@@ -286,8 +295,10 @@ impl Args {
 
 impl ServeArgs {
     fn validate(self) -> Result<Config, ArgsError> {
-        if self.tp != 1 {
-            return Err(ArgsError::TensorParallel(self.tp));
+        match (self.device, self.tp) {
+            (_, tp) if !(1..=MAX_RANKS).contains(&tp) => return Err(ArgsError::TensorParallel(tp)),
+            (Device::Cuda, tp @ 2..) => return Err(ArgsError::CudaTensorParallel(tp)),
+            _ => {}
         }
         let speculation = self.speculation()?;
         let decode_path = match self.decode_path.as_str() {
@@ -310,6 +321,7 @@ impl ServeArgs {
             device: self.device,
             kernel_images: self.kernel_images,
             decode_path,
+            tensor_parallel: self.tp,
             model: self.model,
             listen: self.listen,
             admin_listen: self.admin_listen,
@@ -430,8 +442,9 @@ mod tests {
     fn what_this_version_lacks_is_refused_by_name() {
         for (flags, error) in [
             ("--device cuda", ArgsError::CudaPath),
+            ("--device cuda --decode-path gqa --tp 2", ArgsError::CudaTensorParallel(2)),
             ("--device cuda --decode-path gqa --mtp 1", ArgsError::CudaDrafts),
-            ("--tp 2", ArgsError::TensorParallel(2)),
+            ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 1 --speculative-method mtp", ArgsError::PredictionLayers),
             ("--mtp 16", ArgsError::Drafts(SpeculationError::Tokens { tokens: 16 })),
@@ -442,6 +455,14 @@ mod tests {
             ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
         ] {
             assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn ranks_go_by_either_name() {
+        assert_eq!(config("gqla-server --model /m").tensor_parallel, 1);
+        for flag in ["--tp", "--tensor-parallel-size"] {
+            assert_eq!(config(&format!("gqla-server --model /m {flag} 8")).tensor_parallel, 8);
         }
     }
 

@@ -3,6 +3,21 @@
 use gqla_model::{CacheFormat, DecodePath, ModelShape};
 use gqla_planner::{CPU_CLASS, Catalogue, Constraints, Goal, GpuSpec, HostRates, PlanError, plan};
 
+/// What is asked for on the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// `None` asks the planner.
+    pub path: Option<DecodePath>,
+    /// Ranks that share this machine.
+    pub tensor_parallel: u32,
+    /// Prompt plus answer, in tokens.
+    pub context_length: usize,
+    /// Sequences decoded at once.
+    pub concurrency: usize,
+    /// What the cache's numbers are stored as.
+    pub cache_format: CacheFormat,
+}
+
 /// A path and where it comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PathChoice {
@@ -35,6 +50,16 @@ impl Machine {
         }
     }
 
+    /// What one of `ranks` has of this machine.
+    fn share(&self, ranks: u32) -> GpuSpec {
+        GpuSpec {
+            flops_per_second: self.spec.flops_per_second / f64::from(ranks),
+            bytes_per_second: self.spec.bytes_per_second / f64::from(ranks),
+            memory_bytes: self.spec.memory_bytes / u64::from(ranks.max(1)),
+            ..self.spec.clone()
+        }
+    }
+
     /// `measured` or `catalogue`.
     pub const fn source(&self) -> &'static str {
         if self.unmeasured.is_none() { "measured" } else { "catalogue" }
@@ -63,17 +88,6 @@ impl Reason {
     }
 }
 
-/// What the machine is to serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load {
-    /// Prompt plus answer, in tokens.
-    pub context_length: usize,
-    /// Sequences decoded at once.
-    pub concurrency: usize,
-    /// What the cache's numbers are stored as.
-    pub cache_format: CacheFormat,
-}
-
 /// Why there is no path.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum PathError {
@@ -95,19 +109,18 @@ pub enum PathError {
 /// Decides. `shape` is `None` for a plain model; `measure` is called only where the planner is asked, and what it
 /// answers with an error or with absurd rates leaves the catalogue's in place.
 pub fn choose(
-    requested: Option<DecodePath>,
+    asked: Asked,
     shape: Option<&ModelShape>,
-    load: &Load,
     measure: impl FnOnce() -> Result<HostRates, String>,
 ) -> Result<PathChoice, PathError> {
-    match (requested, shape) {
+    match (asked.path, shape) {
         (Some(path), None) => Err(PathError::PlainModel(path)),
         (None, None) => Ok(unplanned(None, Reason::OnlyPath)),
         (Some(path), Some(_)) => Ok(unplanned(Some(path), Reason::Requested)),
         (None, Some(shape)) => {
             let catalogue = Catalogue::builtin();
             let class = catalogue.get(CPU_CLASS).ok_or(PathError::NoClass)?;
-            planned(shape, load, Machine::of(&class.spec, measure()))
+            planned(shape, asked, Machine::of(&class.spec, measure()))
         }
     }
 }
@@ -116,19 +129,19 @@ const fn unplanned(path: Option<DecodePath>, reason: Reason) -> PathChoice {
     PathChoice { path, reason, explanation: None, machine: None }
 }
 
-fn planned(shape: &ModelShape, load: &Load, machine: Machine) -> Result<PathChoice, PathError> {
+fn planned(shape: &ModelShape, asked: Asked, machine: Machine) -> Result<PathChoice, PathError> {
     let goal = Goal {
-        context_length: u32::try_from(load.context_length).unwrap_or(u32::MAX),
-        concurrency: u32::try_from(load.concurrency).unwrap_or(u32::MAX),
+        context_length: u32::try_from(asked.context_length).unwrap_or(u32::MAX),
+        concurrency: u32::try_from(asked.concurrency).unwrap_or(u32::MAX),
         ..Goal::default()
     };
     let constraints = Constraints {
-        tensor_parallel: Some(1),
+        tensor_parallel: Some(asked.tensor_parallel),
         multi_token_prediction: Some(0),
-        cache_format: Some(load.cache_format),
+        cache_format: Some(asked.cache_format),
         ..Constraints::default()
     };
-    let decision = plan(shape, &machine.spec, &goal, &constraints)?;
+    let decision = plan(shape, &machine.share(asked.tensor_parallel), &goal, &constraints)?;
     Ok(PathChoice {
         path: Some(decision.chosen.path),
         reason: Reason::Planned,
@@ -143,10 +156,18 @@ mod tests {
 
     use super::*;
 
-    const LOAD: Load = Load { context_length: 4096, concurrency: 8, cache_format: CacheFormat::CPU_DEFAULT };
-
     fn rates(flops_per_second: f64, bytes_per_second: f64) -> HostRates {
         HostRates { flops_per_second, bytes_per_second }
+    }
+
+    fn asked(path: Option<DecodePath>) -> Asked {
+        Asked {
+            path,
+            tensor_parallel: 1,
+            context_length: 4096,
+            concurrency: 8,
+            cache_format: CacheFormat::CPU_DEFAULT,
+        }
     }
 
     fn never() -> Result<HostRates, String> {
@@ -157,7 +178,7 @@ mod tests {
     fn an_order_is_obeyed_and_measures_nothing() {
         let shape = shape(ModelName::DeepseekAttention);
         for path in DecodePath::ALL {
-            let choice = choose(Some(path), Some(&shape), &LOAD, never).unwrap();
+            let choice = choose(asked(Some(path)), Some(&shape), never).unwrap();
             assert_eq!((choice.path, choice.reason), (Some(path), Reason::Requested));
         }
     }
@@ -171,7 +192,7 @@ mod tests {
             (rates(1e15, 1e12), DecodePath::MqaAbsorb),
             (rates(2e11, 1e12), DecodePath::Gqa),
         ] {
-            let auto = choose(None, Some(&shape), &LOAD, || Ok(measured)).unwrap();
+            let auto = choose(asked(None), Some(&shape), || Ok(measured)).unwrap();
             assert_eq!((auto.path, auto.reason), (Some(path), Reason::Planned), "{measured:?}");
             let machine = auto.machine.unwrap();
             assert_eq!((machine.spec.ridge(), machine.source()), (measured.ridge(), "measured"));
@@ -183,13 +204,29 @@ mod tests {
     fn the_plan_counts_the_cache_as_the_engine_will_store_it() {
         let shape = shape(ModelName::DeepseekAttention);
         let explained = |cache_format| {
-            let load = Load { cache_format, ..LOAD };
-            let choice = choose(None, Some(&shape), &load, || Ok(rates(2e11, 3e10))).unwrap();
+            let asked = Asked { cache_format, ..asked(None) };
+            let choice = choose(asked, Some(&shape), || Ok(rates(2e11, 3e10))).unwrap();
             choice.explanation.unwrap()
         };
         // (8 · 256 + 64) numbers per token and layer, as DeepSeek's shape caches with 8 groups.
         assert!(explained(CacheFormat::F32).contains("8448 B"), "{}", explained(CacheFormat::F32));
         assert!(explained(CacheFormat::Bf16).contains("4224 B"), "{}", explained(CacheFormat::Bf16));
+    }
+
+    #[test]
+    fn ranks_share_the_machine_and_what_they_cannot_share_is_refused() {
+        let shape = shape(ModelName::DeepseekAttention);
+        let choose = |tensor_parallel, shape: &ModelShape| {
+            choose(Asked { tensor_parallel, ..asked(None) }, Some(shape), || Ok(rates(2e12, 2e10)))
+        };
+        // Latents are on every rank, groups on one: eight ranks read 8 × 576 numbers of a token or 8 × 256 + 8 × 64.
+        assert_eq!(choose(8, &shape).unwrap().path, Some(DecodePath::Gqa));
+        let one = Machine { spec: choose(1, &shape).unwrap().machine.unwrap().spec, unmeasured: None };
+        assert_eq!(one.share(4).ridge(), one.spec.ridge());
+        assert_eq!(one.share(4).bytes_per_second, 5e9);
+        let glm = gqla_planner::shape(ModelName::Glm47FlashGqla);
+        let error = choose(8, &glm).unwrap_err().to_string();
+        assert!(error.contains("tensorParallel=8 does not divide numAttentionHeads=20"), "{error}");
     }
 
     #[test]
@@ -203,7 +240,7 @@ mod tests {
             (Ok(rates(1e15, 2e14)), "memory bandwidth was measured as 2e14"),
             (Err("no thread".to_owned()), "no thread"),
         ] {
-            let auto = choose(None, Some(&shape), &LOAD, || measured).unwrap();
+            let auto = choose(asked(None), Some(&shape), || measured).unwrap();
             let machine = auto.machine.unwrap();
             assert_eq!((&machine.spec, machine.source()), (class, "catalogue"));
             assert!(machine.unmeasured.as_ref().unwrap().starts_with(why), "{machine:?}");
@@ -213,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_plain_model_has_nothing_to_choose() {
-        assert_eq!(choose(None, None, &LOAD, never).unwrap().reason, Reason::OnlyPath);
-        let error = choose(Some(DecodePath::Gqa), None, &LOAD, never).unwrap_err();
+        assert_eq!(choose(asked(None), None, never).unwrap().reason, Reason::OnlyPath);
+        let error = choose(asked(Some(DecodePath::Gqa)), None, never).unwrap_err();
         assert!(error.to_string().contains("gqla convert"), "{error}");
     }
 }

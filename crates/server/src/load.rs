@@ -16,7 +16,7 @@ use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
 
 use crate::{
     args::{Config, Device},
-    decode_path::{Load, Machine, PathChoice, choose},
+    decode_path::{Asked, Machine, PathChoice, choose},
     ridge,
     state::{App, Model, Phase},
 };
@@ -31,6 +31,7 @@ pub(crate) fn load(app: &App, config: &Config) -> anyhow::Result<()> {
         path = info.path.map_or("plain", |path| path.flag()),
         context_length = info.context_length,
         kv_bytes_per_token = info.kv_bytes_per_token,
+        ranks = ?info.ranks,
         instruction_set = info.instruction_set,
         drafts = info.multi_token_prediction,
         seconds = began.elapsed().as_secs_f64(),
@@ -63,13 +64,15 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
         AttentionConfig::Plain { .. } => None,
         AttentionConfig::Latent { .. } => Some(checkpoint.model_shape()?),
     };
-    let load = Load {
+    let asked = Asked {
+        path: config.decode_path,
+        tensor_parallel: config.tensor_parallel,
         context_length: config.max_model_len.unwrap_or(checkpoint.config().max_position_embeddings),
         concurrency: config.limits.running,
         cache_format: config.kv_cache_format,
     };
     let measure = || ridge::measure(config.kv_cache);
-    Ok(choose(config.decode_path, shape.as_ref(), &load, measure)?)
+    Ok(choose(asked, shape.as_ref(), measure)?)
 }
 
 fn log(choice: &PathChoice) {
@@ -137,6 +140,9 @@ fn start_engine(
             expandable: false,
             speculation: config.speculation,
             threads: None,
+            tensor_parallel: config.tensor_parallel as usize,
+            // Ranks wait for one another for a part of a step, which is what the liveness probe waits for.
+            rank_timeout: config.liveness_timeout / 4,
         },
     )?;
     Ok(Arc::new(engine))
@@ -209,6 +215,16 @@ mod tests {
         assert!((1e6..1e14).contains(&bytes) && (1e6..1e17).contains(&flops), "{choice}");
         assert!((figure("ridge") - flops / bytes).abs() < 1e-6 * figure("ridge"), "{choice}");
         assert!(choice["explanation"].as_str().is_some_and(|why| !why.is_empty()), "{choice}");
+    }
+
+    #[test]
+    fn ranks_say_what_they_hold() {
+        let lines = logged("--decode-path gqa --tp 2");
+        let loaded = lines.iter().find(|line| line["message"] == "model loaded").unwrap();
+        // A group of 16 + 16 and the rope key of 16, in 3 layers of f32.
+        assert_eq!(loaded["kv_bytes_per_token"], 2 * 48 * 3 * 4);
+        let ranks = loaded["ranks"].as_str().unwrap();
+        assert_eq!(ranks.matches("kv_bytes_per_token: 576").count(), 2, "{ranks}");
     }
 
     #[test]

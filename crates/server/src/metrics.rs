@@ -10,7 +10,7 @@ mod engine;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use gqla_engine::Engine;
+use gqla_engine::{Engine, EngineInfo};
 use gqla_protocol::FinishReason;
 use gqla_telemetry::prometheus::{
     self, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
@@ -110,10 +110,11 @@ impl Metrics {
         decode_path.with_label_values(&[path, reason.label()]).set(1);
         let bytes = registrar.gauges(
             "gqla_kv_bytes_per_token",
-            "Cache bytes one token takes in all layers.",
+            "Cache bytes one token takes in all layers, on all tensor-parallel ranks together.",
             &["path"],
         )?;
         bytes.with_label_values(&[path]).set(info.kv_bytes_per_token as i64);
+        registrar.of_ranks(info)?;
         let load = prometheus::Gauge::with_opts(
             registrar
                 .opts("gqla_weights_load_seconds", "Time from opening the checkpoint to a ready engine."),
@@ -249,6 +250,26 @@ impl Registrar<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<prometheus::IntGaugeVec> {
         self.register(prometheus::IntGaugeVec::new(self.opts(name, help), labels)?)
+    }
+
+    /// What each tensor-parallel rank holds.
+    fn of_ranks(&self, info: &EngineInfo) -> prometheus::Result<()> {
+        let weights = self.gauges(
+            "gqla_rank_weight_bytes",
+            "Bytes of the checkpoint that a tensor-parallel rank holds.",
+            &["rank"],
+        )?;
+        let cache = self.gauges(
+            "gqla_rank_kv_bytes_per_token",
+            "Cache bytes one token takes in all layers on a tensor-parallel rank.",
+            &["rank"],
+        )?;
+        for (rank, holds) in info.ranks.iter().enumerate() {
+            let rank = rank.to_string();
+            weights.with_label_values(&[&rank]).set(i64::try_from(holds.weight_bytes).unwrap_or(i64::MAX));
+            cache.with_label_values(&[&rank]).set(holds.kv_bytes_per_token as i64);
+        }
+        Ok(())
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {

@@ -1,7 +1,10 @@
 //! One tensor of a checkpoint.
 
+mod slice;
+
 use std::{
     borrow::Cow,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -103,6 +106,20 @@ pub enum TensorError {
         file: PathBuf,
         /// The Hugging Face name asked for.
         name: String,
+    },
+    /// A part was asked for that the tensor does not have.
+    #[error("tensor `{name}` in `{}` has {size} {what}, there are none of {range:?}", file.display())]
+    Outside {
+        /// The file that holds it.
+        file: PathBuf,
+        /// Its Hugging Face name.
+        name: String,
+        /// Rows or columns.
+        what: &'static str,
+        /// Those asked for.
+        range: Range<usize>,
+        /// Those there are.
+        size: usize,
     },
     /// A tensor of all experts holds fewer.
     #[error("tensor `{name}` in `{}` holds {parts} matrices, there is none of index {index}", file.display())]

@@ -7,18 +7,25 @@ use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
 use super::{Failure, Target};
 use crate::validate::ValidatedDeployment;
 
-/// The CPU backend runs one rank, so Auto means that and anything else is refused. It drafts when told to: figures are
-/// those of the node's class, and what pays there may not pay on its processor.
+/// Ranks of a CPU pod at most.
+const CPU_RANKS: u32 = 8;
+
+/// The CPU backend runs as many ranks as are asked for, one for Auto. It drafts when told to: figures are those of the
+/// node's class, and what pays there may not pay on its processor.
 pub(super) fn cpu_constraints(target: &Target<'_>, arguments: &[String]) -> Result<Constraints, Failure> {
     let refuse = |sentence: String| Err((ConditionReason::InvalidSpec, sentence));
-    if let TensorParallel::Degree(degree @ 2..) = target.decode.tensor_parallel {
+    let degree = match target.decode.tensor_parallel {
+        TensorParallel::Auto => 1,
+        TensorParallel::Degree(degree) => degree,
+    };
+    if degree > CPU_RANKS {
         return refuse(format!(
-            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs one rank; use 1 or Auto"
+            "decode.tensorParallel={degree} with runtime.device CPU: the CPU backend runs at most {CPU_RANKS} ranks"
         ));
     }
     Ok(Constraints {
         path: target.decode.path.fixed(),
-        tensor_parallel: Some(1),
+        tensor_parallel: Some(degree),
         multi_token_prediction: match target.decode.multi_token_prediction {
             MultiTokenPrediction::Auto | MultiTokenPrediction::Off => Some(0),
             MultiTokenPrediction::Drafts(drafts) => Some(drafts),

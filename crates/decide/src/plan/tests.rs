@@ -118,6 +118,18 @@ fn unusable_nodes_are_not_planned_for() {
     assert_eq!(decisions(&plan).iter().map(|decision| decision.0).collect::<Vec<_>>(), ["h20"]);
 }
 
+#[test]
+fn a_cpu_pod_runs_the_ranks_that_are_asked_for() {
+    let plan = |degree: u32| {
+        let decode = json!({ "tensorParallel": degree });
+        planned(json!({ "runtime": { "device": "CPU" }, "decode": decode }), &mixed())
+    };
+    assert!(plan(4).pools.iter().all(|pool| pool.decision.chosen.tensor_parallel == 4));
+    let refused = plan(16);
+    assert!(refused.pools.is_empty(), "{refused:?}");
+    assert!(refused.failures[0].sentence.contains("runs at most 8 ranks"), "{:?}", refused.failures);
+}
+
 /// Each failure, its reason and what it says; the other pool goes on.
 #[test]
 fn failures_are_sentences_and_stay_alone() {

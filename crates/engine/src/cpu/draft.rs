@@ -8,10 +8,11 @@ use gqla_kernels::{
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, Model,
+    CommError, LoadError, Model,
     forward::{Workspace, sized},
     load,
     model::{CHUNK, Layer, LogitsError},
+    shard::Shard,
 };
 
 /// The multi-token-prediction layer: from what the decoder made of a token, and the token that follows it, the token
@@ -32,9 +33,14 @@ impl Model {
     /// # Errors
     /// [`LoadError::NoDraftLayer`] where the checkpoint has none.
     pub fn make_drafting(&mut self, checkpoint: &Checkpoint) -> Result<(), LoadError> {
-        let mut draft = load::draft(checkpoint, self.path)?;
+        self.make_rank_drafting(&Shard::whole(checkpoint))
+    }
+
+    /// The same for a rank's part of the layer.
+    pub(super) fn make_rank_drafting(&mut self, shard: &Shard<'_>) -> Result<(), LoadError> {
+        let mut draft = load::draft(shard, self.path)?;
         if self.layers.iter().any(|layer| layer.expanded.is_some()) {
-            draft.layer.expanded = Some(load::per_group(checkpoint, checkpoint.config().num_hidden_layers)?);
+            draft.layer.expanded = Some(load::per_group(shard, shard.config().num_hidden_layers)?);
         }
         self.draft = Some(draft);
         Ok(())
@@ -57,8 +63,8 @@ impl Model {
         for (index, (chunk, next)) in tokens.chunks(CHUNK).zip(next.chunks(CHUNK)).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
             let rows: Vec<usize> = (0..chunk.len()).collect();
-            self.forward(&mut workspace, chunk, &[segment], &[]);
-            let drafts = self.draft(&mut workspace, &rows, next, &[segment], &rows);
+            self.forward(&mut workspace, chunk, &[segment], &[])?;
+            let drafts = self.draft(&mut workspace, &rows, next, &[segment], &rows)?;
             logits.extend_from_slice(drafts.ok_or(LogitsError::NoDraftLayer)?);
         }
         Ok(logits)
@@ -75,7 +81,10 @@ impl Model {
     /// overwrites.
     ///
     /// A second draft token comes of giving this function its own rows again, one position later. Drafts are guesses:
-    /// what they are worth is for whoever verifies them.
+    /// what they are worth is for whoever verifies them. Of several ranks only the first answers logits.
+    ///
+    /// # Errors
+    /// Only where there are other ranks, and one is gone.
     pub(super) fn draft<'w>(
         &self,
         workspace: &'w mut Workspace,
@@ -83,25 +92,29 @@ impl Model {
         next: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Option<&'w [f32]> {
-        let draft = self.draft.as_ref()?;
-        let Workspace { caches, activations: a } = workspace;
-        let cache = caches.get_mut(self.layers.len())?;
+    ) -> Result<Option<&'w [f32]>, CommError> {
+        let Workspace { caches, activations: a, comm } = workspace;
+        let (Some(draft), Some(cache)) = (&self.draft, caches.get_mut(self.layers.len())) else {
+            return Ok(None);
+        };
+        let comm = &mut **comm;
         let hidden = self.norm.len();
         assert_eq!(rows.len(), next.len(), "every row has a token that follows it");
         let joined = sized(&mut a.joined, rows.len() * 2 * hidden);
-        let mut embedding = vec![0.0; hidden];
-        for ((row, next), joined) in rows.iter().zip(next).zip(joined.chunks_exact_mut(2 * hidden)) {
+        let mut embeddings = vec![0.0; rows.len() * hidden];
+        self.embed(next, &mut embeddings, comm)?;
+        let embeddings = embeddings.chunks_exact(hidden);
+        for ((row, embedding), joined) in rows.iter().zip(embeddings).zip(joined.chunks_exact_mut(2 * hidden))
+        {
             let (left, right) = joined.split_at_mut(hidden);
-            self.embedding.read_row(*next as usize, &mut embedding);
-            rms_norm_row(&embedding, &draft.embedding_norm, self.eps, left);
+            rms_norm_row(embedding, &draft.embedding_norm, self.eps, left);
             rms_norm_row(&a.hidden[row * hidden..][..hidden], &draft.hidden_norm, self.eps, right);
         }
         draft.projection.multiply(&self.pool, joined, sized(&mut a.residual, rows.len() * hidden));
-        self.attend(&draft.layer, cache, segments, a);
-        self.feed_forward(&draft.layer, a);
+        self.attend(&draft.layer, cache, segments, a, comm)?;
+        self.feed_forward(&draft.layer, a, comm)?;
         a.hidden.clone_from(&a.residual);
-        Some(self.head(&draft.norm, wanted, a))
+        self.head(&draft.norm, wanted, a, comm).map(Some)
     }
 }
 

@@ -64,8 +64,8 @@ fn run(
 ) -> Vec<f32> {
     let segment = Segment { first_row: 0, rows: to - from, start: from, blocks: &BLOCKS };
     let rows: Vec<usize> = (0..to - from).collect();
-    model.forward(workspace, &tokens[from..to], &[segment], &[]);
-    model.draft(workspace, &rows, &next[from..to], &[segment], &rows).unwrap().to_vec()
+    model.forward(workspace, &tokens[from..to], &[segment], &[]).unwrap();
+    model.draft(workspace, &rows, &next[from..to], &[segment], &rows).unwrap().unwrap().to_vec()
 }
 
 #[test]
@@ -78,11 +78,12 @@ fn drafts_are_the_golden_ones_on_both_paths() {
             let mut workspace = Workspace::new(&model, 3, CacheFormat::F32);
             let segment = Segment { first_row: 0, rows: tokens.len(), start: 0, blocks: &BLOCKS };
             let rows: Vec<usize> = (0..tokens.len()).collect();
-            model.forward(&mut workspace, &tokens, &[segment], &[]);
+            model.forward(&mut workspace, &tokens, &[segment], &[]).unwrap();
             let error =
                 relative_error(&workspace.activations.hidden, &golden.floats(&format!("mtp_in_hidden_{i}")));
             assert!(error < 1e-4, "{path} in {i}: {error:e}");
-            let drafts = model.draft(&mut workspace, &rows, &next, &[segment], &rows).unwrap().to_vec();
+            let drafts =
+                model.draft(&mut workspace, &rows, &next, &[segment], &rows).unwrap().unwrap().to_vec();
             let error = relative_error(&drafts, &golden.floats(&format!("mtp_logits_{i}")));
             assert!(error < 1e-4, "{path} logits {i}: {error:e}");
             let error =
@@ -106,9 +107,9 @@ fn a_draft_has_the_same_bits_however_its_past_came_in() {
         apart.extend(run(&model, &mut workspace, &tokens, &next, 70, 128));
         let wrong = [tokens[128], tokens[129] ^ 1];
         let two = Segment { first_row: 0, rows: 2, start: 128, blocks: &BLOCKS };
-        model.forward(&mut workspace, &wrong, &[two], &[0, 1]);
+        model.forward(&mut workspace, &wrong, &[two], &[0, 1]).unwrap();
         let one = Segment { rows: 1, ..two };
-        apart.extend(model.draft(&mut workspace, &[0], &next[128..129], &[one], &[0]).unwrap());
+        apart.extend(model.draft(&mut workspace, &[0], &next[128..129], &[one], &[0]).unwrap().unwrap());
         apart.extend(run(&model, &mut workspace, &tokens, &next, 129, 130));
         assert_eq!(apart, whole, "{path}");
     }
@@ -124,10 +125,10 @@ fn a_second_draft_continues_the_first() {
     run(&model, &mut workspace, &tokens, &next, 0, 17);
     let first = workspace.activations.hidden[16 * 128..].to_vec();
     let segment = Segment { first_row: 0, rows: 1, start: 17, blocks: &BLOCKS };
-    let second = model.draft(&mut workspace, &[16], &[5], &[segment], &[0]).unwrap().to_vec();
+    let second = model.draft(&mut workspace, &[16], &[5], &[segment], &[0]).unwrap().unwrap().to_vec();
     assert!(second.iter().all(|x| x.is_finite()));
     workspace.activations.hidden = first;
-    let again = model.draft(&mut workspace, &[0], &[5], &[segment], &[0]).unwrap();
+    let again = model.draft(&mut workspace, &[0], &[5], &[segment], &[0]).unwrap().unwrap();
     assert_eq!(again, second, "what is given again overwrites");
 }
 
@@ -138,7 +139,10 @@ fn the_prediction_layer_has_a_cache_of_its_own() {
         let mut model = Model::load_with_threads(&checkpoint, Some(path), Some(2)).unwrap();
         assert_eq!(model.kv_elements_per_token(), 4 * elements, "{path}");
         let mut workspace = Workspace::new(&model, 1, CacheFormat::F32);
-        assert!(model.draft(&mut workspace, &[], &[], &[], &[]).is_none(), "it was not asked to draft");
+        assert!(
+            model.draft(&mut workspace, &[], &[], &[], &[]).unwrap().is_none(),
+            "it was not asked to draft"
+        );
         model.make_drafting(&checkpoint).unwrap();
         assert_eq!(model.kv_elements_per_token(), 5 * elements, "{path}");
         assert_eq!(Workspace::new(&model, 1, CacheFormat::F32).caches.len(), 5);
@@ -151,7 +155,7 @@ fn drafts_go_on_when_the_path_changes() {
     let (tokens, next) = (golden.ids("ids_2"), golden.ids("mtp_next_ids_2"));
     let checkpoint = Checkpoint::open(&fixture()).unwrap();
     let mut model = Model::load_with_threads(&checkpoint, Some(DecodePath::MqaAbsorb), Some(2)).unwrap();
-    model.make_expandable(&checkpoint).unwrap();
+    model.make_expandable(&Shard::whole(&checkpoint)).unwrap();
     model.make_drafting(&checkpoint).unwrap();
     let mut workspace = Workspace::new(&model, 3, CacheFormat::F32);
     let mut drafts = run(&model, &mut workspace, &tokens, &next, 0, 100);

@@ -3,21 +3,20 @@
 use std::time::Duration;
 
 use gqla_kernels::{
-    attention::{BLOCK_TOKENS, CacheFormat, Segment},
+    attention::{BLOCK_TOKENS, CacheFormat},
     instruction_set,
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, Model, Weights,
-    forward::Workspace,
+    LoadError, Weights,
     memory::{CacheMemory, Demand, blocks, free},
+    ranks::{self, Part, Ranks},
 };
 use crate::{
-    Engine, EngineInfo, EngineStats, Request, Speculation, SubmitError,
-    blocks::BlockCopy,
-    runner::{Bounds, Runner, StepModel},
+    Engine, EngineInfo, EngineStats, RankInfo, Request, Speculation, SubmitError,
+    runner::{Bounds, Runner},
     scheduler::Limits,
 };
 
@@ -48,8 +47,13 @@ pub struct CpuEngineConfig {
     pub expandable: bool,
     /// Drafts, if any. They never change a text.
     pub speculation: Option<Speculation>,
-    /// Threads that compute; `None` takes what the machine offers.
+    /// Threads that compute, those of all ranks together; `None` takes what the machine offers.
     pub threads: Option<usize>,
+    /// Tensor-parallel ranks, each with its part of the weights and the cache. Degrees that do not divide the model's heads
+    /// or groups are refused.
+    pub tensor_parallel: usize,
+    /// How long ranks wait for one that hangs before the engine gives up. One that panics ends the step at once.
+    pub rank_timeout: Duration,
 }
 
 impl Default for CpuEngineConfig {
@@ -65,6 +69,8 @@ impl Default for CpuEngineConfig {
             expandable: false,
             speculation: None,
             threads: None,
+            tensor_parallel: 1,
+            rank_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -83,16 +89,14 @@ impl CpuEngine {
             ("max_num_seqs", config.max_num_seqs),
             ("max_model_len", config.max_model_len.unwrap_or(1)),
             ("max_queued", config.max_queued),
+            ("tensor_parallel", config.tensor_parallel),
         ] {
             if value == 0 {
                 return Err(LoadError::Zero { field });
             }
         }
-        let mut model = Model::load_as(checkpoint, config.path, config.threads, config.weights)?;
-        if config.expandable {
-            model.make_expandable(checkpoint)?;
-        }
-        let info = plan_cache(&model, &config)?;
+        let parts = ranks::load(checkpoint, &config)?;
+        let info = plan_cache(&parts, &config)?;
         let bounds = Bounds {
             limits: Limits {
                 sequences: config.max_num_seqs,
@@ -104,8 +108,10 @@ impl CpuEngine {
             vocab: info.vocab_size,
             speculation: config.speculation,
         };
-        let workspace = Workspace::new(&model, info.num_blocks, config.kv_cache_format);
-        let runner = Runner::start(Running { model, workspace }, bounds)?;
+        let models = parts.into_iter().map(|part| part.model).collect();
+        let comms = ranks::comms(config.tensor_parallel, config.rank_timeout);
+        let ranks = Ranks::start(models, comms, info.num_blocks, config.kv_cache_format)?;
+        let runner = Runner::start(ranks, bounds)?;
         Ok(Self { info, runner, expands: config.expandable })
     }
 
@@ -144,27 +150,35 @@ fn drawn_rows(config: &CpuEngineConfig) -> usize {
 
 /// Sizes the cache: no more blocks than all sequences can use, and a context that always fits. One that was asked for
 /// is kept or refused; the model's own may be cut.
-fn plan_cache(model: &Model, config: &CpuEngineConfig) -> Result<EngineInfo, LoadError> {
+fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, LoadError> {
+    let Some(Part { model, .. }) = parts.first() else {
+        return Err(LoadError::Zero { field: "tensor_parallel" });
+    };
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
     let number_bytes = config.kv_cache_format.bytes();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
+    let of_all = |bytes: &dyn Fn(&Part) -> usize| parts.iter().map(bytes).sum::<usize>();
+    let workspace = |part: &Part| part.model.workspace_bytes(step_tokens(config), drawn_rows(config));
     let demand = Demand {
-        block: (model.largest_kv_elements_per_token() * number_bytes * BLOCK_TOKENS) as u64,
-        workspace: model.workspace_bytes(step_tokens(config), drawn_rows(config)) as u64,
+        block: (of_all(&|part| part.model.largest_kv_elements_per_token()) * number_bytes * BLOCK_TOKENS)
+            as u64,
+        workspace: of_all(&workspace) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
     let num_blocks = usize::try_from(blocks(config.kv_cache, demand, free)?).unwrap_or(usize::MAX);
-    let kv_bytes_per_token = model.kv_elements_per_token() * number_bytes;
+    let kv_bytes = |part: &Part| part.model.kv_elements_per_token() * number_bytes;
+    let rank = |part: &Part| RankInfo { weight_bytes: part.weight_bytes, kv_bytes_per_token: kv_bytes(part) };
     Ok(EngineInfo {
         path: model.path(),
-        tensor_parallel: 1,
+        tensor_parallel: u32::try_from(parts.len()).unwrap_or(u32::MAX),
         multi_token_prediction: config.speculation.map_or(0, |speculation| speculation.tokens() as u32),
         context_length: context.min(num_blocks * BLOCK_TOKENS),
         block_size: BLOCK_TOKENS,
         num_blocks,
-        kv_elements_per_token_layer: model.kv_elements_per_token_layer(),
-        kv_bytes_per_token,
+        kv_elements_per_token_layer: of_all(&|part| part.model.kv_elements_per_token_layer()),
+        kv_bytes_per_token: of_all(&kv_bytes),
+        ranks: parts.iter().map(rank).collect(),
         vocab_size: model.vocab_size(),
         instruction_set: instruction_set(),
     })
@@ -185,25 +199,5 @@ impl Engine for CpuEngine {
 
     fn shutdown(&self, deadline: Duration) {
         self.runner.shutdown(deadline);
-    }
-}
-
-/// A model and its buffers, as the engine's thread owns them.
-struct Running {
-    model: Model,
-    workspace: Workspace,
-}
-
-impl StepModel for Running {
-    fn copy(&mut self, copies: &[BlockCopy]) {
-        self.workspace.copy(copies);
-    }
-
-    fn expand(&mut self, blocks: &[u32]) {
-        self.model.expand(&mut self.workspace, blocks);
-    }
-
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
-        Ok(self.model.forward(&mut self.workspace, tokens, segments, wanted))
     }
 }

@@ -1,7 +1,7 @@
 //! Why a model cannot be run.
 
 use gqla_kernels::MatrixError;
-use gqla_model::{DecodePath, ShapeError};
+use gqla_model::{DecodePath, ShapeError, SplitError};
 use gqla_weights::TensorError;
 
 use super::memory::CacheTooSmall;
@@ -59,6 +59,21 @@ pub enum LoadError {
         name: &'static str,
         /// The arithmetic.
         source: MatrixError,
+    },
+    /// Heads or groups cannot be divided by the tensor-parallel degree.
+    #[error("{0}; choose another tensor-parallel degree")]
+    Split(SplitError),
+    /// A rank would have nothing to do.
+    #[error(
+        "tensorParallel={world} and {what}={size}: a rank would get no part of it; choose a smaller degree"
+    )]
+    TooManyRanks {
+        /// The dimension, as config.json calls it.
+        what: &'static str,
+        /// Its size.
+        size: usize,
+        /// Ranks.
+        world: usize,
     },
     /// The cache would be too small.
     #[error(transparent)]

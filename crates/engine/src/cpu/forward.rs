@@ -8,16 +8,18 @@ use gqla_kernels::{
 use gqla_model::DecodePath;
 
 use super::{
+    comm::{Alone, Comm, CommError},
     feed_forward,
     model::{Layer, Model},
     projection,
 };
 use crate::blocks::BlockCopy;
 
-/// Everything a step writes: the caches, and activations that no later step reads.
+/// Everything a step writes: the caches, and activations that no later step reads; and the way to the other ranks.
 pub(super) struct Workspace {
     pub(super) caches: Vec<LayerCache>,
     pub(super) activations: Activations,
+    pub comm: Box<dyn Comm>,
 }
 
 #[derive(Default)]
@@ -32,6 +34,8 @@ pub(super) struct Activations {
     projected: Vec<f32>,
     attended: Vec<f32>,
     logits: Vec<f32>,
+    /// This rank's part of a sum over ranks.
+    partial: Vec<f32>,
     projection: projection::Buffers,
     attention: Scratch,
     feed_forward: feed_forward::Buffers,
@@ -40,8 +44,19 @@ pub(super) struct Activations {
 impl Workspace {
     /// Caches of `blocks` blocks for every layer.
     pub fn new(model: &Model, blocks: usize, format: CacheFormat) -> Self {
+        Self::of_rank(model, blocks, format, Box::new(Alone))
+    }
+
+    /// The same for a rank's part of a model.
+    pub fn of_rank(model: &Model, blocks: usize, format: CacheFormat, comm: Box<dyn Comm>) -> Self {
         let cache = |elements| LayerCache::new(blocks, elements, format);
-        Self { caches: model.kv_elements().map(cache).collect(), activations: Activations::default() }
+        Self { caches: model.kv_elements().map(cache).collect(), activations: Activations::default(), comm }
+    }
+
+    /// Bytes of the caches.
+    #[cfg(test)]
+    pub fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(|cache| cache.allocated_elements() * cache.format().bytes()).sum()
     }
 }
 
@@ -78,29 +93,47 @@ impl Model {
     }
 
     /// Computes `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
+    /// Of several ranks only the first answers any.
+    ///
+    /// # Errors
+    /// Only where there are other ranks, and one is gone.
     pub(super) fn forward<'w>(
         &self,
         workspace: &'w mut Workspace,
         tokens: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> &'w [f32] {
-        let Workspace { caches, activations } = workspace;
-        let hidden = self.norm.len();
-        let residual = sized(&mut activations.residual, tokens.len() * hidden);
-        for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(hidden)) {
-            self.embedding.read_row(*token as usize, row);
-        }
+    ) -> Result<&'w [f32], CommError> {
+        let Workspace { caches, activations, comm } = workspace;
+        self.embed(tokens, sized(&mut activations.residual, tokens.len() * self.norm.len()), &mut **comm)?;
         for (layer, cache) in self.layers.iter().zip(caches) {
-            self.attend(layer, cache, segments, activations);
-            self.feed_forward(layer, activations);
+            self.attend(layer, cache, segments, activations, &mut **comm)?;
+            self.feed_forward(layer, activations, &mut **comm)?;
         }
         if self.draft.is_some() {
             let len = activations.residual.len();
             let all = sized(&mut activations.hidden, len);
             rms_norm(&self.pool, &activations.residual, &self.norm, self.eps, all);
         }
-        self.head(&self.norm, wanted, activations)
+        self.head(&self.norm, wanted, activations, &mut **comm)
+    }
+
+    /// Each rank has some rows of the embedding; the others add nothing to them.
+    pub(super) fn embed(
+        &self,
+        tokens: &[u32],
+        residual: &mut [f32],
+        comm: &mut dyn Comm,
+    ) -> Result<(), CommError> {
+        for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(self.norm.len())) {
+            let token = *token as usize;
+            if self.vocabulary.contains(&token) {
+                self.embedding.read_row(token - self.vocabulary.start, row);
+            } else {
+                row.fill(0.0);
+            }
+        }
+        comm.all_reduce(residual)
     }
 
     pub(super) fn attend(
@@ -109,7 +142,8 @@ impl Model {
         cache: &mut LayerCache,
         segments: &[Segment<'_>],
         a: &mut Activations,
-    ) {
+        comm: &mut dyn Comm,
+    ) -> Result<(), CommError> {
         let rows = a.residual.len() / self.norm.len();
         rms_norm(
             &self.pool,
@@ -123,7 +157,9 @@ impl Model {
         self.position(layer, segments, projected);
         let attended = sized(&mut a.attended, rows * layer.attention.output_width());
         layer.attention.forward(&self.pool, cache, segments, projected, &mut a.attention, attended);
-        layer.output.multiply_add(&self.pool, attended, &mut a.residual);
+        add_over_ranks(&mut a.residual, &mut a.partial, comm, |sum| {
+            layer.output.multiply_add(&self.pool, attended, sum);
+        })
     }
 
     /// Turns queries and keys.
@@ -142,13 +178,26 @@ impl Model {
         }
     }
 
-    pub(super) fn feed_forward(&self, layer: &Layer, a: &mut Activations) {
+    pub(super) fn feed_forward(
+        &self,
+        layer: &Layer,
+        a: &mut Activations,
+        comm: &mut dyn Comm,
+    ) -> Result<(), CommError> {
         rms_norm(&self.pool, &a.residual, &layer.post_norm, self.eps, &mut a.normed);
-        layer.feed_forward.forward(&self.pool, &a.normed, &mut a.feed_forward, &mut a.residual);
+        add_over_ranks(&mut a.residual, &mut a.partial, comm, |sum| {
+            layer.feed_forward.forward(&self.pool, &a.normed, &mut a.feed_forward, sum);
+        })
     }
 
     /// Logits of the rows `wanted` of the residual stream, after a norm.
-    pub(super) fn head<'a>(&self, norm: &[f32], wanted: &[usize], a: &'a mut Activations) -> &'a [f32] {
+    pub(super) fn head<'a>(
+        &self,
+        norm: &[f32],
+        wanted: &[usize],
+        a: &'a mut Activations,
+        comm: &mut dyn Comm,
+    ) -> Result<&'a [f32], CommError> {
         let hidden = self.norm.len();
         let head: &Matrix = self.head.as_ref().unwrap_or(&self.embedding);
         let normed = sized(&mut a.normed, wanted.len() * hidden);
@@ -157,8 +206,42 @@ impl Model {
         }
         let logits = sized(&mut a.logits, wanted.len() * head.outputs());
         head.multiply(&self.pool, normed, logits);
-        logits
+        if comm.world() == 1 {
+            return Ok(logits);
+        }
+        let first = comm.rank() == 0;
+        let whole = sized(&mut a.partial, if first { wanted.len() * self.vocab_size } else { 0 });
+        let mut start = 0;
+        comm.all_gather(logits, &mut |_, part| {
+            if !part.is_empty() && first {
+                let width = part.len() / wanted.len();
+                let rows = whole.chunks_exact_mut(self.vocab_size).zip(part.chunks_exact(width));
+                rows.for_each(|(row, part)| row[start..start + width].copy_from_slice(part));
+                start += width;
+            }
+        })?;
+        Ok(whole)
     }
+}
+
+/// Adds to `residual` what `add` adds on all ranks together. The sum over ranks is made first, so that every rank adds
+/// the same bits.
+fn add_over_ranks(
+    residual: &mut [f32],
+    partial: &mut Vec<f32>,
+    comm: &mut dyn Comm,
+    add: impl FnOnce(&mut [f32]),
+) -> Result<(), CommError> {
+    if comm.world() == 1 {
+        add(residual);
+        return Ok(());
+    }
+    partial.clear();
+    partial.resize(residual.len(), 0.0);
+    add(partial);
+    comm.all_reduce(partial)?;
+    residual.iter_mut().zip(&*partial).for_each(|(sum, x)| *sum += x);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::*;
+use crate::cpu::shard::Shard;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -33,6 +34,7 @@ impl Workspace {
             &mut a.projected,
             &mut a.attended,
             &mut a.logits,
+            &mut a.partial,
         ] {
             buffer.fill(f32::NAN);
         }
@@ -66,7 +68,7 @@ fn decode_with(
     for step in 0..10 {
         let segment = Segment { first_row: 0, rows: tokens.len() - start, start, blocks: &blocks };
         let last = segment.rows - 1;
-        let logits = model.forward(&mut workspace, &tokens[start..], &[segment], &[last]).to_vec();
+        let logits = model.forward(&mut workspace, &tokens[start..], &[segment], &[last]).unwrap().to_vec();
         start = tokens.len();
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
         tokens.push(best as u32);
@@ -88,7 +90,7 @@ fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
     let all_absorb = decode(&mut model(DecodePath::MqaAbsorb), false);
     let all_gqa = decode(&mut model(DecodePath::Gqa), false);
     let mut changing = model(DecodePath::MqaAbsorb);
-    changing.make_expandable(&checkpoint).unwrap();
+    changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
     assert_eq!(changing.largest_kv_elements_per_token(), 3 * (2 * (16 + 16) + 16));
     let steps = decode_with(&mut changing, CacheFormat::F32, |model, workspace, step| {
         if step == 4 {

@@ -9,9 +9,9 @@ use gqla_kernels::{
     ops::{Rope, RopeStyle},
 };
 use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
-use gqla_weights::{AttentionConfig, Checkpoint, ModelConfig};
+use gqla_weights::{AttentionConfig, ModelConfig};
 
-use super::{LoadError, Model, Weights, draft::DraftLayer, model::RotaryHeads};
+use super::{LoadError, Model, Weights, draft::DraftLayer, model::RotaryHeads, shard::Shard};
 use layer::Source;
 use numbers::Numbers;
 
@@ -24,7 +24,7 @@ enum Kind {
 
 /// Builds a model; refuses what this backend does not implement.
 pub(super) fn model(
-    checkpoint: &Checkpoint,
+    checkpoint: &Shard<'_>,
     path: Option<DecodePath>,
     weights: Weights,
     pool: Pool,
@@ -51,11 +51,13 @@ pub(super) fn model(
             Kind::Latent { path, .. } => Some(path),
         },
         context: config.max_position_embeddings,
+        vocabulary: checkpoint.vocabulary(),
+        vocab_size: checkpoint.whole_vocabulary(),
     })
 }
 
 /// The first prediction layer, to go along `path`.
-pub(super) fn draft(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result<DraftLayer, LoadError> {
+pub(super) fn draft(checkpoint: &Shard<'_>, path: Option<DecodePath>) -> Result<DraftLayer, LoadError> {
     let config = checkpoint.config();
     if config.num_nextn_predict_layers == 0 {
         return Err(LoadError::NoDraftLayer);
@@ -72,7 +74,7 @@ pub(super) fn draft(checkpoint: &Checkpoint, path: Option<DecodePath>) -> Result
 }
 
 /// The GQA path's attention of one layer of a converted model.
-pub(super) fn per_group(checkpoint: &Checkpoint, layer: usize) -> Result<PerGroup, LoadError> {
+pub(super) fn per_group(checkpoint: &Shard<'_>, layer: usize) -> Result<PerGroup, LoadError> {
     let AttentionConfig::Latent { shape, .. } = checkpoint.config().attention else {
         return Err(LoadError::NotExpandable);
     };
@@ -136,7 +138,7 @@ fn dims(shape: &AttentionShape) -> [usize; 4] {
 }
 
 fn matrix_of(
-    checkpoint: &Checkpoint,
+    checkpoint: &Shard<'_>,
     weights: Weights,
     name: &'static str,
     [outputs, inputs]: [usize; 2],

@@ -3,7 +3,11 @@
 //!
 //! A latent model decodes along either path; the paths are two implementations of
 //! [`Attention`](gqla_kernels::attention::Attention) over one set of weights. A plain model has one path.
+//!
+//! A model may be divided over tensor-parallel ranks: a `shard` is what one rank loads, `ranks` are the threads that step
+//! together, `comm` is how they add up what each computed.
 
+mod comm;
 mod draft;
 mod engine;
 mod error;
@@ -13,8 +17,11 @@ mod load;
 pub(crate) mod memory;
 mod model;
 mod projection;
+mod ranks;
+mod shard;
 mod weights;
 
+pub use comm::CommError;
 pub use engine::{CpuEngine, CpuEngineConfig, NotExpandable};
 pub use error::LoadError;
 pub use gqla_kernels::attention::CacheFormat;

@@ -1,5 +1,7 @@
 //! A loaded model: weights, and nothing that a sequence leaves behind.
 
+use std::ops::Range;
+
 use gqla_kernels::{
     Matrix, Pool,
     attention::{Attention, BLOCK_TOKENS, CacheFormat, PerGroup, Segment},
@@ -9,8 +11,8 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, Weights, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
-    projection::Projection,
+    CommError, LoadError, Weights, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
+    projection::Projection, shard::Shard,
 };
 
 /// Tokens [`Model::logits`] computes at a time.
@@ -52,6 +54,9 @@ pub struct Model {
     pub(super) rotary: Vec<RotaryHeads>,
     pub(super) path: Option<DecodePath>,
     pub(super) context: usize,
+    /// Rows of the whole embedding that `embedding` and `head` have.
+    pub(super) vocabulary: Range<usize>,
+    pub(super) vocab_size: usize,
 }
 
 impl Model {
@@ -77,7 +82,17 @@ impl Model {
         threads: Option<usize>,
         weights: Weights,
     ) -> Result<Self, LoadError> {
-        load::model(checkpoint, path, weights, Pool::new(threads)?)
+        Self::load_shard(&Shard::whole(checkpoint), path, weights, Pool::new(threads)?)
+    }
+
+    /// Loads one rank's part of a checkpoint.
+    pub(super) fn load_shard(
+        shard: &Shard<'_>,
+        path: Option<DecodePath>,
+        weights: Weights,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
+        load::model(shard, path, weights, pool)
     }
 
     /// The decode path; `None` for a plain model.
@@ -87,7 +102,7 @@ impl Model {
 
     /// Rows of the embedding.
     pub fn vocab_size(&self) -> usize {
-        self.embedding.outputs()
+        self.vocab_size
     }
 
     /// Longest sequence, in tokens.
@@ -137,17 +152,19 @@ impl Model {
         });
         let feed_forward = widest(&|layer| layer.feed_forward.scratch_elements());
         let draft = if self.draft.is_some() { 3 * hidden } else { 0 };
-        let per_row = 2 * hidden + attention + feed_forward + draft;
+        // A rank's part of a sum, and the two places where the others find it.
+        let exchange = if self.vocabulary.len() < self.vocab_size { 3 * hidden } else { 0 };
+        let per_row = 2 * hidden + attention + feed_forward + draft + exchange;
         (rows * per_row + wanted * self.vocab_size()) * size_of::<f32>()
     }
 
     /// Prepares an absorbing model to change to the GQA path.
-    pub(super) fn make_expandable(&mut self, checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    pub(super) fn make_expandable(&mut self, shard: &Shard<'_>) -> Result<(), LoadError> {
         if self.path != Some(DecodePath::MqaAbsorb) {
             return Err(LoadError::NotExpandable);
         }
         for (index, layer) in self.all_layers_mut().enumerate() {
-            layer.expanded = Some(load::per_group(checkpoint, index)?);
+            layer.expanded = Some(load::per_group(shard, index)?);
         }
         Ok(())
     }
@@ -162,7 +179,7 @@ impl Model {
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
             let wanted: Vec<usize> = (0..chunk.len()).collect();
-            logits.extend_from_slice(self.forward(&mut workspace, chunk, &[segment], &wanted));
+            logits.extend_from_slice(self.forward(&mut workspace, chunk, &[segment], &wanted)?);
         }
         Ok(logits)
     }
@@ -182,6 +199,9 @@ impl Model {
 /// Why a sequence has no logits.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogitsError {
+    /// The model is a part of one, and another part is gone.
+    #[error(transparent)]
+    Comm(#[from] CommError),
     /// Longer than the model's context.
     #[error("{tokens} tokens exceed the model's context of {context}")]
     TooLong {

@@ -10,7 +10,8 @@ pub enum Weights {
     #[default]
     Stored,
     /// Rounded to int8 with one scale per output when the model is loaded: half the memory of bf16, and half of what a
-    /// decoding step reads. Activations stay f32.
+    /// decoding step reads. Activations stay f32. A tensor-parallel rank rounds its own part: where a matrix is cut by its
+    /// columns, every rank has a scale per output of its columns alone.
     Int8,
 }
 

@@ -12,7 +12,7 @@ use half::bf16;
 
 use super::{CudaLoadError, CudaModel, forward::Workspace};
 use crate::{
-    Engine, EngineInfo, EngineStats, Request, SubmitError,
+    Engine, EngineInfo, EngineStats, RankInfo, Request, SubmitError,
     blocks::BlockCopy,
     cpu::{
         CacheMemory,
@@ -123,6 +123,7 @@ fn plan_cache(
         num_blocks,
         kv_elements_per_token_layer: model.kv_elements_per_token_layer(),
         kv_bytes_per_token,
+        ranks: vec![RankInfo { weight_bytes: model.parameters.stored_bytes, kv_bytes_per_token }],
         vocab_size: model.vocab_size(),
         instruction_set: "cuda",
     })

@@ -1,5 +1,7 @@
 //! From a checkpoint's tensors to weights on a device.
 
+use std::cell::Cell;
+
 use gqla_kernels::device::{Buffer, DecodeShape, Device, DeviceError, Norm, Weights};
 use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
@@ -40,7 +42,8 @@ pub(super) fn parameters(
     path: DecodePath,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
-    let source = Source { checkpoint, config, device, shape: DecodeShape::of(attention), attention };
+    let shape = DecodeShape::of(attention);
+    let source = Source { checkpoint, config, device, shape, attention, bytes_read: Cell::new(0) };
     let layers =
         (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
     let head = |name: &str| source.matrix(&[(name, config.vocab_size)], config.hidden_size);
@@ -50,6 +53,7 @@ pub(super) fn parameters(
         layers,
         norm: source.norm("model.norm.weight", config.hidden_size, config.rms_norm_eps)?,
         turns: turns(device, attention.qk_rope_head_dim as usize, config)?,
+        stored_bytes: source.bytes_read.get(),
     })
 }
 
@@ -69,11 +73,14 @@ struct Source<'a> {
     device: &'a Device,
     attention: &'a AttentionShape,
     shape: DecodeShape,
+    bytes_read: Cell<u64>,
 }
 
 impl<'a> Source<'a> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
-        Ok(self.checkpoint.tensor(name)?.expect_shape(shape)?)
+        let tensor = self.checkpoint.tensor(name)?.expect_shape(shape)?;
+        self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
+        Ok(tensor)
     }
 
     fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm, CudaLoadError> {

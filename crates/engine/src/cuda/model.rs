@@ -49,6 +49,8 @@ pub(super) struct Parameters {
     pub norm: Norm,
     /// `[positions, d_rope / 2, 2]`, cosine and sine.
     pub turns: Buffer<f32>,
+    /// Bytes of the checkpoint's tensors, as the files store them.
+    pub stored_bytes: u64,
 }
 
 /// A converted LLaMA-family model on a GPU, on one decode path.

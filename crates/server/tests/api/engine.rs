@@ -11,8 +11,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, Request, SamplingParams, SpeculationStats,
-    SubmitError, TokenLogprob,
+    Constraint, Engine, EngineInfo, EngineStats, Event, Finish, RankInfo, Request, SamplingParams,
+    SpeculationStats, SubmitError, TokenLogprob,
 };
 use gqla_model::DecodePath;
 
@@ -70,6 +70,7 @@ impl ScriptedEngine {
             num_blocks: 8,
             kv_elements_per_token_layer: 10,
             kv_bytes_per_token: 20,
+            ranks: vec![RankInfo { weight_bytes: 30, kv_bytes_per_token: 20 }],
             vocab_size: VOCABULARY,
             instruction_set: "none",
         };

@@ -41,6 +41,8 @@ async fn counters_are_the_sum_of_the_clients_usage() {
         format!(r#"vllm:inter_token_latency_seconds_count{{engine="0",model_name="m"}} {}"#, completion - 6),
         r#"gqla_decode_path{engine="0",model_name="m",path="mqa_absorb",reason="requested"} 1"#.to_owned(),
         r#"gqla_kv_bytes_per_token{engine="0",model_name="m",path="mqa_absorb"} 20"#.to_owned(),
+        r#"gqla_rank_weight_bytes{engine="0",model_name="m",rank="0"} 30"#.to_owned(),
+        r#"gqla_rank_kv_bytes_per_token{engine="0",model_name="m",rank="0"} 20"#.to_owned(),
         r#"gqla_weights_load_seconds{engine="0",model_name="m"} 2"#.to_owned(),
         r#"vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25"#.to_owned(),
         r#"vllm:num_requests_waiting{engine="0",model_name="m"} 0"#.to_owned(),

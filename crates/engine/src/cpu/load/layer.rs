@@ -5,20 +5,21 @@ use gqla_kernels::{
     attention::{Absorb, Attention, PerGroup, Plain, UpProjection},
 };
 use gqla_model::{AttentionShape, DecodePath, ExpertShape, RopeScaling};
-use gqla_weights::{Checkpoint, FeedForward as Block, Routing, Tensor};
+use gqla_weights::{FeedForward as Block, Routing, Tensor};
 
 use super::{Kind, LoadError, Numbers, dims};
 use crate::cpu::{
     feed_forward::{FeedForward, Mixture, Mlp},
     model::Layer,
     projection::{FactoredQuery, Projection},
+    shard::Shard,
     weights::Weights,
 };
 
 /// One layer of a checkpoint.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
-    pub checkpoint: &'a Checkpoint,
+    pub checkpoint: &'a Shard<'a>,
     /// What its matrices become.
     pub weights: Weights,
     pub layer: usize,
