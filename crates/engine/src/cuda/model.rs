@@ -147,7 +147,10 @@ fn decode(
     let pages = context.div_ceil(BLOCK_TOKENS);
     let pages_per_split = pages.div_ceil(MOST_SPLITS).max(LEAST_PAGES_PER_SPLIT);
     let loaded = kernels(device, images, &shape.program(plan.path))?;
-    Ok(Decode::new(&loaded, shape, plan, pages_per_split)?)
+    let decode = Decode::new(&loaded, shape, plan, pages_per_split)?;
+    let error = decode.self_test(device)?;
+    tracing::info!(kernel = plan.decode, error, "the device attends as the float64 reference does");
+    Ok(decode)
 }
 
 fn kernels(device: &Device, images: &Images, program: &Program) -> Result<Loaded, CudaLoadError> {

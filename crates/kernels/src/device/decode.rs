@@ -162,6 +162,18 @@ impl Decode {
         Ok(Self { shape, plan, pages_per_split: pages_per_split.max(1), decode, merge })
     }
 
+    pub(super) fn shape(&self) -> &DecodeShape {
+        &self.shape
+    }
+
+    pub(super) fn path(&self) -> DecodePath {
+        self.plan.path
+    }
+
+    pub(super) fn kernel(&self) -> &'static str {
+        self.plan.decode
+    }
+
     /// Splits of the longest sequence.
     fn splits(&self, longest: usize) -> usize {
         longest.div_ceil(BLOCK_TOKENS).div_ceil(self.pages_per_split)

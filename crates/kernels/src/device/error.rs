@@ -5,7 +5,7 @@ use cudarc::driver::DriverError;
 use super::NoKernel;
 
 /// Why a device cannot do what was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum DeviceError {
     /// There is no driver.
     #[error(
@@ -52,6 +52,21 @@ pub enum DeviceError {
         device: String,
         /// One reason for each step.
         refusals: Vec<String>,
+    },
+    /// The device computes something else than the reference.
+    #[error(
+        "`{kernel}` on {device} is off by {error:.1e} from the float64 reference, expected at most {bound:.0e}: the model is \
+         not served; use the CPU and report this with `nvidia-smi -q`"
+    )]
+    SelfTest {
+        /// The kernel.
+        kernel: &'static str,
+        /// The device's name.
+        device: String,
+        /// Relative root mean square error.
+        error: f64,
+        /// What would pass.
+        bound: f64,
     },
     /// No kernel fits.
     #[error(transparent)]

@@ -20,6 +20,7 @@ mod nvrtc;
 mod plan;
 mod program;
 mod rows;
+mod self_test;
 mod tables;
 
 pub use decode::{Decode, DecodeCache, DecodeInputs};

@@ -1,11 +1,12 @@
 //! Decode along both paths: right, and with no more traffic than it takes.
 
+use gqla_kernels::device::DeviceError;
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use serde_json::json;
 
 use crate::{
     case::Case,
-    device::{Bench, error_of},
+    device::{Bench, error_of, program},
     on_stand_in,
 };
 
@@ -111,6 +112,22 @@ fn any_order_of_warps() {
             check_all(&cases(MqaAbsorb, LATENT, &[[20, 1]], 2..=3));
         });
     }
+}
+
+/// What an engine asks of a device first: it passes, and does not where values are not transposed.
+#[test]
+fn devices_are_tried_before_they_serve() {
+    on_stand_in("decode::devices_are_tried_before_they_serve", "own-first", 2, || {
+        for (path, heads, groups, dims) in [(Gqa, 10, 2, DEEPSEEK), (MqaAbsorb, 10, 1, LATENT)] {
+            let case = Case { path, heads, groups, dims, s_q: 1, lengths: vec![1], pages_per_split: 1 };
+            let error = Bench::of(&case).self_test(&case).unwrap();
+            assert!(error > 1e-4 && error <= MAX_ERROR, "{path}: {error:.2e}");
+            let right = program(&case);
+            let wrong = right.text().replace("load_matrices_transposed(value,", "load_matrices(value,");
+            let refused = Bench::new(1, &right.with_text(wrong)).self_test(&case).unwrap_err();
+            assert!(matches!(refused, DeviceError::SelfTest { .. }), "{refused}");
+        }
+    });
 }
 
 /// Sequences get the same bits alone and beside others.

@@ -44,6 +44,11 @@ impl Bench {
         Self::new(0, &program(case))
     }
 
+    pub fn self_test(&self, case: &Case) -> Result<f64, DeviceError> {
+        let decode = Decode::new(&self.loaded, case.shape(), case.plan(), case.pages_per_split)?;
+        decode.self_test(&self.device)
+    }
+
     /// Runs one step. Only what the sequences own is ever written: tokens beyond their end, pages of nobody and splits
     /// that are not there may not be read.
     pub fn run(&self, case: &Case) -> Outcome {
