@@ -152,7 +152,7 @@ fn files_that_hold_something_else_are_told() {
         (error("", NODES), "it is empty"),
         (
             error(&format!("{DEEPSEEK}---\nkind: GPUClass\nmetadata: {{name: a}}\n"), NODES),
-            "GPUClass a is malformed",
+            "the API server refuses GPUClass a: spec is missing",
         ),
     ];
     for (error, words) in cases {

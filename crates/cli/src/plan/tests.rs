@@ -205,7 +205,7 @@ fn a_gpu_class_overrides_and_extends_the_catalogue() {
 #[test]
 fn a_cache_is_counted_as_it_is_stored() {
     let bytes = |line: &str| {
-        let plan = json(&format!("--model llama-3-8b-gqla --tp 1 --path mqa-absorb --s-q 1 {line}"));
+        let plan = json(&format!("--model deepseek-attention --tp 1 --path mqa-absorb --s-q 1 {line}"));
         plan["chosen"]["bytes_per_token_layer"].as_u64().unwrap()
     };
     for (line, expected) in [
