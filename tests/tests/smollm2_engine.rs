@@ -1,7 +1,7 @@
 //! The published SmolLM2-135M-Instruct on the CPU engine against independent figures.
 //!
-//! `GQLA_TEST_MODEL_DIR` names the directory of the Q4_1 GGUF file; without it the tests fail, because passing would
-//! claim something nobody checked.
+//! `GQLA_TEST_MODEL_DIR` names the directory of the Q4_1 GGUF file, `GQLA_TEST_GQLA_DIR` that of its conversion; without
+//! them the tests fail, because passing would claim something nobody checked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
@@ -9,13 +9,14 @@ use std::{
     env, fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::mpsc::channel,
+    sync::mpsc::{Receiver, channel},
 };
 
 use gqla_engine::{
     Checkpoint, Engine, Event, Request, SamplingParams, Sink,
-    cpu::{CpuEngine, CpuEngineConfig, Model},
+    cpu::{CpuEngine, CpuEngineConfig, InstructionSet, Model, Precision, Products, Weights, bf16_unit},
 };
+use gqla_model::DecodePath;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -40,32 +41,34 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
+fn submit(engine: &CpuEngine, prompt: Vec<u32>) -> Receiver<Event> {
+    let (sender, events) = channel();
+    let sink: Sink = Box::new(move |event| {
+        let _ = sender.send(event);
+        ControlFlow::Continue(())
+    });
+    let sampling = SamplingParams { max_tokens: 40, ..SamplingParams::default() };
+    engine.submit(Request::new(prompt, sampling, sink)).unwrap();
+    events
+}
+
+fn collect(events: &Receiver<Event>) -> Vec<u32> {
+    let tokens = events.iter().map_while(|event| match event {
+        Event::Token { id, .. } => Some(id),
+        Event::Finished(_) => None,
+    });
+    tokens.collect()
+}
+
 #[test]
 fn greedy_texts_are_those_of_exact_dequantisation() {
     let engine = CpuEngine::start(&checkpoint(), CpuEngineConfig::default()).unwrap();
     let golden = golden();
     let cases = golden["greedy_f32dequant"].as_array().unwrap();
     assert_eq!(cases.len(), 5);
-    let running: Vec<_> = cases
-        .iter()
-        .map(|case| {
-            let (sender, events) = channel();
-            let sink: Sink = Box::new(move |event| {
-                let _ = sender.send(event);
-                ControlFlow::Continue(())
-            });
-            let sampling = SamplingParams { max_tokens: 40, ..SamplingParams::default() };
-            let prompt = ids(&case["prompt_ids"]);
-            engine.submit(Request::new(prompt, sampling, sink)).unwrap();
-            events
-        })
-        .collect();
+    let running: Vec<_> = cases.iter().map(|case| submit(&engine, ids(&case["prompt_ids"]))).collect();
     for (case, events) in cases.iter().zip(running) {
-        let tokens = events.iter().map_while(|event| match event {
-            Event::Token { id, .. } => Some(id),
-            Event::Finished(_) => None,
-        });
-        assert_eq!(tokens.collect::<Vec<_>>(), ids(&case["greedy40"]), "{}", case["prompt"]);
+        assert_eq!(collect(&events), ids(&case["greedy40"]), "{}", case["prompt"]);
     }
 }
 
@@ -109,5 +112,46 @@ fn every_third_window_has_the_golden_loss() {
         let loss = losses.sum::<f64>() / 511.0;
         let expected = expected[window].as_f64().unwrap();
         assert!((loss - expected).abs() < 1e-4, "window {window}: {loss} {expected}");
+    }
+}
+
+/// The conversion, whose weights are bf16.
+fn converted() -> Checkpoint {
+    let dir = env::var("GQLA_TEST_GQLA_DIR")
+        .expect("GQLA_TEST_GQLA_DIR is not set: it must name the converted model");
+    Checkpoint::open(Path::new(&dir)).unwrap()
+}
+
+const ROUNDED: Precision = Precision { weights: Weights::Stored, products: Products::Bf16 };
+
+#[test]
+fn bf16_products_compute_the_same_bits_alone_and_among_others() {
+    let config = CpuEngineConfig { precision: ROUNDED, ..CpuEngineConfig::default() };
+    let engine = CpuEngine::start(&converted(), config).unwrap();
+    assert_eq!(engine.info().instruction_set, bf16_unit().unwrap_or_else(|| InstructionSet::in_use().name()));
+    let golden = golden();
+    let prompts: Vec<_> =
+        golden["greedy_f32dequant"].as_array().unwrap().iter().map(|case| ids(&case["prompt_ids"])).collect();
+    let together: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt.clone())).collect();
+    let together: Vec<_> = together.iter().map(collect).collect();
+    let alone = prompts.iter().map(|prompt| collect(&submit(&engine, prompt.clone())));
+    assert_eq!(alone.collect::<Vec<_>>(), together);
+}
+
+/// Rounded activations move logits where there is a unit that rounds them, and little.
+#[test]
+fn logits_of_bf16_products_stay_near_those_of_f32() {
+    let checkpoint = converted();
+    let ids: Vec<u32> = (0..70).map(|i| 1000 + 37 * i).collect();
+    for path in [DecodePath::Gqa, DecodePath::MqaAbsorb] {
+        let logits = |precision| {
+            let model = Model::load_as(&checkpoint, Some(path), None, precision).unwrap();
+            model.logits(&ids).unwrap()
+        };
+        let (exact, rounded) = (logits(Precision::default()), logits(ROUNDED));
+        let largest = exact.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let error = exact.iter().zip(&rounded).fold(0.0f32, |max, (a, b)| max.max((a - b).abs())) / largest;
+        let expected = if bf16_unit().is_some() { 1e-4..5e-2 } else { 0.0..f32::MIN_POSITIVE };
+        assert!(expected.contains(&error), "{path:?} {:?}: {error:e}", bf16_unit());
     }
 }

@@ -1,7 +1,7 @@
 //! What this machine reaches, one JSON object a call: the roof, one layer's attention, or a model's tokens per second.
 //!
 //! `cargo run --release -p gqla-engine --example rates -- ACTION [name=value …]`, where ACTION is
-//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 cache=f32|bf16
+//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 products=f32|bf16 cache=f32|bf16
 //! prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
 
 use std::{
@@ -16,7 +16,8 @@ use std::{
 use gqla_engine::{
     Checkpoint, Engine, Event, Request, SamplingParams, Sink,
     cpu::{
-        CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, InstructionSet, Pool, WeightFormat, Weights,
+        CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, InstructionSet, Pool, Precision, Products,
+        WeightFormat, Weights,
         measure::{AttentionCase, AttentionTimer, dot_rate, multiply_rate, read_rate},
     },
 };
@@ -134,9 +135,15 @@ fn model(path: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
             Some(&"bf16") => CacheFormat::Bf16,
             _ => CacheFormat::F32,
         },
-        weights: match settings.0.get("weights") {
-            Some(&"int8") => Weights::Int8,
-            _ => Weights::Stored,
+        precision: Precision {
+            weights: match settings.0.get("weights") {
+                Some(&"int8") => Weights::Int8,
+                _ => Weights::Stored,
+            },
+            products: match settings.0.get("products") {
+                Some(&"bf16") => Products::Bf16,
+                _ => Products::F32,
+            },
         },
         threads: Some(settings.get("threads", 2)?),
         ..CpuEngineConfig::default()

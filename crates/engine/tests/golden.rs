@@ -8,12 +8,17 @@ use std::{iter::once, sync::mpsc::channel};
 
 use gqla_engine::{
     Checkpoint, Engine, Event,
-    cpu::{CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, LoadError, Model, NotExpandable, Weights},
+    cpu::{
+        CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, LoadError, Model, NotExpandable, Precision,
+        Products, Weights,
+    },
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use support::{
     Golden, collect, config, fixture, ids, relative_error, start, submit, submit_salted, submit_to,
 };
+
+const INT8: Precision = Precision { weights: Weights::Int8, products: Products::F32 };
 
 const CASES: [(&str, Option<DecodePath>); 8] = [
     ("llama_a/llama_gqla_a", Some(Gqa)),
@@ -46,7 +51,7 @@ fn int8_weights_stay_near_the_golden_logits() {
     for (name, path) in CASES.into_iter().filter(|(name, _)| name.starts_with("llama_a")) {
         let golden = Golden::open(name);
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
-        let model = Model::load_as(&checkpoint, path, Some(2), Weights::Int8).unwrap();
+        let model = Model::load_as(&checkpoint, path, Some(2), INT8).unwrap();
         for i in 0..3 {
             let logits = model.logits(&golden.ids(&format!("ids_{i}"))).unwrap();
             let error = relative_error(&logits, &golden.floats(&format!("logits_{i}")));
@@ -58,7 +63,7 @@ fn int8_weights_stay_near_the_golden_logits() {
 #[test]
 fn int8_weights_compute_the_same_bits_alone_and_among_others() {
     for (name, path) in CASES {
-        let engine = start(name, CpuEngineConfig { weights: Weights::Int8, ..config(path) });
+        let engine = start(name, CpuEngineConfig { precision: INT8, ..config(path) });
         let prompts: Vec<Vec<u32>> = [5, 70, 131].iter().map(|len| (0..*len).collect()).collect();
         let submit = |(i, prompt): (usize, &Vec<u32>)| submit(&engine, prompt, 0.9, i as u64);
         let alone: Vec<_> = prompts.iter().enumerate().map(|item| collect(&submit(item))).collect();

@@ -333,7 +333,7 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
 
 /// Stores a vector of which `left` lanes are wanted.
 #[inline(always)]
-unsafe fn finish<S: Simd>(y: *mut f32, sum: S::V, left: usize, accumulate: bool) {
+pub(crate) unsafe fn finish<S: Simd>(y: *mut f32, sum: S::V, left: usize, accumulate: bool) {
     // SAFETY: `left` numbers may be written, the caller's contract.
     unsafe {
         let one = S::splat(1.0);

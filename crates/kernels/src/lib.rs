@@ -1,7 +1,7 @@
 //! CPU and CUDA kernels of both decode paths and the references they are held to.
 //!
 //! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32, or are rounded to
-//! int8. The map:
+//! int8. Where a processor multiplies bf16, a matrix may be told to round its inputs to bf16. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
 //! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
 //! [`device`] runs the CUDA kernels of the folder `cuda`.
@@ -13,6 +13,7 @@
 //! functions are safe and check lengths.
 
 pub mod attention;
+mod bf16;
 pub mod device;
 mod gemm;
 mod math;
@@ -26,6 +27,7 @@ pub mod reference;
 mod shared;
 mod simd;
 
+pub use bf16::bf16_unit;
 pub use matrix::{Matrix, MatrixError, WeightFormat, WeightRows};
 pub use mixture::multiply_runs;
 pub use pool::Pool;

@@ -7,6 +7,7 @@
 use std::{ops::Range, ptr::null};
 
 use crate::{
+    bf16::{Bf16Unit, INPUTS, Inputs, PairTask, Rounded},
     gemm::{Element, PANEL, PanelTask, RowMap, TASK_OUTPUTS, run_panel_task},
     memory::Lines,
     pool::Pool,
@@ -91,7 +92,15 @@ pub enum WeightFormat {
 enum Panels {
     F32(Lines<f32>),
     Bf16(Lines<u16>),
-    Int8 { numbers: Lines<i8>, scales: Lines<f32> },
+    /// Inputs two by two, for a unit that multiplies pairs.
+    Bf16Pairs {
+        numbers: Lines<u16>,
+        unit: Bf16Unit,
+    },
+    Int8 {
+        numbers: Lines<i8>,
+        scales: Lines<f32>,
+    },
 }
 
 /// A weight matrix `[out, in]`, packed for `y = x Wᵀ`.
@@ -134,6 +143,25 @@ impl Matrix {
         Ok(Self { panels: Panels::Int8 { numbers, scales }, outputs: rows.len(), inputs })
     }
 
+    /// As [`Self::stack`]. Where all parts are bf16 and this machine multiplies bf16 (see [`crate::bf16_unit`]), products
+    /// round their inputs to bf16 too; sums stay f32.
+    pub fn stack_rounding_inputs(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
+        match Bf16Unit::in_use() {
+            Some(unit) => Self::stack_for(unit, parts, inputs),
+            None => Self::stack(parts, inputs),
+        }
+    }
+
+    fn stack_for(unit: Bf16Unit, parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
+        let all_bf16 = parts.iter().all(|part| matches!(part, WeightRows::Bf16(_)));
+        if !all_bf16 || !inputs.is_multiple_of(INPUTS) {
+            return Self::stack(parts, inputs);
+        }
+        let rows = rows_of(parts, inputs)?;
+        let numbers = interleave_by::<u16, _>(2, &rows, inputs, |(part, start), i| part.bf16_bits(start + i));
+        Ok(Self { panels: Panels::Bf16Pairs { numbers, unit }, outputs: rows.len(), inputs })
+    }
+
     /// A matrix whose weights are all 1, for timing.
     pub(crate) fn ones(outputs: usize, inputs: usize, format: WeightFormat) -> Self {
         let numbers = outputs.div_ceil(PANEL) * inputs * PANEL;
@@ -152,7 +180,7 @@ impl Matrix {
     pub fn format(&self) -> WeightFormat {
         match self.panels {
             Panels::F32(_) => WeightFormat::F32,
-            Panels::Bf16(_) => WeightFormat::Bf16,
+            Panels::Bf16(_) | Panels::Bf16Pairs { .. } => WeightFormat::Bf16,
             Panels::Int8 { .. } => WeightFormat::Int8,
         }
     }
@@ -161,7 +189,7 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(numbers) => size_of_val::<[f32]>(numbers),
-            Panels::Bf16(numbers) => size_of_val::<[u16]>(numbers),
+            Panels::Bf16(numbers) | Panels::Bf16Pairs { numbers, .. } => size_of_val::<[u16]>(numbers),
             Panels::Int8 { numbers, scales } => size_of_val::<[i8]>(numbers) + size_of_val::<[f32]>(scales),
         }
     }
@@ -183,11 +211,18 @@ impl Matrix {
             "row {output} of {} outputs",
             self.outputs
         );
-        let start = output / PANEL * PANEL * self.inputs + output % PANEL;
+        let (panel, lane) = (output / PANEL * PANEL * self.inputs, output % PANEL);
         match &self.panels {
-            Panels::F32(numbers) => gather(&numbers[start..], 1.0, row),
-            Panels::Bf16(numbers) => gather(&numbers[start..], 1.0, row),
-            Panels::Int8 { numbers, scales } => gather(&numbers[start..], scales[output], row),
+            Panels::F32(numbers) => gather(&numbers[panel..], lane, 1.0, row),
+            Panels::Bf16(numbers) => gather(&numbers[panel..], lane, 1.0, row),
+            Panels::Bf16Pairs { numbers, .. } => {
+                let pairs = numbers[panel..].chunks_exact(2 * PANEL);
+                for (x, pairs) in row.chunks_exact_mut(2).zip(pairs) {
+                    gather(&pairs[lane..], lane, 1.0, &mut x[..1]);
+                    gather(&pairs[lane..], lane + 1, 1.0, &mut x[1..]);
+                }
+            }
+            Panels::Int8 { numbers, scales } => gather(&numbers[panel..], lane, scales[output], row),
         }
     }
 
@@ -222,11 +257,23 @@ impl Matrix {
     }
 
     /// # Safety
-    /// As [`multiply_each_on`], and no other thread may compute these outputs.
-    unsafe fn run_task(&self, isa: Isa, outputs: Range<usize>, operands: &Operands) {
-        // SAFETY: the caller's contract; scales fill whole panels.
+    /// As [`multiply_each_on`], and no other thread may compute these outputs. `rounded` are the rows of inputs where
+    /// the matrix wants them rounded.
+    unsafe fn run_task(&self, isa: Isa, outputs: Range<usize>, operands: &Operands, rounded: *const u16) {
+        // SAFETY: the caller's contract; scales fill whole panels, and a unit was found on this machine.
         unsafe {
             match &self.panels {
+                Panels::Bf16Pairs { numbers, unit } => PairTask {
+                    panels: numbers.as_ptr().add(outputs.start * self.inputs),
+                    outputs: outputs.len(),
+                    k: self.inputs,
+                    x: rounded,
+                    rows: operands.rows,
+                    y: operands.y.add(outputs.start),
+                    y_rows: operands.y_rows,
+                    accumulate: operands.accumulate,
+                }
+                .run(*unit),
                 Panels::F32(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
                 Panels::Bf16(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
                 Panels::Int8 { numbers, scales } => {
@@ -235,6 +282,12 @@ impl Matrix {
                 }
             }
         }
+    }
+
+    /// What a product has to round: nothing where the matrix takes inputs as they are.
+    fn inputs_to_round(&self, operands: &Operands) -> Inputs {
+        let rows = if matches!(self.panels, Panels::Bf16Pairs { .. }) { operands.rows } else { 0 };
+        Inputs { x: operands.x, x_rows: operands.x_rows, rows, k: self.inputs }
     }
 
     unsafe fn run_panels<E: Element>(
@@ -278,10 +331,22 @@ fn rows_of<'a, 'w>(
 
 /// Puts sixteen rows beside each other: `[row / 16][input][16]`.
 fn interleave<E: Element, Row: Copy>(rows: &[Row], inputs: usize, get: impl Fn(Row, usize) -> E) -> Lines<E> {
+    interleave_by(1, rows, inputs, get)
+}
+
+/// The same with `together` inputs of a row beside each other: `[row / 16][input / together][16][together]`.
+fn interleave_by<E: Element, Row: Copy>(
+    together: usize,
+    rows: &[Row],
+    inputs: usize,
+    get: impl Fn(Row, usize) -> E,
+) -> Lines<E> {
     let mut numbers = Lines::shared(rows.len().div_ceil(PANEL) * inputs * PANEL);
     for (panel, rows) in numbers.chunks_exact_mut(inputs * PANEL).zip(rows.chunks(PANEL)) {
         for (lane, row) in rows.iter().enumerate() {
-            let places = panel[lane..].iter_mut().step_by(PANEL);
+            let places = panel
+                .chunks_exact_mut(together * PANEL)
+                .flat_map(|step| step[lane * together..].iter_mut().take(together));
             places.enumerate().for_each(|(i, place)| *place = get(*row, i));
         }
     }
@@ -295,8 +360,9 @@ fn filled<E: Element>(len: usize, number: E) -> Lines<E> {
 }
 
 /// One lane of panels, scaled.
-fn gather<E: Element>(panels: &[E], scale: f32, row: &mut [f32]) {
-    row.iter_mut().zip(panels.iter().step_by(PANEL)).for_each(|(x, number)| *x = number.to_f32() * scale);
+fn gather<E: Element>(panels: &[E], lane: usize, scale: f32, row: &mut [f32]) {
+    let numbers = panels[lane..].iter().step_by(PANEL);
+    row.iter_mut().zip(numbers).for_each(|(x, number)| *x = number.to_f32() * scale);
 }
 
 /// Outputs of a task: half as many where whole tasks are so few that a thread would wait long for the last one.
@@ -335,12 +401,21 @@ unsafe fn multiply_each_on(isa: Isa, pool: &Pool, products: &[(&Matrix, Operands
     debug_assert!(products.iter().all(|(matrix, _)| matrix.outputs == outputs));
     let width = task_outputs(products.len() * outputs.div_ceil(TASK_OUTPUTS), pool.threads());
     let tasks = outputs.div_ceil(width);
-    pool.run(products.len() * tasks, &|task| {
-        let (matrix, operands) = &products[task / tasks];
-        let first = task % tasks * width;
-        // SAFETY: every (product, task) runs once; the rest is the caller's contract.
-        unsafe { matrix.run_task(isa, first..outputs.min(first + width), operands) }
-    });
+    let run = |rounded: Option<&Rounded>| {
+        pool.run(products.len() * tasks, &|task| {
+            let (product, first) = (task / tasks, task % tasks * width);
+            let (matrix, operands) = &products[product];
+            let rounded = rounded.map_or(null(), |rounded| rounded.rows(product));
+            // SAFETY: every (product, task) runs once; the rest is the caller's contract.
+            unsafe { matrix.run_task(isa, first..outputs.min(first + width), operands, rounded) }
+        });
+    };
+    let inputs: Vec<_> = products.iter().map(|(matrix, operands)| matrix.inputs_to_round(operands)).collect();
+    if inputs.iter().all(|inputs| inputs.rows == 0) {
+        return run(None);
+    }
+    // SAFETY: a matrix has a unit where the machine has one; the caller vouches for every `x`.
+    unsafe { Rounded::with(pool, &inputs, |rounded| run(Some(rounded))) }
 }
 
 #[cfg(test)]
@@ -383,7 +458,7 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_in_any_batch() {
         let pool = Pool::new(Some(2)).unwrap();
-        let (outputs, inputs) = (200, 77);
+        let (outputs, inputs) = (200, 96);
         let w = noise(1, outputs * inputs);
         let bytes: Vec<u8> =
             w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
@@ -392,7 +467,11 @@ mod tests {
             Matrix::stack(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
             Matrix::stack_int8(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
         ];
-        for (matrix, rows) in matrices.iter().flat_map(|matrix| [9, 40].map(|rows| (matrix, rows))) {
+        let paired = |unit| Matrix::stack_for(unit, &[WeightRows::Bf16(&bytes)], inputs).unwrap();
+        let paired: Vec<_> = Bf16Unit::available().into_iter().map(paired).collect();
+        for (matrix, rows) in
+            matrices.iter().chain(&paired).flat_map(|matrix| [9, 40].map(|rows| (matrix, rows)))
+        {
             let x = noise(2, rows * inputs);
             let mut all = vec![0.0; rows * outputs];
             matrix.multiply(&pool, &x, &mut all);
@@ -400,6 +479,48 @@ mod tests {
                 let mut y = vec![0.0; outputs];
                 matrix.multiply(&pool, x, &mut y);
                 assert_eq!(y, expected, "{:?}", matrix.format());
+            }
+        }
+    }
+
+    /// An input is off by a 512th of itself at most, and so is each product.
+    #[test]
+    fn products_of_pairs_stay_within_their_bound_of_float64() {
+        let pool = Pool::new(Some(2)).unwrap();
+        for (outputs, inputs) in [(1, 32), (16, 64), (52, 96), (100, 320), (193, 576)] {
+            let w: Vec<f32> =
+                noise(5, outputs * inputs).iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+            let bytes: Vec<u8> =
+                w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
+            for unit in Bf16Unit::available() {
+                let matrix = Matrix::stack_for(unit, &[WeightRows::Bf16(&bytes)], inputs).unwrap();
+                assert!(matches!(matrix.panels, Panels::Bf16Pairs { .. }));
+                let mut row = vec![0.0; inputs];
+                matrix.read_row(outputs / 2, &mut row);
+                assert_eq!(row, w[outputs / 2 * inputs..][..inputs]);
+                for rows in [1, 5, 16, 17, 32, 33, 50, 64, 70] {
+                    let x = noise(6, rows * inputs);
+                    let mut y = vec![1.0; rows * outputs];
+                    matrix.multiply_add(&pool, &x, &mut y);
+                    for (i, (y, expected)) in y.iter().zip(product(&w, &x, inputs)).enumerate() {
+                        let (x, w) = (&x[i / outputs * inputs..], &w[i % outputs * inputs..]);
+                        let sizes = x.iter().zip(w).take(inputs).map(|(x, w)| f64::from((x * w).abs()));
+                        let bound = sizes.sum::<f64>() / 512.0 + 1e-4;
+                        let error = (f64::from(*y) - 1.0 - expected).abs();
+                        assert!(error <= bound, "{unit:?} {outputs}x{inputs} {rows}: {error} above {bound}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_unit_cannot_take_is_multiplied_as_it_is() {
+        let bytes = vec![0; 2 * 3 * 33];
+        for unit in Bf16Unit::available() {
+            for (part, inputs) in [(WeightRows::Bf16(&bytes), 33), (WeightRows::F32(&[0.0; 64]), 32)] {
+                let matrix = Matrix::stack_for(unit, &[part], inputs).unwrap();
+                assert!(matches!(matrix.panels, Panels::Bf16(_) | Panels::F32(_)));
             }
         }
     }

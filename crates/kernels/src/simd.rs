@@ -24,7 +24,7 @@ pub(crate) enum Isa {
 
 /// Names the instruction set to use where the machine has it, so that one machine can run what all machines will.
 /// Anything else is ignored.
-const OVERRIDE: &str = "GQLA_INSTRUCTION_SET";
+pub(crate) const OVERRIDE: &str = "GQLA_INSTRUCTION_SET";
 
 /// The instruction set in use, found once.
 pub(crate) fn isa() -> Isa {
@@ -53,7 +53,7 @@ fn detect() -> Vec<Isa> {
 }
 
 impl Isa {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512f",

@@ -136,7 +136,7 @@ fn start_engine(
             max_queued: config.limits.queued,
             kv_cache: config.kv_cache,
             kv_cache_format: config.kv_cache_format,
-            weights: config.weights,
+            precision: config.precision,
             expandable: false,
             speculation: config.speculation,
             threads: None,

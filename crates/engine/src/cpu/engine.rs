@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use gqla_kernels::{
-    attention::{BLOCK_TOKENS, CacheFormat},
-    instruction_set,
-};
+use gqla_kernels::attention::{BLOCK_TOKENS, CacheFormat};
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    LoadError, Weights,
+    LoadError, Precision,
     memory::{CacheMemory, Demand, blocks, free},
     ranks::{self, Part, Ranks},
 };
@@ -40,8 +37,8 @@ pub struct CpuEngineConfig {
     pub kv_cache: CacheMemory,
     /// What the cache's numbers are stored as.
     pub kv_cache_format: CacheFormat,
-    /// What its weights are kept as.
-    pub weights: Weights,
+    /// What its weights are kept as and multiplied with.
+    pub precision: Precision,
     /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
     /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
     pub expandable: bool,
@@ -65,7 +62,7 @@ impl Default for CpuEngineConfig {
             max_queued: 128,
             kv_cache: CacheMemory::Bytes(1 << 30),
             kv_cache_format: CacheFormat::CPU_DEFAULT,
-            weights: Weights::Stored,
+            precision: Precision::default(),
             expandable: false,
             speculation: None,
             threads: None,
@@ -180,7 +177,7 @@ fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, Lo
         kv_bytes_per_token: of_all(&kv_bytes),
         ranks: parts.iter().map(rank).collect(),
         vocab_size: model.vocab_size(),
-        instruction_set: instruction_set(),
+        instruction_set: config.precision.products.instruction_set(),
     })
 }
 

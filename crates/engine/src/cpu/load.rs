@@ -11,7 +11,7 @@ use gqla_kernels::{
 use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, ModelConfig};
 
-use super::{LoadError, Model, Weights, draft::DraftLayer, model::RotaryHeads, shard::Shard};
+use super::{LoadError, Model, Precision, draft::DraftLayer, model::RotaryHeads, shard::Shard};
 use layer::Source;
 use numbers::Numbers;
 
@@ -26,16 +26,16 @@ enum Kind {
 pub(super) fn model(
     checkpoint: &Shard<'_>,
     path: Option<DecodePath>,
-    weights: Weights,
+    precision: Precision,
     pool: Pool,
 ) -> Result<Model, LoadError> {
     let config = checkpoint.config();
     let kind = Kind::of(config, path)?;
     let (rope, rotary) = kind.rotary(config);
     let layers = (0..config.num_hidden_layers)
-        .map(|layer| Source { checkpoint, weights, layer }.layer(kind))
+        .map(|layer| Source { checkpoint, precision, layer }.layer(kind))
         .collect::<Result<_, _>>()?;
-    let head = |name| matrix_of(checkpoint, weights, name, [config.vocab_size, config.hidden_size]);
+    let head = |name| matrix_of(checkpoint, precision, name, [config.vocab_size, config.hidden_size]);
     Ok(Model {
         pool,
         embedding: head("model.embed_tokens.weight")?,
@@ -62,7 +62,7 @@ pub(super) fn draft(checkpoint: &Shard<'_>, path: Option<DecodePath>) -> Result<
     if config.num_nextn_predict_layers == 0 {
         return Err(LoadError::NoDraftLayer);
     }
-    let source = Source { checkpoint, weights: Weights::Stored, layer: config.num_hidden_layers };
+    let source = Source { checkpoint, precision: Precision::default(), layer: config.num_hidden_layers };
     let hidden = config.hidden_size;
     Ok(DraftLayer {
         embedding_norm: source.norm("enorm", hidden)?,
@@ -78,7 +78,7 @@ pub(super) fn per_group(checkpoint: &Shard<'_>, layer: usize) -> Result<PerGroup
     let AttentionConfig::Latent { shape, .. } = checkpoint.config().attention else {
         return Err(LoadError::NotExpandable);
     };
-    Source { checkpoint, weights: Weights::Stored, layer }.per_group(&shape)
+    Source { checkpoint, precision: Precision::default(), layer }.per_group(&shape)
 }
 
 impl Kind {
@@ -139,10 +139,10 @@ fn dims(shape: &AttentionShape) -> [usize; 4] {
 
 fn matrix_of(
     checkpoint: &Shard<'_>,
-    weights: Weights,
+    precision: Precision,
     name: &'static str,
     [outputs, inputs]: [usize; 2],
 ) -> Result<Matrix, LoadError> {
     let tensor = checkpoint.tensor(name)?.expect_shape(&[outputs, inputs])?;
-    weights.stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
+    precision.stack(&[Numbers::of(&tensor).rows()], inputs).map_err(|source| LoadError::Head { name, source })
 }

@@ -11,7 +11,7 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    CommError, LoadError, Weights, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
+    CommError, LoadError, Precision, draft::DraftLayer, feed_forward::FeedForward, forward::Workspace, load,
     projection::Projection, shard::Shard,
 };
 
@@ -72,27 +72,27 @@ impl Model {
         path: Option<DecodePath>,
         threads: Option<usize>,
     ) -> Result<Self, LoadError> {
-        Self::load_as(checkpoint, path, threads, Weights::Stored)
+        Self::load_as(checkpoint, path, threads, Precision::default())
     }
 
-    /// As [`Self::load_with_threads`], with weights kept as `weights` says.
+    /// As [`Self::load_with_threads`], with numbers as `precision` says.
     pub fn load_as(
         checkpoint: &Checkpoint,
         path: Option<DecodePath>,
         threads: Option<usize>,
-        weights: Weights,
+        precision: Precision,
     ) -> Result<Self, LoadError> {
-        Self::load_shard(&Shard::whole(checkpoint), path, weights, Pool::new(threads)?)
+        Self::load_shard(&Shard::whole(checkpoint), path, precision, Pool::new(threads)?)
     }
 
     /// Loads one rank's part of a checkpoint.
     pub(super) fn load_shard(
         shard: &Shard<'_>,
         path: Option<DecodePath>,
-        weights: Weights,
+        precision: Precision,
         pool: Pool,
     ) -> Result<Self, LoadError> {
-        load::model(shard, path, weights, pool)
+        load::model(shard, path, precision, pool)
     }
 
     /// The decode path; `None` for a plain model.

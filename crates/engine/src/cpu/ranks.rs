@@ -49,7 +49,7 @@ pub(super) struct Part {
 
 /// Loads the parts of all ranks side by side. `threads` are shared out; every rank has one at least.
 pub(super) fn load(checkpoint: &Checkpoint, config: &CpuEngineConfig) -> Result<Vec<Part>, LoadError> {
-    let CpuEngineConfig { path, weights, threads, expandable, tensor_parallel: world, .. } = *config;
+    let CpuEngineConfig { path, precision, threads, expandable, tensor_parallel: world, .. } = *config;
     let all = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let part = |rank| {
         let shard = match world {
@@ -57,7 +57,7 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &CpuEngineConfig) -> Result<
             _ => Shard::new(checkpoint, path.unwrap_or(DecodePath::Gqa), Rank { rank, world })?,
         };
         let own = Rank { rank, world }.share(all).len();
-        let mut model = Model::load_shard(&shard, path, weights, Pool::new(Some(own))?)?;
+        let mut model = Model::load_shard(&shard, path, precision, Pool::new(Some(own))?)?;
         let weight_bytes = shard.bytes_read();
         if expandable {
             model.make_expandable(&shard)?;

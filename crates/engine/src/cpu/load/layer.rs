@@ -13,7 +13,7 @@ use crate::cpu::{
     model::Layer,
     projection::{FactoredQuery, Projection},
     shard::Shard,
-    weights::Weights,
+    weights::Precision,
 };
 
 /// One layer of a checkpoint.
@@ -21,7 +21,7 @@ use crate::cpu::{
 pub(super) struct Source<'a> {
     pub checkpoint: &'a Shard<'a>,
     /// What its matrices become.
-    pub weights: Weights,
+    pub precision: Precision,
     pub layer: usize,
 }
 
@@ -47,7 +47,7 @@ impl<'a> Source<'a> {
     fn stack(self, parts: &[Tensor<'_>], inputs: usize) -> Result<Matrix, LoadError> {
         let parts: Vec<_> = parts.iter().map(Numbers::of).collect();
         let rows: Vec<_> = parts.iter().map(Numbers::rows).collect();
-        self.weights.stack(&rows, inputs).map_err(|source| self.broken(source))
+        self.precision.stack(&rows, inputs).map_err(|source| self.broken(source))
     }
 
     fn broken(self, source: MatrixError) -> LoadError {
