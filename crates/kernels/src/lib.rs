@@ -1,7 +1,7 @@
 //! CPU and CUDA kernels of both decode paths and the references they are held to.
 //!
 //! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32, or are rounded to
-//! int8. Where a processor multiplies bf16, a matrix may be told to round its inputs to bf16. The map:
+//! int8. A processor's own units for bf16 and int8 are used where a matrix may round its inputs. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
 //! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
 //! [`device`] runs the CUDA kernels of the folder `cuda`.
@@ -13,7 +13,6 @@
 //! functions are safe and check lengths.
 
 pub mod attention;
-mod bf16;
 pub mod device;
 mod gemm;
 mod math;
@@ -26,9 +25,10 @@ mod pool;
 pub mod reference;
 mod shared;
 mod simd;
+mod unit;
 
-pub use bf16::bf16_unit;
 pub use matrix::{Matrix, MatrixError, WeightFormat, WeightRows};
 pub use mixture::multiply_runs;
 pub use pool::Pool;
 pub use simd::{InstructionSet, instruction_set};
+pub use unit::{bf16_unit, int8_unit};

@@ -7,11 +7,11 @@
 use std::{ops::Range, ptr::null};
 
 use crate::{
-    bf16::{Bf16Unit, INPUTS, Inputs, PairTask, Rounded},
     gemm::{Element, PANEL, PanelTask, RowMap, TASK_OUTPUTS, run_panel_task},
     memory::Lines,
     pool::Pool,
     simd::{InstructionSet, Isa, isa},
+    unit::{INT8_OFFSET, Inputs, Narrow, Rounded, RoundedRows, STEP, Unit, UnitTask},
 };
 
 /// Tasks per thread from which on it hardly matters who gets the last one.
@@ -92,14 +92,16 @@ pub enum WeightFormat {
 enum Panels {
     F32(Lines<f32>),
     Bf16(Lines<u16>),
-    /// Inputs two by two, for a unit that multiplies pairs.
-    Bf16Pairs {
-        numbers: Lines<u16>,
-        unit: Bf16Unit,
-    },
     Int8 {
         numbers: Lines<i8>,
         scales: Lines<f32>,
+    },
+    /// Four bytes of a row's weights beside each other, as units read them; int8 has [`INT8_OFFSET`] added.
+    Unit {
+        unit: Unit,
+        numbers: Narrow,
+        bytes: Lines<i8>,
+        scales: Option<Lines<f32>>,
     },
 }
 
@@ -124,7 +126,16 @@ impl Matrix {
 
     /// As [`Self::stack`], rounded to int8: each row's weights become the nearest multiples of a 127th of the largest
     /// of them, so a weight is off by at most a 254th of its row's largest.
+    /// Where this machine multiplies int8 (see [`crate::int8_unit`]), products round their inputs to 16 bits.
     pub fn stack_int8(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
+        Self::stack_int8_on(Unit::in_use(Narrow::Int8), parts, inputs)
+    }
+
+    fn stack_int8_on(
+        unit: Option<Unit>,
+        parts: &[WeightRows<'_>],
+        inputs: usize,
+    ) -> Result<Self, MatrixError> {
         let rows = rows_of(parts, inputs)?;
         let mut scales = Lines::shared(rows.len().next_multiple_of(PANEL));
         let scaled: Vec<_> = rows
@@ -139,27 +150,39 @@ impl Matrix {
         let rounded = |(part, start, inverse): (&WeightRows<'_>, usize, f32), i| {
             i8::of_f32(part.get(start + i) * inverse)
         };
-        let numbers = interleave(&scaled, inputs, rounded);
-        Ok(Self { panels: Panels::Int8 { numbers, scales }, outputs: rows.len(), inputs })
+        let panels = match unit.filter(|_| inputs.is_multiple_of(STEP)) {
+            None => Panels::Int8 { numbers: interleave(&scaled, inputs, rounded), scales },
+            Some(unit) => {
+                let offset = |row, i| ((i32::from(rounded(row, i)) + INT8_OFFSET) as u8).cast_signed();
+                let bytes = interleave_by(4, &scaled, inputs, offset);
+                Panels::Unit { unit, numbers: Narrow::Int8, bytes, scales: Some(scales) }
+            }
+        };
+        Ok(Self { panels, outputs: rows.len(), inputs })
     }
 
     /// As [`Self::stack`]. Where all parts are bf16 and this machine multiplies bf16 (see [`crate::bf16_unit`]), products
     /// round their inputs to bf16 too; sums stay f32.
     pub fn stack_rounding_inputs(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
-        match Bf16Unit::in_use() {
-            Some(unit) => Self::stack_for(unit, parts, inputs),
-            None => Self::stack(parts, inputs),
-        }
+        Self::stack_bf16_on(Unit::in_use(Narrow::Bf16), parts, inputs)
     }
 
-    fn stack_for(unit: Bf16Unit, parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
+    fn stack_bf16_on(
+        unit: Option<Unit>,
+        parts: &[WeightRows<'_>],
+        inputs: usize,
+    ) -> Result<Self, MatrixError> {
         let all_bf16 = parts.iter().all(|part| matches!(part, WeightRows::Bf16(_)));
-        if !all_bf16 || !inputs.is_multiple_of(INPUTS) {
+        let Some(unit) = unit.filter(|_| all_bf16 && (2 * inputs).is_multiple_of(STEP)) else {
             return Self::stack(parts, inputs);
-        }
+        };
         let rows = rows_of(parts, inputs)?;
-        let numbers = interleave_by::<u16, _>(2, &rows, inputs, |(part, start), i| part.bf16_bits(start + i));
-        Ok(Self { panels: Panels::Bf16Pairs { numbers, unit }, outputs: rows.len(), inputs })
+        let byte = |(part, start): (&WeightRows<'_>, usize), i: usize| {
+            part.bf16_bits(start + i / 2).to_le_bytes()[i % 2].cast_signed()
+        };
+        let bytes = interleave_by(4, &rows, 2 * inputs, byte);
+        let panels = Panels::Unit { unit, numbers: Narrow::Bf16, bytes, scales: None };
+        Ok(Self { panels, outputs: rows.len(), inputs })
     }
 
     /// A matrix whose weights are all 1, for timing.
@@ -180,8 +203,8 @@ impl Matrix {
     pub fn format(&self) -> WeightFormat {
         match self.panels {
             Panels::F32(_) => WeightFormat::F32,
-            Panels::Bf16(_) | Panels::Bf16Pairs { .. } => WeightFormat::Bf16,
-            Panels::Int8 { .. } => WeightFormat::Int8,
+            Panels::Bf16(_) | Panels::Unit { numbers: Narrow::Bf16, .. } => WeightFormat::Bf16,
+            Panels::Int8 { .. } | Panels::Unit { numbers: Narrow::Int8, .. } => WeightFormat::Int8,
         }
     }
 
@@ -189,7 +212,10 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(numbers) => size_of_val::<[f32]>(numbers),
-            Panels::Bf16(numbers) | Panels::Bf16Pairs { numbers, .. } => size_of_val::<[u16]>(numbers),
+            Panels::Bf16(numbers) => size_of_val::<[u16]>(numbers),
+            Panels::Unit { bytes, scales, .. } => {
+                bytes.len() + scales.as_ref().map_or(0, |scales| size_of_val::<[f32]>(scales))
+            }
             Panels::Int8 { numbers, scales } => size_of_val::<[i8]>(numbers) + size_of_val::<[f32]>(scales),
         }
     }
@@ -215,11 +241,22 @@ impl Matrix {
         match &self.panels {
             Panels::F32(numbers) => gather(&numbers[panel..], lane, 1.0, row),
             Panels::Bf16(numbers) => gather(&numbers[panel..], lane, 1.0, row),
-            Panels::Bf16Pairs { numbers, .. } => {
-                let pairs = numbers[panel..].chunks_exact(2 * PANEL);
-                for (x, pairs) in row.chunks_exact_mut(2).zip(pairs) {
-                    gather(&pairs[lane..], lane, 1.0, &mut x[..1]);
-                    gather(&pairs[lane..], lane + 1, 1.0, &mut x[1..]);
+            Panels::Unit { numbers, bytes, scales, .. } => {
+                let fours = bytes[panel * numbers.bytes()..].chunks_exact(4 * PANEL);
+                let own = fours.map(|fours| &fours[4 * lane..][..4]);
+                match (numbers, scales) {
+                    (Narrow::Int8, Some(scales)) => {
+                        let whole =
+                            own.flatten().map(|byte| (i32::from(byte.cast_unsigned()) - INT8_OFFSET) as f32);
+                        row.iter_mut().zip(whole).for_each(|(x, whole)| *x = whole * scales[output]);
+                    }
+                    _ => {
+                        let bits = own.flat_map(|own| own.chunks_exact(2));
+                        let wide = bits.map(|bits| {
+                            u16::from_le_bytes([bits[0], bits[1]].map(i8::cast_unsigned)).to_f32()
+                        });
+                        row.iter_mut().zip(wide).for_each(|(x, wide)| *x = wide);
+                    }
                 }
             }
             Panels::Int8 { numbers, scales } => gather(&numbers[panel..], lane, scales[output], row),
@@ -259,21 +296,35 @@ impl Matrix {
     /// # Safety
     /// As [`multiply_each_on`], and no other thread may compute these outputs. `rounded` are the rows of inputs where
     /// the matrix wants them rounded.
-    unsafe fn run_task(&self, isa: Isa, outputs: Range<usize>, operands: &Operands, rounded: *const u16) {
+    unsafe fn run_task(
+        &self,
+        isa: Isa,
+        outputs: Range<usize>,
+        operands: &Operands,
+        rounded: Option<RoundedRows>,
+    ) {
         // SAFETY: the caller's contract; scales fill whole panels, and a unit was found on this machine.
         unsafe {
             match &self.panels {
-                Panels::Bf16Pairs { numbers, unit } => PairTask {
-                    panels: numbers.as_ptr().add(outputs.start * self.inputs),
-                    outputs: outputs.len(),
-                    k: self.inputs,
-                    x: rounded,
-                    rows: operands.rows,
-                    y: operands.y.add(outputs.start),
-                    y_rows: operands.y_rows,
-                    accumulate: operands.accumulate,
+                Panels::Unit { unit, numbers, bytes, scales } => {
+                    let Some(x) = rounded else { return };
+                    let task = UnitTask {
+                        numbers: *numbers,
+                        panels: bytes
+                            .as_ptr()
+                            .cast::<u8>()
+                            .add(outputs.start * self.inputs * numbers.bytes()),
+                        scales: scales.as_ref().map_or(null(), |scales| scales.as_ptr().add(outputs.start)),
+                        outputs: outputs.len(),
+                        row_bytes: self.inputs * numbers.bytes(),
+                        x,
+                        rows: operands.rows,
+                        y: operands.y.add(outputs.start),
+                        y_rows: operands.y_rows,
+                        accumulate: operands.accumulate,
+                    };
+                    task.run(*unit);
                 }
-                .run(*unit),
                 Panels::F32(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
                 Panels::Bf16(numbers) => self.run_panels(numbers.as_ptr(), null(), isa, outputs, operands),
                 Panels::Int8 { numbers, scales } => {
@@ -284,10 +335,13 @@ impl Matrix {
         }
     }
 
-    /// What a product has to round: nothing where the matrix takes inputs as they are.
+    /// The rows of a product, and what they are to be rounded to.
     fn inputs_to_round(&self, operands: &Operands) -> Inputs {
-        let rows = if matches!(self.panels, Panels::Bf16Pairs { .. }) { operands.rows } else { 0 };
-        Inputs { x: operands.x, x_rows: operands.x_rows, rows, k: self.inputs }
+        let numbers = match self.panels {
+            Panels::Unit { numbers, .. } => Some(numbers),
+            _ => None,
+        };
+        Inputs { numbers, x: operands.x, x_rows: operands.x_rows, rows: operands.rows, k: self.inputs }
     }
 
     unsafe fn run_panels<E: Element>(
@@ -405,13 +459,13 @@ unsafe fn multiply_each_on(isa: Isa, pool: &Pool, products: &[(&Matrix, Operands
         pool.run(products.len() * tasks, &|task| {
             let (product, first) = (task / tasks, task % tasks * width);
             let (matrix, operands) = &products[product];
-            let rounded = rounded.map_or(null(), |rounded| rounded.rows(product));
+            let rounded = rounded.map(|rounded| rounded.of(product));
             // SAFETY: every (product, task) runs once; the rest is the caller's contract.
             unsafe { matrix.run_task(isa, first..outputs.min(first + width), operands, rounded) }
         });
     };
     let inputs: Vec<_> = products.iter().map(|(matrix, operands)| matrix.inputs_to_round(operands)).collect();
-    if inputs.iter().all(|inputs| inputs.rows == 0) {
+    if inputs.iter().all(|inputs| inputs.numbers.is_none()) {
         return run(None);
     }
     // SAFETY: a matrix has a unit where the machine has one; the caller vouches for every `x`.
@@ -458,7 +512,7 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_in_any_batch() {
         let pool = Pool::new(Some(2)).unwrap();
-        let (outputs, inputs) = (200, 96);
+        let (outputs, inputs) = (200, 128);
         let w = noise(1, outputs * inputs);
         let bytes: Vec<u8> =
             w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
@@ -467,10 +521,16 @@ mod tests {
             Matrix::stack(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
             Matrix::stack_int8(&[WeightRows::Bf16(&bytes)], inputs).unwrap(),
         ];
-        let paired = |unit| Matrix::stack_for(unit, &[WeightRows::Bf16(&bytes)], inputs).unwrap();
-        let paired: Vec<_> = Bf16Unit::available().into_iter().map(paired).collect();
+        let part = [WeightRows::Bf16(&bytes)];
+        let bf16 = Unit::available(Narrow::Bf16)
+            .into_iter()
+            .map(|unit| Matrix::stack_bf16_on(Some(unit), &part, inputs).unwrap());
+        let int8 = Unit::available(Narrow::Int8)
+            .into_iter()
+            .map(|unit| Matrix::stack_int8_on(Some(unit), &part, inputs).unwrap());
+        let narrow: Vec<_> = bf16.chain(int8).collect();
         for (matrix, rows) in
-            matrices.iter().chain(&paired).flat_map(|matrix| [9, 40].map(|rows| (matrix, rows)))
+            matrices.iter().chain(&narrow).flat_map(|matrix| [9, 40].map(|rows| (matrix, rows)))
         {
             let x = noise(2, rows * inputs);
             let mut all = vec![0.0; rows * outputs];
@@ -492,9 +552,9 @@ mod tests {
                 noise(5, outputs * inputs).iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
             let bytes: Vec<u8> =
                 w.iter().flat_map(|x| half::bf16::from_f32(*x).to_bits().to_le_bytes()).collect();
-            for unit in Bf16Unit::available() {
-                let matrix = Matrix::stack_for(unit, &[WeightRows::Bf16(&bytes)], inputs).unwrap();
-                assert!(matches!(matrix.panels, Panels::Bf16Pairs { .. }));
+            for unit in Unit::available(Narrow::Bf16) {
+                let matrix = Matrix::stack_bf16_on(Some(unit), &[WeightRows::Bf16(&bytes)], inputs).unwrap();
+                assert!(matches!(matrix.panels, Panels::Unit { .. }));
                 let mut row = vec![0.0; inputs];
                 matrix.read_row(outputs / 2, &mut row);
                 assert_eq!(row, w[outputs / 2 * inputs..][..inputs]);
@@ -517,44 +577,60 @@ mod tests {
     #[test]
     fn what_a_unit_cannot_take_is_multiplied_as_it_is() {
         let bytes = vec![0; 2 * 3 * 33];
-        for unit in Bf16Unit::available() {
+        for unit in Unit::ALL.map(Some) {
             for (part, inputs) in [(WeightRows::Bf16(&bytes), 33), (WeightRows::F32(&[0.0; 64]), 32)] {
-                let matrix = Matrix::stack_for(unit, &[part], inputs).unwrap();
+                let matrix = Matrix::stack_bf16_on(unit, &[part], inputs).unwrap();
                 assert!(matches!(matrix.panels, Panels::Bf16(_) | Panels::F32(_)));
+                let matrix = Matrix::stack_int8_on(unit, &[part], inputs).unwrap();
+                assert!(matches!(matrix.panels, Panels::Int8 { .. }));
             }
         }
     }
 
-    /// A rounded weight is off by half a step, so an output by no more than half a step times the inputs' sum.
+    /// A rounded weight is off by half a step, so an output by no more than half a step times the inputs' sum; a unit's
+    /// inputs are off by half of theirs besides.
     #[test]
     fn int8_weights_stay_within_their_bound_of_float64() {
         let pool = Pool::new(Some(2)).unwrap();
-        for (outputs, inputs) in [(1, 1), (52, 36), (64, 128), (193, 577)] {
+        let units: Vec<_> = Unit::available(Narrow::Int8).into_iter().map(Some).chain([None]).collect();
+        for (outputs, inputs) in [(1, 1), (52, 36), (64, 128), (100, 64), (193, 577), (193, 576)] {
             let mut w = noise(3, outputs * inputs);
             w[..inputs].fill(0.0);
-            let matrix = Matrix::stack_int8(&[WeightRows::F32(&w)], inputs).unwrap();
-            assert_eq!(matrix.format(), WeightFormat::Int8);
             let scale = |o: usize| {
                 w[o * inputs..][..inputs].iter().fold(0.0f64, |max, x| max.max(f64::from(x.abs()))) / 127.0
             };
-            let mut row = vec![0.0; inputs];
-            for o in 0..outputs {
-                matrix.read_row(o, &mut row);
-                let off = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
-                let worst = row.iter().zip(&w[o * inputs..]).map(off).fold(0.0, f64::max);
-                assert!(worst <= scale(o) * 0.5001, "{o}: {worst}");
-            }
-            for rows in [1, 7, 30] {
-                let x = noise(4, rows * inputs);
-                let mut y = vec![0.0; rows * outputs];
-                matrix.multiply(&pool, &x, &mut y);
-                for (i, (y, expected)) in y.iter().zip(product(&w, &x, inputs)).enumerate() {
-                    let sum =
-                        x[i / outputs * inputs..][..inputs].iter().map(|x| f64::from(x.abs())).sum::<f64>();
-                    let bound = scale(i % outputs) * 0.5 * sum + 1e-4;
-                    let error = (f64::from(*y) - expected).abs();
-                    assert!(error <= bound, "{outputs}x{inputs}: {error} above {bound}");
+            let mut exact = Vec::new();
+            for unit in &units {
+                let matrix = Matrix::stack_int8_on(*unit, &[WeightRows::F32(&w)], inputs).unwrap();
+                assert_eq!(matrix.format(), WeightFormat::Int8);
+                let mut row = vec![0.0; inputs];
+                for o in 0..outputs {
+                    matrix.read_row(o, &mut row);
+                    let off = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
+                    let worst = row.iter().zip(&w[o * inputs..]).map(off).fold(0.0, f64::max);
+                    assert!(worst <= scale(o) * 0.5001, "{o}: {worst}");
                 }
+                for rows in [1, 7, 8, 9, 16, 30] {
+                    let x = noise(4, rows * inputs);
+                    let mut y = vec![1.0; rows * outputs];
+                    matrix.multiply_add(&pool, &x, &mut y);
+                    for (i, (y, expected)) in y.iter().zip(product(&w, &x, inputs)).enumerate() {
+                        let x = &x[i / outputs * inputs..][..inputs];
+                        let sum = x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+                        let step = x.iter().fold(0.0f64, |max, x| max.max(f64::from(x.abs()))) / 32385.0;
+                        let weights = 127.0 * scale(i % outputs) * inputs as f64;
+                        let bound = scale(i % outputs) * 0.5 * sum + step * 0.5 * weights + 1e-4;
+                        let error = (f64::from(*y) - 1.0 - expected).abs();
+                        assert!(error <= bound, "{unit:?} {outputs}x{inputs}: {error} above {bound}");
+                    }
+                    if matches!(matrix.panels, Panels::Unit { .. }) {
+                        exact.push((rows, y));
+                    }
+                }
+            }
+            // Whole numbers have one sum, whatever unit made it.
+            for (rows, y) in &exact {
+                assert!(exact.iter().filter(|(others, _)| others == rows).all(|(_, other)| other == y));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What a model's matrices are kept as.
 
-use gqla_kernels::{Matrix, MatrixError, WeightRows, bf16_unit, instruction_set};
+use gqla_kernels::{Matrix, MatrixError, WeightRows, bf16_unit, instruction_set, int8_unit};
 
 /// What the weights of projections, feed-forward blocks and the vocabulary are kept as. Norms, and the up-projections
 /// that turn latents into keys and values, stay as they are, so that both decode paths remain one function.
@@ -10,7 +10,8 @@ pub enum Weights {
     #[default]
     Stored,
     /// Rounded to int8 with one scale per output when the model is loaded: half the memory of bf16, and half of what a
-    /// decoding step reads. Activations stay f32. A tensor-parallel rank rounds its own part: where a matrix is cut by its
+    /// decoding step reads. Where the processor multiplies int8 ([`int8_unit`]), activations are rounded to 16 bits; elsewhere they
+    /// stay f32. A tensor-parallel rank rounds its own part: where a matrix is cut by its
     /// columns, every rank has a scale per output of its columns alone.
     Int8,
 }
@@ -26,17 +27,6 @@ pub enum Products {
     Bf16,
 }
 
-impl Products {
-    /// What multiplies: the processor's bf16 unit, or its instruction set.
-    pub(super) fn instruction_set(self) -> &'static str {
-        let unit = match self {
-            Self::F32 => None,
-            Self::Bf16 => bf16_unit(),
-        };
-        unit.unwrap_or_else(instruction_set)
-    }
-}
-
 /// What a model's numbers are, in memory and in products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Precision {
@@ -47,6 +37,16 @@ pub struct Precision {
 }
 
 impl Precision {
+    /// What multiplies: a unit of the processor for narrow numbers, or its instruction set.
+    pub(super) fn instruction_set(self) -> &'static str {
+        let unit = match (self.weights, self.products) {
+            (Weights::Stored, Products::F32) => None,
+            (Weights::Stored, Products::Bf16) => bf16_unit(),
+            (Weights::Int8, _) => int8_unit(),
+        };
+        unit.unwrap_or_else(instruction_set)
+    }
+
     /// Stacks the rows of `parts`, each `[_, inputs]`.
     pub(super) fn stack(self, parts: &[WeightRows<'_>], inputs: usize) -> Result<Matrix, MatrixError> {
         match (self.weights, self.products) {
