@@ -58,6 +58,9 @@ fn leaning() -> (TempDir, Checkpoint) {
     (dir, checkpoint)
 }
 
+/// Of a sequence its start, its tokens that follow, and the logits of its last row if they were wanted.
+type Given<'a> = (usize, &'a [u32], Option<&'a [f32]>);
+
 /// What the layer was given and answered.
 struct Call {
     /// The first after a step.
@@ -70,8 +73,8 @@ struct Call {
 }
 
 impl Call {
-    /// Of every sequence its start, its tokens that follow, and the logits of its last row if they were wanted.
-    fn parts(&self) -> Vec<(usize, &[u32], Option<&[f32]>)> {
+    /// One part for every sequence.
+    fn parts(&self) -> Vec<Given<'_>> {
         let vocab = self.logits.len() / self.wanted.len().max(1);
         let mut row = 0;
         let part = |(start, rows): &(usize, usize)| {
