@@ -105,7 +105,12 @@ impl BlockPool {
 
     /// Takes all of a sequence's blocks back, the last first, so that a beginning outlives what follows it.
     pub fn release(&mut self, blocks: &mut Vec<u32>) {
-        for block in blocks.drain(..).rev() {
+        self.shrink(blocks, 0);
+    }
+
+    /// Takes back what `blocks` has beyond `wanted`.
+    pub fn shrink(&mut self, blocks: &mut Vec<u32>, wanted: usize) {
+        for block in blocks.drain(wanted.min(blocks.len())..).rev() {
             self.let_go(block);
         }
     }

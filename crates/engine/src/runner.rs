@@ -22,6 +22,7 @@ use gqla_kernels::attention::Segment;
 use crate::{
     EngineStats, Event, Finish, Request, Speculation, SpeculationStats, SubmitError,
     blocks::BlockCopy,
+    sampling::argmax,
     scheduler::{Limits, Plan, Scheduler, Slice},
     sequence::{Progress, Rank},
 };
@@ -42,6 +43,17 @@ pub(crate) trait StepModel: Send + 'static {
 
     /// Runs `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String>;
+
+    /// Runs the prediction layer: row i continues row `rows[i]` of the last step or of the last call of this, and `next[i]`
+    /// is the token that follows it. `segments` describe the rows of this call. Answers `[wanted.len(), vocab]` logits, of
+    /// the token after `next`, of the rows `wanted`.
+    fn draft(
+        &mut self,
+        rows: &[usize],
+        next: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[usize],
+    ) -> Result<&[f32], String>;
 }
 
 /// Bounds of a running engine.
@@ -304,7 +316,7 @@ impl Shared {
         }
         let began = Instant::now();
         let mut logits = model.step(&tokens, &segments, &wanted)?;
-        scheduler.took(&slices, began.elapsed().as_secs_f64());
+        let stepped = began.elapsed();
         let (mut prompt, mut generated, mut buffer) = (0, 0, Vec::new());
         for slice in &slices {
             prompt += scheduler.prompt_tokens(slice) as u64;
@@ -319,6 +331,9 @@ impl Shared {
         self.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
         self.generated_tokens.fetch_add(generated, Ordering::Relaxed);
         self.steps.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
+        draft(model, scheduler, &slices, self.bounds.vocab)?;
+        scheduler.took(&slices, (stepped + began.elapsed()).as_secs_f64());
         scheduler.retire();
         Ok(())
     }
@@ -369,6 +384,26 @@ fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &
     let row = |row: usize| &logits[row * vocab..][..vocab];
     let sequence = &mut scheduler.running[slice.sequence];
     sequence.extend(context, |sampler, _, index| sampler.draw(row(index), buffer))
+}
+
+/// Gives the prediction layer, if drafts come from one, what the step computed, and takes its drafts for the next.
+fn draft(
+    model: &mut impl StepModel,
+    scheduler: &mut Scheduler,
+    slices: &[Slice],
+    vocab: usize,
+) -> Result<(), String> {
+    let mut round = scheduler.after(slices);
+    while !round.is_empty() {
+        let segments = round.segments(&scheduler.running);
+        let logits = model.draft(&round.rows, &round.next, &segments, &round.wanted)?;
+        if logits.len() != round.wanted.len() * vocab {
+            return Err("the prediction layer answered too few logits or too many".to_owned());
+        }
+        let drafts: Vec<u32> = logits.chunks_exact(vocab).map(argmax).collect();
+        round = scheduler.drafted(&round, &drafts);
+    }
+    Ok(())
 }
 
 /// What a panic said.

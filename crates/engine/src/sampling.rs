@@ -9,7 +9,8 @@ mod tests;
 mod truncate;
 
 use adjust::Seen;
-use truncate::{argmax, kept, most_likely};
+pub(crate) use truncate::argmax;
+use truncate::{kept, most_likely};
 
 use crate::{Constraint, SamplingParams, TokenLogprob};
 

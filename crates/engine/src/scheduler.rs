@@ -2,9 +2,11 @@
 //!
 //! Running sequences get their next token first; what is left of the token budget goes to prompts, in chunks, so a
 //! long prompt delays others by one step's budget at most. Beginnings that are in the cache already are taken from
-//! there. What is then left of budget and blocks goes to drafts. When blocks run out the sequence that is last in line gives its own back and is computed again later; draws
-//! depend on the seed and their number alone, so it continues with the same text.
+//! there. What is then left of budget and blocks goes to drafts. When blocks run out the sequence that is last in line
+//! gives its own back and is computed again later; draws depend on the seed and their number alone, so it continues with
+//! the same text.
 
+mod drafting;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +15,10 @@ use std::collections::BTreeMap;
 use gqla_kernels::attention::BLOCK_TOKENS;
 
 use crate::{
-    Finish, Request, Speculation, SpeculationStats,
+    DraftSource, Finish, Request, Speculation, SpeculationStats,
     blocks::{BlockCopy, BlockPool, Full},
     sequence::{Progress, Rank, Sequence},
-    speculation::{StepTimes, worthwhile},
+    speculation::StepTimes,
 };
 
 /// Bounds on what runs at once.
@@ -162,7 +164,8 @@ impl Scheduler {
             if promised > self.blocks.free() {
                 return;
             }
-            let new = queue.remove(&rank).map(|request| Sequence::new(request, rank));
+            let lookahead = self.speculation.map_or(0, |speculation| speculation.source().lookahead());
+            let new = queue.remove(&rank).map(|request| Sequence::new(request, rank, lookahead));
             self.running.extend(new.or_else(|| self.preempted.remove(&rank)));
         }
     }
@@ -189,25 +192,25 @@ impl Scheduler {
         let mut slices: Vec<_> =
             planned.into_iter().filter_map(|(rank, len)| self.slice(rank, len)).collect();
         if let Some(speculation) = self.speculation {
-            self.speculate(&speculation, &mut slices, budget);
+            self.speculate(speculation, &mut slices, budget);
         }
         Plan { slices, copies }
     }
 
     /// Adds rows of drafts to the slices of sequences that decode, `budget` at most. They come last and preempt nobody.
-    fn speculate(&mut self, speculation: &Speculation, slices: &mut [Slice], mut budget: usize) {
+    fn speculate(&mut self, speculation: Speculation, slices: &mut [Slice], mut budget: usize) {
         let rows = slices.iter().map(|slice| slice.len).sum();
-        let fixed = self.times.fixed_rows();
         for slice in slices.iter_mut().filter(|slice| slice.draws && slice.len == 1) {
+            let most = self.worthwhile(slice.sequence, speculation.tokens().min(budget), rows);
             let sequence = &mut self.running[slice.sequence];
-            let most = speculation.tokens().min(budget).min(sequence.remaining().saturating_sub(1));
-            let most = worthwhile(most, rows, sequence.acceptance.chance(), fixed);
-            sequence.drafts = speculation.draft(&sequence.tokens, most);
-            let end = slice.start + slice.len;
-            if self.blocks.grow(&mut sequence.blocks, blocks_of(end + sequence.drafts.len())).is_err() {
-                sequence.drafts.truncate(sequence.blocks.len() * BLOCK_TOKENS - end);
+            match speculation.source() {
+                DraftSource::PromptLookup(lookup) => sequence.drafts = lookup.draft(&sequence.tokens, most),
+                // Made after the last step, before it was known what this one is.
+                DraftSource::PredictionLayer => sequence.drafts.truncate(most),
             }
-            slice.drafts = sequence.drafts.len();
+            slice.drafts =
+                self.make_room_for_drafts(slice.sequence, self.running[slice.sequence].drafts.len());
+            self.running[slice.sequence].drafts.truncate(slice.drafts);
             budget -= slice.drafts;
         }
     }
@@ -230,10 +233,8 @@ impl Scheduler {
         if sequence.blocks.is_empty() {
             self.prefixes.queries += tokens as u64;
         }
-        while sequence.computed == sequence.blocks.len() * BLOCK_TOKENS
-            && sequence.computed + BLOCK_TOKENS <= tokens
-        {
-            let name = sequence.prefix(sequence.blocks.len() + 1);
+        while sequence.computed == sequence.blocks.len() * BLOCK_TOKENS {
+            let Some(name) = sequence.prefix(sequence.blocks.len() + 1) else { return };
             let Some(block) = self.blocks.share(&name) else { return };
             sequence.blocks.push(block);
             // The last token is computed in any case: the next one is drawn from its logits.
@@ -279,6 +280,7 @@ impl Scheduler {
         let mut sequence = self.running.remove(index);
         self.blocks.release(&mut sequence.blocks);
         sequence.computed = 0;
+        sequence.drafts.clear();
         self.preemptions += 1;
         self.preempted.insert(rank, sequence);
     }
@@ -293,7 +295,7 @@ impl Scheduler {
         let first = sequence.computed / BLOCK_TOKENS;
         sequence.computed += slice.len + progress.accepted;
         for block in first..sequence.computed / BLOCK_TOKENS {
-            let name = sequence.prefix(block + 1);
+            let Some(name) = sequence.prefix(block + 1) else { return };
             self.blocks.name(sequence.blocks[block], name);
         }
     }
@@ -310,7 +312,7 @@ impl Scheduler {
         self.running[slice.sequence].prompt_tokens(slice.start, slice.len)
     }
 
-    /// Lets go of sequences that ended.
+    /// Lets go of sequences that ended, and of blocks that only drafts needed.
     pub fn retire(&mut self) {
         let ended: Vec<Sequence> = self.running.extract_if(.., |s| s.finish.is_some()).collect();
         for mut sequence in ended {
@@ -318,6 +320,9 @@ impl Scheduler {
             if let Some(finish) = sequence.finish.take() {
                 sequence.end(finish);
             }
+        }
+        for sequence in &mut self.running {
+            self.blocks.shrink(&mut sequence.blocks, blocks_of(sequence.tokens.len()));
         }
     }
 

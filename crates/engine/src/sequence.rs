@@ -61,10 +61,13 @@ pub(crate) struct Sequence {
     prompt: usize,
     /// Names of the content of the first 0, 1, 2, … blocks, as far as they were asked for.
     prefixes: Vec<Prefix>,
+    /// Tokens past a block's end that are part of its name.
+    lookahead: usize,
 }
 
 impl Sequence {
-    pub fn new(request: Request, rank: Rank) -> Self {
+    /// A block's content depends on `lookahead` tokens past its end.
+    pub fn new(request: Request, rank: Rank, lookahead: usize) -> Self {
         Self {
             sampler: Sampler::new(request.sampling, request.constraint, &request.prompt),
             prompt: request.prompt.len(),
@@ -78,6 +81,7 @@ impl Sequence {
             sink: request.sink,
             cancel: request.cancel,
             prefixes: vec![Prefix::start(&request.cache_salt)],
+            lookahead,
         }
     }
 
@@ -95,14 +99,16 @@ impl Sequence {
         (start + len).min(self.prompt).saturating_sub(start)
     }
 
-    /// Names the content of the first `blocks` blocks; all their tokens must be known.
-    pub fn prefix(&mut self, blocks: usize) -> Prefix {
+    /// Names the content of the first `blocks` blocks; `None` while not all tokens it depends on are known.
+    pub fn prefix(&mut self, blocks: usize) -> Option<Prefix> {
         while self.prefixes.len() <= blocks {
             let index = self.prefixes.len() - 1;
-            let next = self.prefixes[index].after(&self.tokens[index * BLOCK_TOKENS..][..BLOCK_TOKENS]);
+            let end = |blocks| blocks * BLOCK_TOKENS + self.lookahead;
+            let start = if index == 0 { 0 } else { end(index) };
+            let next = self.prefixes[index].after(self.tokens.get(start..end(index + 1))?);
             self.prefixes.push(next);
         }
-        self.prefixes[blocks]
+        Some(self.prefixes[blocks])
     }
 
     /// Tokens it may still get; at least 1 while it runs.

@@ -22,6 +22,16 @@ pub const MOST_DRAFTS: usize = 15;
 pub enum DraftSource {
     /// What followed the same tokens earlier in the sequence.
     PromptLookup(PromptLookup),
+    /// The model's own multi-token-prediction layer, greedily; it is given its own rows for every draft after the first.
+    PredictionLayer,
+}
+
+impl DraftSource {
+    /// Tokens past a block's end that its content depends on. The prediction layer's row of a token is made of that token
+    /// and the one that follows it.
+    pub(crate) fn lookahead(self) -> usize {
+        usize::from(self == Self::PredictionLayer)
+    }
 }
 
 /// Whether and how an engine drafts.
@@ -66,16 +76,14 @@ impl Speculation {
         }
     }
 
+    /// Where drafts come from.
+    pub fn source(&self) -> DraftSource {
+        self.source
+    }
+
     /// Drafts per step and sequence at most.
     pub fn tokens(&self) -> usize {
         self.tokens
-    }
-
-    /// At most `most` guesses at what follows `tokens`.
-    pub(crate) fn draft(&self, tokens: &[u32], most: usize) -> Vec<u32> {
-        match self.source {
-            DraftSource::PromptLookup(lookup) => lookup.draft(tokens, most),
-        }
     }
 }
 

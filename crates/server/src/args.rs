@@ -10,6 +10,8 @@ use gqla_engine::{
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
+use crate::speculation::{Drafts, SpeculativeMethod};
+
 /// Tensor-parallel ranks of a server.
 const MAX_RANKS: u32 = 8;
 
@@ -135,17 +137,6 @@ pub enum Device {
     Cuda,
 }
 
-/// Where drafts come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SpeculativeMethod {
-    /// The best there is.
-    Auto,
-    /// What followed the same tokens earlier in the text.
-    Ngram,
-    /// The model's own prediction layers.
-    Mtp,
-}
-
 /// What cached numbers are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KvCacheDtype {
@@ -230,11 +221,6 @@ pub enum ArgsError {
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
-    /// Drafts of a model's layers.
-    #[error(
-        "--speculative-method mtp: this version does not run prediction layers yet; use ngram or auto, or --mtp 0"
-    )]
-    PredictionLayers,
     /// A number of drafts that cannot be.
     #[error("--mtp: {0}; 0 drafts nothing")]
     Drafts(SpeculationError),
@@ -280,7 +266,7 @@ pub struct Config {
     /// What its numbers are stored as.
     pub kv_cache_format: CacheFormat,
     /// Drafts, if any.
-    pub speculation: Option<Speculation>,
+    pub drafts: Option<Drafts>,
     /// What the weights are kept as and multiplied with.
     pub precision: Precision,
     /// File with the bearer token.
@@ -322,7 +308,7 @@ impl ServeArgs {
             (Device::Cuda, tp @ 2..) => return Err(ArgsError::CudaTensorParallel(tp)),
             _ => {}
         }
-        let speculation = self.speculation()?;
+        let drafts = self.drafts()?;
         let decode_path = match self.decode_path.as_str() {
             "auto" => None,
             name => Some(name.parse().map_err(|_| ArgsError::DecodePath(name.to_owned()))?),
@@ -330,7 +316,7 @@ impl ServeArgs {
         if self.device == Device::Cuda && decode_path.is_none() {
             return Err(ArgsError::CudaPath);
         }
-        if self.device == Device::Cuda && speculation.is_some() {
+        if self.device == Device::Cuda && drafts.is_some() {
             return Err(ArgsError::CudaDrafts);
         }
         let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -357,7 +343,7 @@ impl ServeArgs {
                 .kv_cache_bytes
                 .map_or(CacheMemory::FreeShare(self.kv_cache_share), CacheMemory::Bytes),
             kv_cache_format: self.kv_cache_dtype.into(),
-            speculation,
+            drafts,
             precision: Precision { weights: self.weight_dtype.into(), products: self.compute_dtype.into() },
             api_key_file: self.api_key_file,
             lame_duck: self.lame_duck,
@@ -368,19 +354,19 @@ impl ServeArgs {
 }
 
 impl ServeArgs {
-    fn speculation(&self) -> Result<Option<Speculation>, ArgsError> {
+    fn drafts(&self) -> Result<Option<Drafts>, ArgsError> {
         if self.mtp == 0 {
             return Ok(None);
         }
-        let source = match self.speculative_method {
-            SpeculativeMethod::Mtp => return Err(ArgsError::PredictionLayers),
-            SpeculativeMethod::Auto | SpeculativeMethod::Ngram => {
-                PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max)
-                    .map_err(ArgsError::PromptLookup)?
-            }
-        };
-        let source = DraftSource::PromptLookup(source);
-        Speculation::new(source, self.mtp).map(Some).map_err(ArgsError::Drafts)
+        let of = |source| Speculation::new(source, self.mtp).map_err(ArgsError::Drafts);
+        let mtp = of(DraftSource::PredictionLayer)?;
+        let lookup = PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max);
+        let ngram = of(DraftSource::PromptLookup(lookup.map_err(ArgsError::PromptLookup)?))?;
+        Ok(Some(match self.speculative_method {
+            SpeculativeMethod::Auto => Drafts::Auto { mtp, ngram },
+            SpeculativeMethod::Ngram => Drafts::Ngram(ngram),
+            SpeculativeMethod::Mtp => Drafts::Mtp(mtp),
+        }))
     }
 }
 
@@ -469,7 +455,6 @@ mod tests {
             ("--device cuda --decode-path gqa --mtp 1", ArgsError::CudaDrafts),
             ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
-            ("--mtp 1 --speculative-method mtp", ArgsError::PredictionLayers),
             ("--mtp 16", ArgsError::Drafts(SpeculationError::Tokens { tokens: 16 })),
             (
                 "--mtp 1 --prompt-lookup-min 6",
@@ -490,18 +475,22 @@ mod tests {
     }
 
     #[test]
-    fn drafts_come_from_the_text_unless_they_are_off() {
-        let drafts = |flags: &str| config(&format!("gqla-server --model /m {flags}")).speculation;
-        let lookup = |min, max, tokens| {
-            let lookup = PromptLookup::new(min, max).unwrap();
-            Some(Speculation::new(DraftSource::PromptLookup(lookup), tokens).unwrap())
-        };
+    fn drafts_come_from_where_they_are_wanted_unless_they_are_off() {
+        let drafts = |flags: &str| config(&format!("gqla-server --model /m {flags}")).drafts;
+        let of = |source, tokens| Speculation::new(source, tokens).unwrap();
+        let lookup = |min, max| DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
+        let layer = DraftSource::PredictionLayer;
+        let auto = |ngram, tokens| Drafts::Auto { mtp: of(layer, tokens), ngram: of(ngram, tokens) };
         for (flags, expected) in [
             ("", None),
             ("--mtp 0 --speculative-method mtp", None),
-            ("--mtp 1", lookup(2, 5, 1)),
-            ("--mtp 0 --num-speculative-tokens 5 --speculative-method ngram", lookup(2, 5, 5)),
-            ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", lookup(3, 3, 15)),
+            ("--mtp 1", Some(auto(lookup(2, 5), 1))),
+            ("--mtp 2 --speculative-method mtp", Some(Drafts::Mtp(of(layer, 2)))),
+            (
+                "--mtp 0 --num-speculative-tokens 5 --speculative-method ngram",
+                Some(Drafts::Ngram(of(lookup(2, 5), 5))),
+            ),
+            ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", Some(auto(lookup(3, 3), 15))),
         ] {
             assert_eq!(drafts(flags), expected, "{flags}");
         }

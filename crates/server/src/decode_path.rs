@@ -137,6 +137,7 @@ fn planned(shape: &ModelShape, asked: Asked, machine: Machine) -> Result<PathCho
     };
     let constraints = Constraints {
         tensor_parallel: Some(asked.tensor_parallel),
+        // What is planned is a full batch, and the engine drafts only where a batch is small.
         multi_token_prediction: Some(0),
         cache_format: Some(asked.cache_format),
         ..Constraints::default()

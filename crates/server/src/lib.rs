@@ -20,6 +20,7 @@ pub mod metrics;
 mod ridge;
 pub mod routes;
 mod serve;
+pub mod speculation;
 pub mod state;
 pub mod stream;
 

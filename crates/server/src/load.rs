@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use gqla_engine::{
-    Engine,
+    Engine, Speculation,
     cpu::{CpuEngine, CpuEngineConfig},
     cuda::{CudaEngine, CudaEngineConfig, Images},
 };
@@ -18,6 +18,7 @@ use crate::{
     args::{Config, Device},
     decode_path::{Asked, Machine, PathChoice, choose},
     ridge,
+    speculation::Drafts,
     state::{App, Model, Phase},
 };
 
@@ -49,12 +50,13 @@ fn try_load(app: &App, config: &Config, began: Instant) -> anyhow::Result<Model>
     progress("choosing the decode path");
     let choice = decode_path(&checkpoint, config)?;
     log(&choice);
+    let speculation = speculation(&checkpoint, config)?;
     progress("reading the tokenizer");
     let tokenizer = tokenizer(&checkpoint)?;
     let template = template(&checkpoint)?;
     let eos_token_ids = checkpoint.config().eos_token_ids.clone();
     progress("reading the weights");
-    let engine = start_engine(&checkpoint, config, &choice)?;
+    let engine = start_engine(&checkpoint, config, &choice, speculation)?;
     let metrics = app.metrics.attach(&engine, choice.reason, began.elapsed())?;
     Ok(Model { engine, tokenizer, template, grammars: OnceLock::new(), eos_token_ids, metrics })
 }
@@ -73,6 +75,19 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
     };
     let measure = || ridge::measure(config.kv_cache);
     Ok(choose(asked, shape.as_ref(), measure)?)
+}
+
+fn speculation(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<Option<Speculation>> {
+    let Some(drafts) = config.drafts else { return Ok(None) };
+    let layers = checkpoint.config().num_nextn_predict_layers;
+    let (speculation, method) = drafts.of(layers)?;
+    if layers == 0 && matches!(drafts, Drafts::Auto { .. }) {
+        tracing::info!(
+            "the checkpoint has no multi-token-prediction layer: drafts are looked up in the text"
+        );
+    }
+    tracing::info!(method, tokens = speculation.tokens(), "drafting method chosen");
+    Ok(Some(speculation))
 }
 
 fn log(choice: &PathChoice) {
@@ -112,6 +127,7 @@ fn start_engine(
     checkpoint: &Checkpoint,
     config: &Config,
     choice: &PathChoice,
+    speculation: Option<Speculation>,
 ) -> anyhow::Result<Arc<dyn Engine>> {
     if config.device == Device::Cuda {
         return Ok(Arc::new(CudaEngine::start(
@@ -138,7 +154,7 @@ fn start_engine(
             kv_cache_format: config.kv_cache_format,
             precision: config.precision,
             expandable: false,
-            speculation: config.speculation,
+            speculation,
             threads: None,
             tensor_parallel: config.tensor_parallel as usize,
             // Ranks wait for one another for a part of a step, which is what the liveness probe waits for.
@@ -178,10 +194,16 @@ mod tests {
         }
     }
 
+    const LLAMA: &str = "llama_a/llama_gqla_a";
+
     /// What loading a converted fixture with `flags` logs, one JSON object per line.
     fn logged(flags: &str) -> Vec<serde_json::Value> {
-        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/llama_a");
-        let line = format!("gqla-server --kv-cache-bytes 16777216 {flags} --model {fixtures}/llama_gqla_a");
+        loaded(LLAMA, flags).unwrap()
+    }
+
+    fn loaded(fixture: &str, flags: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+        let line = format!("gqla-server --kv-cache-bytes 16777216 {flags} --model {fixtures}/{fixture}");
         let Command::Serve(config) =
             Args::try_parse_from(line.split_whitespace()).unwrap().command().unwrap()
         else {
@@ -191,11 +213,40 @@ mod tests {
         let lines = Arc::new(Lines::default());
         let subscriber =
             tracing_subscriber::fmt().json().flatten_event(true).with_writer(Arc::clone(&lines)).finish();
-        tracing::subscriber::with_default(subscriber, || load(&app, &config)).unwrap();
+        tracing::subscriber::with_default(subscriber, || load(&app, &config))?;
         app.model().unwrap().engine.shutdown(Duration::ZERO);
         let text = lines.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let text = String::from_utf8(text).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    #[test]
+    fn drafts_come_from_the_layer_where_there_is_one_and_the_log_says_so() {
+        let glm = "glm_a/gqla";
+        for (fixture, flags, method, missing) in [
+            (glm, "--mtp 2", Some("mtp"), false),
+            (glm, "--mtp 2 --speculative-method mtp", Some("mtp"), false),
+            (glm, "--mtp 2 --speculative-method ngram", Some("ngram"), false),
+            (LLAMA, "--mtp 2", Some("ngram"), true),
+            (LLAMA, "--mtp 2 --speculative-method ngram", Some("ngram"), false),
+            (glm, "--mtp 0", None, false),
+        ] {
+            let lines = loaded(fixture, &format!("--decode-path gqa {flags}")).unwrap();
+            let line = |message: &str| {
+                lines.iter().find(|line| line["message"].as_str().is_some_and(|text| text.contains(message)))
+            };
+            let chosen = line("drafting method chosen").map(|line| line["method"].as_str().unwrap());
+            assert_eq!(chosen, method, "{fixture} {flags}");
+            assert_eq!(line("has no multi-token-prediction layer").is_some(), missing, "{fixture} {flags}");
+            // Four layers of 4 groups of 32 + 32 and the rope key of 16 in f32, and the fifth that drafts.
+            let loaded = line("model loaded").unwrap();
+            if fixture == glm {
+                let layers = if method == Some("mtp") { 5 } else { 4 };
+                assert_eq!(loaded["kv_bytes_per_token"], layers * (4 * 64 + 16) * 4, "{flags}");
+            }
+        }
+        let error = loaded(LLAMA, "--decode-path gqa --mtp 1 --speculative-method mtp").unwrap_err();
+        assert!(error.to_string().contains("no multi-token-prediction layer"), "{error:#}");
     }
 
     fn choice(flags: &str) -> serde_json::Value {

@@ -34,7 +34,7 @@ impl World {
             0..=2 => self.grow(owner, number),
             3..=5 => self.write(owner, number),
             6..=7 => self.share(owner, number),
-            8 => self.pool.release(&mut self.sequences[owner]),
+            8 => self.pool.shrink(&mut self.sequences[owner], number % 3),
             _ => self.name(owner, number),
         }
         self.check();

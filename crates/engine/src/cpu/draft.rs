@@ -8,7 +8,7 @@ use gqla_kernels::{
 use gqla_weights::Checkpoint;
 
 use super::{
-    CommError, LoadError, Model,
+    CommError, LoadError, Model, Precision,
     forward::{Workspace, sized},
     load,
     model::{CHUNK, Layer, LogitsError},
@@ -33,12 +33,16 @@ impl Model {
     /// # Errors
     /// [`LoadError::NoDraftLayer`] where the checkpoint has none.
     pub fn make_drafting(&mut self, checkpoint: &Checkpoint) -> Result<(), LoadError> {
-        self.make_rank_drafting(&Shard::whole(checkpoint))
+        self.make_rank_drafting(&Shard::whole(checkpoint), Precision::default())
     }
 
-    /// The same for a rank's part of the layer.
-    pub(super) fn make_rank_drafting(&mut self, shard: &Shard<'_>) -> Result<(), LoadError> {
-        let mut draft = load::draft(shard, self.path)?;
+    /// The same for a rank's part of the layer, with numbers as `precision` says.
+    pub(super) fn make_rank_drafting(
+        &mut self,
+        shard: &Shard<'_>,
+        precision: Precision,
+    ) -> Result<(), LoadError> {
+        let mut draft = load::draft(shard, self.path, precision)?;
         if self.layers.iter().any(|layer| layer.expanded.is_some()) {
             draft.layer.expanded = Some(load::per_group(shard, shard.config().num_hidden_layers)?);
         }

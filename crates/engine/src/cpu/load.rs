@@ -57,12 +57,16 @@ pub(super) fn model(
 }
 
 /// The first prediction layer, to go along `path`.
-pub(super) fn draft(checkpoint: &Shard<'_>, path: Option<DecodePath>) -> Result<DraftLayer, LoadError> {
+pub(super) fn draft(
+    checkpoint: &Shard<'_>,
+    path: Option<DecodePath>,
+    precision: Precision,
+) -> Result<DraftLayer, LoadError> {
     let config = checkpoint.config();
     if config.num_nextn_predict_layers == 0 {
         return Err(LoadError::NoDraftLayer);
     }
-    let source = Source { checkpoint, precision: Precision::default(), layer: config.num_hidden_layers };
+    let source = Source { checkpoint, precision, layer: config.num_hidden_layers };
     let hidden = config.hidden_size;
     Ok(DraftLayer {
         embedding_norm: source.norm("enorm", hidden)?,

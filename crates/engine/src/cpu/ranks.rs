@@ -1,10 +1,12 @@
 //! The tensor-parallel ranks of a model, which step together.
 //!
 //! The first rank steps on the engine's thread, every other on a thread of its own with its own [`Pool`]. There is one
-//! scheduler and one block table: each rank is told of every copy, expansion and step in the same order, and keeps its
+//! scheduler and one block table: each rank is told of every copy, expansion, step and draft in the same order, and keeps its
 //! part of the cache under the same block numbers. Nobody reports back, since a step's exchanges end for the first
 //! rank with whatever went wrong on any.
 
+#[cfg(test)]
+mod draft_tests;
 #[cfg(test)]
 mod tests;
 
@@ -27,12 +29,13 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::{
-    CommError, CpuEngineConfig, LoadError, Model,
+    CommError, CpuEngineConfig, LoadError, LogitsError, Model,
     comm::{Alone, Comm, SharedMemory},
     forward::Workspace,
     shard::{Rank, Shard},
 };
 use crate::{
+    DraftSource,
     blocks::BlockCopy,
     runner::{StepModel, message_of},
 };
@@ -50,6 +53,7 @@ pub(super) struct Part {
 /// Loads the parts of all ranks side by side. `threads` are shared out; every rank has one at least.
 pub(super) fn load(checkpoint: &Checkpoint, config: &CpuEngineConfig) -> Result<Vec<Part>, LoadError> {
     let CpuEngineConfig { path, precision, threads, expandable, tensor_parallel: world, .. } = *config;
+    let source = config.speculation.map(|speculation| speculation.source());
     let all = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let part = |rank| {
         let shard = match world {
@@ -58,6 +62,9 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &CpuEngineConfig) -> Result<
         };
         let own = Rank { rank, world }.share(all).len();
         let mut model = Model::load_shard(&shard, path, precision, Pool::new(Some(own))?)?;
+        if source == Some(DraftSource::PredictionLayer) {
+            model.make_rank_drafting(&shard, precision)?;
+        }
         let weight_bytes = shard.bytes_read();
         if expandable {
             model.make_expandable(&shard)?;
@@ -108,9 +115,11 @@ enum Order {
     Copy(Arc<[BlockCopy]>),
     Expand(Arc<[u32]>),
     Step(Arc<Step>),
+    /// The tokens are those that follow these rows.
+    Draft(Arc<[usize]>, Arc<Step>),
 }
 
-/// A step's input, for threads to keep.
+/// The input of a step or of the prediction layer, for threads to keep.
 struct Step {
     tokens: Vec<u32>,
     /// Segments without their blocks, and these.
@@ -166,6 +175,20 @@ impl StepModel for Ranks {
         let Stepping { model, workspace } = &mut self.first;
         model.forward(workspace, tokens, segments, wanted).map_err(|error| error.to_string())
     }
+
+    fn draft(
+        &mut self,
+        rows: &[usize],
+        next: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[usize],
+    ) -> Result<&[f32], String> {
+        self.order(|| Order::Draft(rows.into(), Arc::new(Step::of(next, segments, wanted))));
+        let Stepping { model, workspace } = &mut self.first;
+        let logits =
+            model.draft(workspace, rows, next, segments, wanted).map_err(|error| error.to_string())?;
+        logits.ok_or_else(|| LogitsError::NoDraftLayer.to_string())
+    }
 }
 
 impl Drop for Ranks {
@@ -215,6 +238,9 @@ impl Stepping {
             Order::Expand(blocks) => self.model.expand(&mut self.workspace, blocks),
             Order::Step(step) => {
                 self.model.forward(&mut self.workspace, &step.tokens, &step.segments(), &step.wanted)?;
+            }
+            Order::Draft(rows, step) => {
+                self.model.draft(&mut self.workspace, rows, &step.tokens, &step.segments(), &step.wanted)?;
             }
         }
         Ok(())

@@ -174,4 +174,9 @@ impl StepModel for Running {
         self.logits = logits.map_err(|error| error.to_string())?;
         Ok(&self.logits)
     }
+
+    /// Nobody asks for it: this engine does not draft.
+    fn draft(&mut self, _: &[usize], _: &[u32], _: &[Segment<'_>], _: &[usize]) -> Result<&[f32], String> {
+        Err("the CUDA backend runs no prediction layer".to_owned())
+    }
 }

@@ -13,6 +13,8 @@ const VOCAB: usize = 16;
 /// Answers token + 1 for every token; can fail or panic at a given step.
 struct Successor {
     steps: usize,
+    /// Of the last step or draft.
+    rows: usize,
     logits: Vec<f32>,
     break_at: Option<(usize, Break)>,
     delay: Duration,
@@ -23,6 +25,9 @@ enum Break {
     Error,
     Panic,
     NotANumber,
+    Draft,
+    DraftPanic,
+    DraftLogits,
 }
 
 impl StepModel for Successor {
@@ -34,10 +39,8 @@ impl StepModel for Successor {
         assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), tokens.len());
         thread::sleep(self.delay);
         self.steps += 1;
-        self.logits = vec![0.0; wanted.len() * VOCAB];
-        for (row, wanted) in self.logits.chunks_mut(VOCAB).zip(wanted) {
-            row[(tokens[*wanted] as usize + 1) % VOCAB] = 1.0;
-        }
+        self.rows = tokens.len();
+        self.logits = successors(tokens, wanted);
         match self.break_at {
             Some((step, Break::Error)) if step == self.steps => return Err("out of order".to_owned()),
             Some((step, Break::Panic)) if step == self.steps => panic!("a bug"),
@@ -46,6 +49,33 @@ impl StepModel for Successor {
         }
         Ok(&self.logits)
     }
+
+    fn draft(
+        &mut self,
+        rows: &[usize],
+        next: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[usize],
+    ) -> Result<&[f32], String> {
+        assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), next.len());
+        assert!(rows.len() == next.len() && rows.iter().all(|row| *row < self.rows));
+        self.rows = rows.len();
+        self.logits = successors(next, wanted);
+        match self.break_at {
+            Some((step, Break::Draft)) if step <= self.steps => Err("out of order".to_owned()),
+            Some((step, Break::DraftPanic)) if step <= self.steps => panic!("a bug"),
+            Some((step, Break::DraftLogits)) if step <= self.steps => Ok(&[0.0]),
+            _ => Ok(&self.logits),
+        }
+    }
+}
+
+fn successors(tokens: &[u32], wanted: &[usize]) -> Vec<f32> {
+    let mut logits = vec![0.0; wanted.len() * VOCAB];
+    for (row, wanted) in logits.chunks_mut(VOCAB).zip(wanted) {
+        row[(tokens[*wanted] as usize + 1) % VOCAB] = 1.0;
+    }
+    logits
 }
 
 fn bounds() -> Bounds {
@@ -58,14 +88,19 @@ fn bounds() -> Bounds {
     }
 }
 
+const LAYER: DraftSource = DraftSource::PredictionLayer;
+
 /// The same with drafts.
-fn drafting(bounds: Bounds) -> Bounds {
-    let source = DraftSource::PromptLookup(PromptLookup::default());
+fn drafting(source: DraftSource, bounds: Bounds) -> Bounds {
     Bounds { speculation: Some(Speculation::new(source, 6).unwrap()), ..bounds }
 }
 
+fn lookup() -> DraftSource {
+    DraftSource::PromptLookup(PromptLookup::default())
+}
+
 fn start(bounds: Bounds, break_at: Option<(usize, Break)>, delay: Duration) -> Runner {
-    Runner::start(Successor { steps: 0, logits: Vec::new(), break_at, delay }, bounds).unwrap()
+    Runner::start(Successor { steps: 0, rows: 0, logits: Vec::new(), break_at, delay }, bounds).unwrap()
 }
 
 fn request(prompt: &[u32], max_tokens: u32) -> (Request, Receiver<Event>) {
@@ -182,8 +217,9 @@ fn a_client_that_leaves_in_mid_prompt_frees_its_blocks() {
 
 #[test]
 fn failures_end_every_sequence_and_stop_the_heartbeat() {
-    for how in [Break::Error, Break::Panic] {
-        let runner = start(bounds(), Some((3, how)), Duration::from_millis(20));
+    let all = [Break::Error, Break::Panic, Break::Draft, Break::DraftPanic, Break::DraftLogits];
+    for how in all {
+        let runner = start(drafting(LAYER, bounds()), Some((2, how)), Duration::from_millis(20));
         let events: Vec<_> = (0..6)
             .map(|_| {
                 let (request, events) = request(&[0], 11);
@@ -237,7 +273,7 @@ fn shutdown_lets_sequences_finish_until_the_deadline() {
 #[test]
 fn sequences_that_outgrow_the_cache_are_recomputed_with_the_same_result() {
     let small = Bounds { blocks: 5, limits: Limits { context: 320, ..bounds().limits }, ..bounds() };
-    for bounds in [small, drafting(small)] {
+    for bounds in [small, drafting(lookup(), small), drafting(LAYER, small)] {
         recomputed(start(bounds, None, Duration::ZERO));
     }
 }
@@ -274,17 +310,25 @@ fn drafts_bring_several_tokens_a_step_and_stop_where_the_text_does() {
         runner.shutdown(Duration::from_secs(5));
         runner.stats()
     };
-    let (without, with) = (run(bounds()), run(drafting(bounds())));
+    let without = run(bounds());
     assert_eq!((without.steps, without.generated_tokens), (14, 13));
-    assert_eq!(with.generated_tokens, 13, "a token after the stop is not one");
-    assert!(with.steps < 14 && with.speculation.accepted_tokens > 0, "{with:?}");
-    assert_eq!((with.prompt_tokens, with.blocks_used), (30, 0));
+    for source in [lookup(), LAYER] {
+        let with = run(drafting(source, bounds()));
+        assert_eq!(with.generated_tokens, 13, "a token after the stop is not one");
+        assert!(with.steps < 14 && with.speculation.accepted_tokens > 0, "{with:?}");
+        assert_eq!((with.prompt_tokens, with.blocks_used), (30, 0));
+    }
 }
 
 #[test]
 fn a_client_that_leaves_among_drafts_gets_and_pays_no_more() {
+    for source in [lookup(), LAYER] {
+        leaves_among_drafts(start(drafting(source, bounds()), None, Duration::ZERO));
+    }
+}
+
+fn leaves_among_drafts(runner: Runner) {
     let counting: Vec<u32> = (0..12).chain(0..3).collect();
-    let runner = start(drafting(bounds()), None, Duration::ZERO);
     let (sender, events) = channel();
     let mut left = 3;
     let sink: crate::Sink = Box::new(move |event| {

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use crate::SamplingParams;
 
 /// The most likely token; the lowest id among equals.
-pub(super) fn argmax(logits: &[f32]) -> u32 {
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
         // A NaN wins and then stays, because nothing compares greater.

@@ -19,6 +19,8 @@ struct World {
     arrivals: u64,
     /// What a token's place holds: a hash of the tokens up to there, as a key depends on all of them.
     cache: HashMap<(u32, usize), u64>,
+    /// The same of the prediction layer, whose rows depend on the token that follows besides.
+    layer: HashMap<(u32, usize), u64>,
     /// Numbers of the requests that ended, in that order.
     ended: Arc<Mutex<Vec<(usize, Finish)>>>,
     /// Prompts and what the sequences were to get at most, then what they got.
@@ -31,10 +33,15 @@ struct World {
 fn up_to(tokens: &[u32]) -> Vec<u64> {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
     let next = |token: &u32| {
-        hash = (hash ^ u64::from(*token + 1)).wrapping_mul(0x0100_0000_01B3);
+        hash = with(hash, *token);
         hash
     };
     tokens.iter().map(next).collect()
+}
+
+/// The hash of one more token.
+fn with(hash: u64, token: u32) -> u64 {
+    (hash ^ u64::from(token + 1)).wrapping_mul(0x0100_0000_01B3)
 }
 
 /// The text a sequence continues with is a function of what it has: mostly it counts on.
@@ -48,6 +55,10 @@ fn lookup(tokens: usize) -> Option<Speculation> {
     (tokens > 0).then(|| Speculation::new(source, tokens).unwrap())
 }
 
+fn layer(tokens: usize) -> Option<Speculation> {
+    (tokens > 0).then(|| Speculation::new(DraftSource::PredictionLayer, tokens).unwrap())
+}
+
 impl World {
     fn new(blocks: usize, limits: Limits) -> Self {
         Self::drafting(blocks, limits, None)
@@ -59,6 +70,7 @@ impl World {
             queue: BTreeMap::new(),
             arrivals: 0,
             cache: HashMap::new(),
+            layer: HashMap::new(),
             ended: Arc::default(),
             asked: Vec::new(),
             texts: Arc::default(),
@@ -104,11 +116,13 @@ impl World {
         for slice in &slices {
             self.write(slice);
         }
+        let made: Vec<u64> = slices.iter().flat_map(|slice| self.rows(slice)).collect();
         for slice in &slices {
             self.read(slice);
             let progress = self.draw(slice);
             self.scheduler.computed(slice, progress);
         }
+        self.draft(&slices, made);
         self.scheduler.retire();
         let lengths: Vec<usize> = slices.iter().map(|slice| slice.len).collect();
         self.computed += lengths.iter().sum::<usize>();
@@ -144,21 +158,65 @@ impl World {
         self.copied += copies.len();
         for copy in copies {
             for place in 0..BLOCK_TOKENS {
-                if let Some(content) = self.cache.get(&(copy.from, place)).copied() {
-                    self.cache.insert((copy.to, place), content);
+                for cache in [&mut self.cache, &mut self.layer] {
+                    if let Some(content) = cache.get(&(copy.from, place)).copied() {
+                        cache.insert((copy.to, place), content);
+                    }
                 }
             }
         }
     }
 
+    fn rows(&self, slice: &Slice) -> Vec<u64> {
+        up_to(&fed(&self.scheduler.running[slice.sequence]))[slice.start..][..slice.rows()].to_vec()
+    }
+
     fn write(&mut self, slice: &Slice) {
-        let sequence = &self.scheduler.running[slice.sequence];
-        let content = up_to(&fed(sequence));
-        for (position, content) in content.into_iter().enumerate().skip(slice.start).take(slice.rows()) {
-            let block = sequence.blocks[position / BLOCK_TOKENS];
-            let holders = self.scheduler.running.iter().flat_map(|s| &s.blocks).filter(|b| **b == block);
-            assert_eq!(holders.count(), 1, "nobody writes to a block that others have");
-            self.cache.insert((block, position % BLOCK_TOKENS), content);
+        for (position, content) in (slice.start..).zip(self.rows(slice)) {
+            let place = self.place(slice.sequence, position);
+            self.cache.insert(place, content);
+        }
+    }
+
+    /// Where a sequence may write.
+    fn place(&self, sequence: usize, position: usize) -> (u32, usize) {
+        let block = self.scheduler.running[sequence].blocks[position / BLOCK_TOKENS];
+        let holders = self.scheduler.running.iter().flat_map(|s| &s.blocks).filter(|b| **b == block);
+        assert_eq!(holders.count(), 1, "nobody writes to a block that others have");
+        (block, position % BLOCK_TOKENS)
+    }
+
+    /// The prediction layer's rounds after a step, as the engine's thread has them made; `made` is what came of the
+    /// step's rows. A row of the layer is the hash of its token, all before and the one that follows.
+    fn draft(&mut self, slices: &[Slice], mut made: Vec<u64>) {
+        let mut round = self.scheduler.after(slices);
+        while !round.is_empty() {
+            made = round.rows.iter().zip(&round.next).map(|(row, next)| with(made[*row], *next)).collect();
+            let segments: Vec<_> = {
+                let segments = round.segments(&self.scheduler.running);
+                segments.iter().map(|segment| (segment.first_row, segment.rows, segment.start)).collect()
+            };
+            for ((first_row, rows, start), part) in segments.into_iter().zip(&round.parts) {
+                for row in 0..rows {
+                    let place = self.place(part.sequence, start + row);
+                    self.layer.insert(place, made[first_row + row]);
+                }
+            }
+            for part in &round.parts {
+                self.read_layer(part.sequence, part.start + part.rows);
+            }
+            // Right where the text counts on.
+            let drafts: Vec<u32> = round.wanted.iter().map(|row| (round.next[*row] + 1) % 7).collect();
+            round = self.scheduler.drafted(&round, &drafts);
+        }
+    }
+
+    /// The first `len` rows of the layer are those of the sequence's tokens and drafts.
+    fn read_layer(&self, sequence: usize, len: usize) {
+        let sequence = &self.scheduler.running[sequence];
+        for (position, content) in up_to(&fed(sequence))[1..=len].iter().enumerate() {
+            let place = (sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            assert_eq!(self.layer.get(&place), Some(content), "the layer's position {position}");
         }
     }
 
@@ -188,10 +246,12 @@ proptest! {
     fn every_sequence_reads_what_it_wrote_and_ends(
         blocks in 8usize..16,
         drafts in 0usize..10,
+        from_layer in any::<bool>(),
         requests in prop::collection::vec(
             (0u32..5, 1usize..320, 1u32..60, -2i32..3, 0usize..12, any::<bool>()), 1..14),
     ) {
-        let mut world = World::drafting(blocks, LIMITS, lookup(drafts));
+        let source = if from_layer { layer } else { lookup };
+        let mut world = World::drafting(blocks, LIMITS, source(drafts));
         let mut cancels = Vec::new();
         let count = requests.len();
         for (kind, len, max_tokens, priority, wait, leaves) in requests {
@@ -305,6 +365,46 @@ fn a_common_beginning_is_computed_once_for_each_salt() {
     assert_eq!(world.scheduler.prefixes(), PrefixCounts { queries: 518, hits: 128 + 127 });
 }
 
+/// The layer's row of a block's last token is made of the token that follows the block, too.
+#[test]
+fn with_the_prediction_layer_a_block_is_shared_by_those_who_go_on_alike() {
+    let mut world = World::drafting(32, LIMITS, layer(3));
+    let mut cost = |prompt: Vec<u32>| {
+        let before = world.computed;
+        world.submit(prompt, 1, 0, "");
+        while !world.idle() {
+            world.step();
+        }
+        world.computed - before
+    };
+    let long = prompt(1, 130);
+    let other = [&long[..128], &[long[128] + 1, 0]].concat();
+    assert_eq!(cost(long.clone()), 130);
+    assert_eq!(cost(long.clone()), 2);
+    assert_eq!(cost(other.clone()), 130 - 64, "another token follows its second block");
+    assert_eq!(cost(long[..128].to_vec()), 64, "no token follows it yet");
+    assert_eq!((cost(other), cost(long)), (2, 2));
+    assert_eq!(world.copied, 0);
+}
+
+/// A text's last token has none that follows it: a block that it fills is not shared.
+#[test]
+fn a_text_that_ends_with_a_block_leaves_that_block_unnamed() {
+    for (len, shared) in [(64, 0), (65, 64)] {
+        let mut world = World::drafting(32, LIMITS, layer(3));
+        world.submit(vec![0], len - 1, 0, "");
+        while !world.idle() {
+            world.step();
+        }
+        let text = [&[0], world.texts.lock().unwrap()[&0].as_slice()].concat();
+        world.submit([&text, &[1; 80][..]].concat(), 1, 0, "");
+        while !world.idle() {
+            world.step();
+        }
+        assert_eq!(world.scheduler.prefixes().hits, shared, "{len} tokens");
+    }
+}
+
 #[test]
 fn a_block_that_another_sequence_reads_is_copied_before_it_is_written() {
     let mut world = World::new(32, LIMITS);
@@ -331,8 +431,13 @@ fn samples_of_one_prompt_that_came_together_compute_it_once() {
 
 #[test]
 fn drafts_save_steps_and_count_what_became_of_them() {
+    drafts_save_steps(lookup);
+    drafts_save_steps(layer);
+}
+
+fn drafts_save_steps(source: fn(usize) -> Option<Speculation>) {
     let steps = |drafts| {
-        let mut world = World::drafting(16, LIMITS, lookup(drafts));
+        let mut world = World::drafting(16, LIMITS, source(drafts));
         world.submit(prompt(1, 70), 100, 0, "");
         let mut steps = 0;
         while !world.idle() {
@@ -354,7 +459,13 @@ fn drafts_save_steps_and_count_what_became_of_them() {
 
 #[test]
 fn drafts_preempt_nobody() {
-    let mut world = World::drafting(2, Limits { context: 128, ..LIMITS }, lookup(8));
+    for source in [lookup, layer] {
+        drafts_of_preempt_nobody(source(8));
+    }
+}
+
+fn drafts_of_preempt_nobody(speculation: Option<Speculation>) {
+    let mut world = World::drafting(2, Limits { context: 128, ..LIMITS }, speculation);
     world.submit(prompt(1, 40), 40, 0, "");
     world.submit(prompt(2, 3), 60, 0, "");
     while world.scheduler.preemptions() == 0 && !world.idle() {
@@ -374,11 +485,13 @@ fn drafts_preempt_nobody() {
 #[test]
 fn a_large_batch_drafts_nothing() {
     let many = Limits { sequences: 32, tokens: 512, ..LIMITS };
-    let mut world = World::drafting(64, many, lookup(8));
-    (0..32).for_each(|_| drop(world.submit(prompt(1, 20), 30, 0, "")));
-    while !world.idle() {
-        world.step();
+    for source in [lookup, layer] {
+        let mut world = World::drafting(64, many, source(8));
+        (0..32).for_each(|_| drop(world.submit(prompt(1, 20), 30, 0, "")));
+        while !world.idle() {
+            world.step();
+        }
+        assert_eq!(world.scheduler.speculated(), SpeculationStats::default());
+        world.check_texts();
     }
-    assert_eq!(world.scheduler.speculated(), SpeculationStats::default());
-    world.check_texts();
 }

@@ -27,6 +27,7 @@ fn step(drafts: &[u32], params: SamplingParams) -> (Vec<u32>, Progress, Sequence
     let mut sequence = Sequence::new(
         Request::new(vec![0], params, Box::new(|_| ControlFlow::Continue(()))),
         Rank::new(0, 0),
+        0,
     );
     sequence.drafts = drafts.to_vec();
     let mut buffer = Vec::new();

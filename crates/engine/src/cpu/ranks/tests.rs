@@ -54,7 +54,7 @@ fn logits(ranks: &mut Ranks, tokens: &[u32]) -> Vec<f32> {
 }
 
 /// Largest difference over the largest expected magnitude.
-fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
+pub(super) fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(ours.len(), expected.len());
     assert!(ours.iter().all(|x| x.is_finite()));
     let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
