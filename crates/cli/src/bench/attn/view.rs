@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_engine::cpu::measure::{AttentionCase, CACHE_FORMAT, PassTimes};
 use gqla_planner::HostRates;
 
 use super::{Bench, PathBench};
