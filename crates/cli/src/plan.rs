@@ -53,7 +53,7 @@ pub struct Args {
     /// How the GQA path stores its cache [default: as the runtime does; shared with --attention-only]
     #[arg(long, value_enum)]
     rope_layout: Option<RopeLayoutArg>,
-    /// What the cache's numbers are stored as, f32 or bf16 [default: as the runtime does; bf16 with --attention-only]
+    /// What the cache's numbers are stored as: f32, bf16 or int8 [default: as the runtime does; bf16 with --attention-only]
     #[arg(long, value_name = "FORMAT")]
     kv_cache_dtype: Option<CacheFormat>,
     /// Pad groups with idle heads where a degree does not divide the heads; the engine has to pad too

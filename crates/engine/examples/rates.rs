@@ -1,7 +1,8 @@
 //! What this machine reaches, one JSON object a call: the roof, one layer's attention, or a model's tokens per second.
 //!
 //! `cargo run --release -p gqla-engine --example rates -- ACTION [name=value …]`, where ACTION is
-//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 products=f32|bf16 cache=f32|bf16
+//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 products=f32|bf16
+//! cache=f32|bf16|int8
 //! prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
 
 use std::{
@@ -78,6 +79,7 @@ fn roof(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
 /// One layer's attention over its cache, against the roof of the same minute.
 fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     let (pool, time) = (settings.pool()?, settings.time()?);
+    let format = settings.get("cache", CacheFormat::F32)?;
     let shape = |heads, groups, rank, nope, rope, value| AttentionShape {
         num_attention_heads: heads,
         num_key_value_heads: groups,
@@ -96,9 +98,9 @@ fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
         for (context, query_tokens) in [(4096, 1), (4096, 2), (16384, 1)] {
             let case = AttentionCase { batch: 1, context, query_tokens };
             let passes =
-                ((256usize << 20) as f64 / case.cache_bytes(shape.kv_elements(path) as usize)).ceil();
-            let mut timer = AttentionTimer::new(&shape, path, case.blocks() * passes as usize)?;
-            let bytes = case.cache_bytes(timer.kv_elements());
+                ((256usize << 20) as f64 / case.cache_bytes(shape.cached_token(path), format)).ceil();
+            let mut timer = AttentionTimer::new(&shape, path, case.blocks() * passes as usize, format)?;
+            let bytes = case.cache_bytes(timer.cached_token(), format);
             let read = read_rate(&pool, ROOF_BYTES / 4, time / 4).rate.median;
             let flops = multiply_rate(&pool, InstructionSet::in_use(), WeightFormat::F32, time / 8).median;
             let core = timer.time(&pool, &case, time)?.core;
@@ -131,10 +133,7 @@ fn model(path: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
         path: if choice == "plain" { None } else { Some(choice.parse()?) },
         max_num_seqs: streams,
         kv_cache: CacheMemory::Bytes(4 << 30),
-        kv_cache_format: match settings.0.get("cache") {
-            Some(&"bf16") => CacheFormat::Bf16,
-            _ => CacheFormat::F32,
-        },
+        kv_cache_format: settings.get("cache", CacheFormat::F32)?,
         precision: Precision {
             weights: match settings.0.get("weights") {
                 Some(&"int8") => Weights::Int8,

@@ -200,12 +200,14 @@ fn change_path(engine: &CpuEngine) {
 }
 
 #[test]
-fn a_bf16_cache_takes_half_the_bytes() {
-    for (path, elements) in [(Gqa, 80), (MqaAbsorb, 52)] {
-        let config = CpuEngineConfig { kv_cache_format: CacheFormat::Bf16, ..config(Some(path)) };
-        let engine = start("llama_a/llama_gqla_a", config);
-        assert_eq!(engine.info().kv_bytes_per_token, elements * 3 * 2);
-        assert_eq!(collect(&submit(&engine, &[1, 2, 3], 0.0, 0)).len(), 32);
+fn a_cache_that_rounds_takes_the_bytes_of_its_numbers_and_scales() {
+    for (path, bf16, int8) in [(Gqa, 80 * 2, 80 + 5 * 4), (MqaAbsorb, 52 * 2, 52 + 2 * 4)] {
+        for (kv_cache_format, bytes) in [(CacheFormat::Bf16, bf16), (CacheFormat::Int8, int8)] {
+            let config = CpuEngineConfig { kv_cache_format, ..config(Some(path)) };
+            let engine = start("llama_a/llama_gqla_a", config);
+            assert_eq!(engine.info().kv_bytes_per_token, bytes * 3, "{path}, {kv_cache_format}");
+            assert_eq!(collect(&submit(&engine, &[1, 2, 3], 0.0, 0)).len(), 32);
+        }
     }
 }
 

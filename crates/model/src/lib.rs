@@ -13,7 +13,7 @@ mod shape;
 mod split;
 mod weights;
 
-pub use cache::{CacheFormat, UnknownCacheFormat};
+pub use cache::{CacheFormat, CachedToken, UnknownCacheFormat};
 pub use parameters::{AttentionParameters, Parameters};
 pub use path::{DecodePath, UnknownPath};
 pub use rope::{RopeScaling, Yarn, rotary_frequencies};

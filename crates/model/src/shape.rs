@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DecodePath, WeightShape};
+use crate::{CachedToken, DecodePath, WeightShape};
 
 const HEADS: RangeInclusive<u64> = 1..=1024;
 const RANK: RangeInclusive<u64> = 1..=65_536;
@@ -70,6 +70,21 @@ impl AttentionShape {
                 u64::from(groups).saturating_mul(head).saturating_add(rope)
             }
         }
+    }
+
+    /// What one token leaves in one layer's cache, over all groups: [`Self::kv_elements`] in 2 parts on absorb, the latent
+    /// and the rotary key, in `2 G + 1` on GQA, each group's key and value and the rotary key.
+    pub fn cached_token(&self, path: DecodePath) -> CachedToken {
+        self.cached_token_of_groups(path, self.num_key_value_heads)
+    }
+
+    /// As [`Self::cached_token`] for a rank that stores only `groups` groups.
+    pub fn cached_token_of_groups(&self, path: DecodePath, groups: u32) -> CachedToken {
+        let parts = match path {
+            DecodePath::MqaAbsorb => 2,
+            DecodePath::Gqa => 2 * u64::from(groups) + 1,
+        };
+        CachedToken { elements: self.kv_elements_of_groups(path, groups), parts }
     }
 
     /// Floating-point operations one query head spends on one cached token (a multiply-add is two):

@@ -8,11 +8,11 @@
 //! | absorb | `2 (r + d_rope)` | `2 (H/TP) s_q (2r + d_rope)` |
 //! | GQA | `2 (G_l (d_nope + d_v) + d_rope)`, `G_l = max(1, G/TP)` | `2 (H/TP) s_q (d_nope + d_rope + d_v)` |
 //!
-//! Those are bytes in bf16 with one rope key for all groups; [`CacheLayout`] has the others. The pass takes
-//! `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is [`crate::kernel`]'s business,
-//! and projections, weight reads and all-reduces are [`crate::step`]'s.
+//! Those are bytes in bf16 with one rope key for all groups; [`CacheLayout`] has the others, an int8 cache's scales among
+//! them. The pass takes `max(bytes / bandwidth, FLOPs / peak)`. These are peak rates; what kernels make of them is
+//! [`crate::kernel`]'s business, and projections, weight reads and all-reduces are [`crate::step`]'s.
 
-use gqla_model::{AttentionShape, CacheFormat, DecodePath, TensorParallelSplit};
+use gqla_model::{AttentionShape, CacheFormat, CachedToken, DecodePath, TensorParallelSplit};
 
 use crate::gpu::GpuSpec;
 
@@ -43,7 +43,8 @@ impl CacheLayout {
 
     /// Cache bytes per token and layer of one rank.
     pub(crate) fn bytes(self, shape: &AttentionShape, path: DecodePath, split: TensorParallelSplit) -> u64 {
-        kv_elements(shape, path, split, self.rope).saturating_mul(self.format.bytes() as u64)
+        let parts = shape.cached_token_of_groups(path, split.groups_per_rank).parts;
+        CachedToken { elements: kv_elements(shape, path, split, self.rope), parts }.bytes(self.format)
     }
 }
 

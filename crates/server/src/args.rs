@@ -98,7 +98,8 @@ struct ServeArgs {
     /// Memory the cache may take, in bytes, instead of a share.
     #[arg(long)]
     kv_cache_bytes: Option<u64>,
-    /// What the cache's numbers are stored as; bf16 takes half the memory. CUDA stores bf16 whatever this says.
+    /// What the cache's numbers are stored as; bf16 takes half the memory, int8 about a quarter. CUDA stores bf16 whatever
+    /// this says.
     #[arg(long, value_enum, default_value = CacheFormat::CPU_DEFAULT.name())]
     kv_cache_dtype: KvCacheDtype,
     /// Folder with images of the CUDA kernels (cubin, PTX); without one, NVRTC compiles them when the server starts.
@@ -144,6 +145,8 @@ pub enum KvCacheDtype {
     F32,
     /// Rounded to 8 significant bits.
     Bf16,
+    /// 8-bit integers with a scale for every token's keys and values of a group.
+    Int8,
 }
 
 impl From<KvCacheDtype> for CacheFormat {
@@ -151,6 +154,7 @@ impl From<KvCacheDtype> for CacheFormat {
         match dtype {
             KvCacheDtype::F32 => Self::F32,
             KvCacheDtype::Bf16 => Self::Bf16,
+            KvCacheDtype::Int8 => Self::Int8,
         }
     }
 }
@@ -417,6 +421,10 @@ mod tests {
         );
         let chosen = config("gqla-server --model /m --kv-cache-bytes 4096 --kv-cache-dtype bf16");
         assert_eq!((chosen.kv_cache, chosen.kv_cache_format), (CacheMemory::Bytes(4096), CacheFormat::Bf16));
+        for format in CacheFormat::ALL {
+            let chosen = config(&format!("gqla-server --model /m --kv-cache-dtype {format}"));
+            assert_eq!(chosen.kv_cache_format, format);
+        }
         assert_eq!(
             config("gqla-server --model /m --kv-cache-share 0.9").kv_cache,
             CacheMemory::FreeShare(0.9)

@@ -212,6 +212,8 @@ mod tests {
         // (8 · 256 + 64) numbers per token and layer, as DeepSeek's shape caches with 8 groups.
         assert!(explained(CacheFormat::F32).contains("8448 B"), "{}", explained(CacheFormat::F32));
         assert!(explained(CacheFormat::Bf16).contains("4224 B"), "{}", explained(CacheFormat::Bf16));
+        // And 17 scales: of every group's keys and values, and of the rotary key.
+        assert!(explained(CacheFormat::Int8).contains("2180 B"), "{}", explained(CacheFormat::Int8));
     }
 
     #[test]

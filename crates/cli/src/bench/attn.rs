@@ -14,7 +14,7 @@ use gqla_engine::cpu::{
     InstructionSet, Pool,
     measure::{AttentionCase, AttentionTimer, CACHE_FORMAT, PassTimes},
 };
-use gqla_model::{AttentionShape, DecodePath};
+use gqla_model::{AttentionShape, CachedToken, DecodePath};
 use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
 
 use super::{host::Report, machine::VERSION};
@@ -92,7 +92,7 @@ pub(crate) struct Bench {
 /// One path's part of it.
 struct PathBench {
     path: DecodePath,
-    kv_elements: usize,
+    token: CachedToken,
     flops_per_token: f64,
     cache_bytes: usize,
     passes: Vec<(AttentionCase, PassTimes)>,
@@ -160,7 +160,7 @@ impl PathRun<'_> {
         let Self { pool, shape, path, .. } = *self;
         let cache = self.host.machine.last_level_cache.unwrap_or(0);
         let blocks = grid::blocks(shape, path, cases, self.memory, cache);
-        let mut timer = AttentionTimer::new(shape, path, blocks)?;
+        let mut timer = AttentionTimer::new(shape, path, blocks, CACHE_FORMAT)?;
         let floor = timer.time(pool, &FLOOR, floor_time)?.core;
         let mut passes = Vec::new();
         for (index, case) in cases.iter().enumerate() {
@@ -174,7 +174,7 @@ impl PathRun<'_> {
         }
         Ok(PathBench {
             path,
-            kv_elements: timer.kv_elements(),
+            token: timer.cached_token(),
             flops_per_token: f64::from(shape.num_attention_heads) * shape.flops_per_head(path) as f64,
             cache_bytes: timer.cache_bytes(),
             fit: self.fit(floor.median, &passes)?,

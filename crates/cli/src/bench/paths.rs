@@ -163,7 +163,7 @@ impl Judge {
     fn timers(&self, share: &AttentionShape) -> anyhow::Result<[AttentionTimer; 2]> {
         let timer = |path| {
             let blocks = grid::blocks(share, path, &self.cases, self.memory, u64::MAX);
-            AttentionTimer::new(share, path, blocks)
+            AttentionTimer::new(share, path, blocks, CACHE_FORMAT)
         };
         let [absorb, gqa] = DecodePath::ALL.map(timer);
         Ok([absorb?, gqa?])
@@ -271,7 +271,7 @@ mod tests {
         let prediction = predict(&llama, gpu, 2, &case, &Calibration::default()).unwrap();
         let share = share(&llama.attention, 2).unwrap();
         for (path, ns) in DecodePath::ALL.into_iter().zip(prediction.ns) {
-            let bytes = case.cache_bytes(share.kv_elements(path) as usize);
+            let bytes = case.cache_bytes(share.cached_token(path), CACHE_FORMAT);
             let flops = share.flops_per_head(path) as f64 * f64::from(share.num_attention_heads) * 8192.0;
             let least = (bytes / gpu.bytes_per_second).max(flops / gpu.flops_per_second) * 1e9;
             assert!(ns > least && ns < 20.0 * least, "{path}: {ns} {least}");

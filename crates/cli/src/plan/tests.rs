@@ -111,7 +111,7 @@ fn what_is_no_choice_is_refused_with_the_choices() {
     assert!(refusal("--batch 0").contains("--batch"));
     assert!(refusal("--tp 0").contains("1..=1024"));
     assert!(refusal("--tp-max 4294967295").contains("1..=1024"));
-    assert!(refusal("--kv-cache-dtype fp8").contains("expected f32 or bf16"));
+    assert!(refusal("--kv-cache-dtype fp8").contains("expected f32, bf16 or int8"));
 }
 
 /// `gqla plan LINE` with a calibration in a file.
@@ -211,6 +211,7 @@ fn a_cache_is_counted_as_it_is_stored() {
     for (line, expected) in [
         ("--gpu cpu", 1536),
         ("--gpu cpu --kv-cache-dtype bf16", 768),
+        ("--gpu cpu --kv-cache-dtype int8", 384 + 2 * 4),
         ("--gpu cpu --attention-only", 768),
         ("--gpu h20", 768),
         ("--gpu h20 --kv-cache-dtype f32", 1536),

@@ -74,6 +74,8 @@ fn a_cpu_s_cache_is_counted_as_its_pods_store_it() {
     assert_eq!(default, bytes(&[&format!("--kv-cache-dtype={}", CacheFormat::CPU_DEFAULT)]));
     let wide = bytes(&["--max-queued-requests=4", "--kv-cache-dtype", "f32"]);
     assert_eq!(wide, 2 * bytes(&["--kv-cache-dtype=bf16"]));
+    let scaled = bytes(&["--kv-cache-dtype=int8"]);
+    assert!(scaled > wide / 4 && scaled < wide / 2, "{scaled} of {wide}");
 }
 
 #[test]

@@ -137,14 +137,14 @@ fn the_prediction_layer_has_a_cache_of_its_own() {
     for (path, elements) in [(DecodePath::MqaAbsorb, 64 + 16), (DecodePath::Gqa, 4 * (32 + 32) + 16)] {
         let checkpoint = Checkpoint::open(&fixture()).unwrap();
         let mut model = Model::load_with_threads(&checkpoint, Some(path), Some(2)).unwrap();
-        assert_eq!(model.kv_elements_per_token(), 4 * elements, "{path}");
+        assert_eq!(model.kv_bytes_per_token(CacheFormat::F32), 4 * 4 * elements, "{path}");
         let mut workspace = Workspace::new(&model, 1, CacheFormat::F32);
         assert!(
             model.draft(&mut workspace, &[], &[], &[], &[]).unwrap().is_none(),
             "it was not asked to draft"
         );
         model.make_drafting(&checkpoint).unwrap();
-        assert_eq!(model.kv_elements_per_token(), 5 * elements, "{path}");
+        assert_eq!(model.kv_bytes_per_token(CacheFormat::F32), 5 * 4 * elements, "{path}");
         assert_eq!(Workspace::new(&model, 1, CacheFormat::F32).caches.len(), 5);
     }
 }

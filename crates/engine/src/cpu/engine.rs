@@ -113,8 +113,8 @@ impl CpuEngine {
     }
 
     /// Changes from the absorb path to the GQA path before the next step. Running sequences go on where they are:
-    /// keys and values of what is cached are made from the latents, exactly, and nothing is computed again. Doing so
-    /// twice does nothing.
+    /// keys and values are made from the latents as they are cached, and nothing is computed again: exactly with an f32
+    /// cache, and with one that rounds, of latents that were rounded already. Doing so twice does nothing.
     ///
     /// # Errors
     /// [`NotExpandable`] unless [`CpuEngineConfig::expandable`] was set.
@@ -152,19 +152,18 @@ fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, Lo
         return Err(LoadError::Zero { field: "tensor_parallel" });
     };
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
-    let number_bytes = config.kv_cache_format.bytes();
+    let format = config.kv_cache_format;
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let of_all = |bytes: &dyn Fn(&Part) -> usize| parts.iter().map(bytes).sum::<usize>();
     let workspace = |part: &Part| part.model.workspace_bytes(step_tokens(config), drawn_rows(config));
     let demand = Demand {
-        block: (of_all(&|part| part.model.largest_kv_elements_per_token()) * number_bytes * BLOCK_TOKENS)
-            as u64,
+        block: (of_all(&|part| part.model.largest_kv_bytes_per_token(format)) * BLOCK_TOKENS) as u64,
         workspace: of_all(&workspace) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
     let num_blocks = usize::try_from(blocks(config.kv_cache, demand, free)?).unwrap_or(usize::MAX);
-    let kv_bytes = |part: &Part| part.model.kv_elements_per_token() * number_bytes;
+    let kv_bytes = |part: &Part| part.model.kv_bytes_per_token(format);
     let rank = |part: &Part| RankInfo { weight_bytes: part.weight_bytes, kv_bytes_per_token: kv_bytes(part) };
     Ok(EngineInfo {
         path: model.path(),

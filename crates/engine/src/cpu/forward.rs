@@ -49,14 +49,14 @@ impl Workspace {
 
     /// The same for a rank's part of a model.
     pub fn of_rank(model: &Model, blocks: usize, format: CacheFormat, comm: Box<dyn Comm>) -> Self {
-        let cache = |elements| LayerCache::new(blocks, elements, format);
-        Self { caches: model.kv_elements().map(cache).collect(), activations: Activations::default(), comm }
+        let cache = |token| LayerCache::new(blocks, token, format);
+        Self { caches: model.cached_tokens().map(cache).collect(), activations: Activations::default(), comm }
     }
 
     /// Bytes of the caches.
     #[cfg(test)]
     pub fn cache_bytes(&self) -> usize {
-        self.caches.iter().map(|cache| cache.allocated_elements() * cache.format().bytes()).sum()
+        self.caches.iter().map(LayerCache::allocated_bytes).sum()
     }
 }
 
@@ -82,7 +82,7 @@ impl Model {
             let Some(gqa) = self.all_layers_mut().nth(index).and_then(|layer| layer.expanded.take()) else {
                 continue;
             };
-            let mut expanded = LayerCache::new(cache.blocks(), gqa.kv_elements(), cache.format());
+            let mut expanded = LayerCache::new(cache.blocks(), gqa.cached_token(), cache.format());
             gqa.expand(&self.pool, cache, &mut expanded, blocks);
             *cache = expanded;
             if let Some(layer) = self.all_layers_mut().nth(index) {

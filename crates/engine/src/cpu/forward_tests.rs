@@ -19,10 +19,6 @@ fn model(path: DecodePath) -> Model {
 }
 
 impl Workspace {
-    fn allocated_elements(&self) -> usize {
-        self.caches.iter().map(LayerCache::allocated_elements).sum()
-    }
-
     /// Overwrites everything but the caches, the latents of earlier tokens among it.
     fn poison(&mut self) {
         let a = &mut self.activations;
@@ -91,12 +87,12 @@ fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
     let all_gqa = decode(&mut model(DecodePath::Gqa), false);
     let mut changing = model(DecodePath::MqaAbsorb);
     changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
-    assert_eq!(changing.largest_kv_elements_per_token(), 3 * (2 * (16 + 16) + 16));
+    assert_eq!(changing.largest_kv_bytes_per_token(CacheFormat::F32), 3 * 4 * (2 * (16 + 16) + 16));
     let steps = decode_with(&mut changing, CacheFormat::F32, |model, workspace, step| {
         if step == 4 {
             model.expand(workspace, &[0, 1, 2]);
             workspace.poison();
-            assert_eq!(workspace.allocated_elements(), 3 * 3 * BLOCK_TOKENS * (2 * (16 + 16) + 16));
+            assert_eq!(workspace.cache_bytes(), 3 * 3 * BLOCK_TOKENS * 4 * (2 * (16 + 16) + 16));
         }
     });
     assert_eq!(changing.path(), Some(DecodePath::Gqa));
@@ -108,13 +104,33 @@ fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
 }
 
 #[test]
-fn a_bf16_cache_costs_little_accuracy() {
+fn a_cache_that_rounds_costs_little_accuracy() {
     for path in DecodePath::ALL {
         let exact = decode(&mut model(path), false);
-        let rounded = decode_with(&mut model(path), CacheFormat::Bf16, |_, _, _| {});
-        let error = relative_error(&rounded[0], &exact[0]);
-        assert!(error > 0.0 && error < 2e-2, "{path}: {error:e}");
+        for format in [CacheFormat::Bf16, CacheFormat::Int8] {
+            let rounded = decode_with(&mut model(path), format, |_, _, _| {});
+            let error = relative_error(&rounded[0], &exact[0]);
+            assert!(error > 0.0 && error < 2e-2, "{path}, {format}: {error:e}");
+        }
     }
+}
+
+#[test]
+fn a_rounded_sequence_changes_path_and_goes_on() {
+    let checkpoint = Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap();
+    let absorb = decode_with(&mut model(DecodePath::MqaAbsorb), CacheFormat::Int8, |_, _, _| {});
+    let mut changing = model(DecodePath::MqaAbsorb);
+    changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
+    let steps = decode_with(&mut changing, CacheFormat::Int8, |model, workspace, step| {
+        if step == 4 {
+            model.expand(workspace, &[0, 1, 2]);
+            workspace.poison();
+            assert_eq!(workspace.cache_bytes(), 3 * 3 * BLOCK_TOKENS * (2 * (16 + 16) + 16 + 4 * 5));
+        }
+    });
+    assert_eq!(steps[..5], absorb[..5], "before the change");
+    let error = relative_error(&steps[5], &absorb[5]);
+    assert!(error > 0.0 && error < 2e-2, "{error:e}");
 }
 
 #[test]
@@ -127,11 +143,17 @@ fn nothing_but_the_cache_outlives_a_step() {
 
 #[test]
 fn the_cache_is_as_large_as_the_path_says_and_no_larger() {
-    for (path, elements) in [(DecodePath::MqaAbsorb, 36 + 16), (DecodePath::Gqa, 2 * (16 + 16) + 16)] {
+    for (path, elements, parts) in
+        [(DecodePath::MqaAbsorb, 36 + 16, 2), (DecodePath::Gqa, 2 * (16 + 16) + 16, 2 * 2 + 1)]
+    {
         let model = model(path);
-        let workspace = Workspace::new(&model, 5, CacheFormat::F32);
         let tokens = 5 * BLOCK_TOKENS;
-        assert_eq!(workspace.allocated_elements(), 3 * tokens * elements, "{path}");
+        let scaled = elements + 4 * parts;
+        for (format, bytes) in CacheFormat::ALL.into_iter().zip([4 * elements, 2 * elements, scaled]) {
+            let workspace = Workspace::new(&model, 5, format);
+            assert_eq!(workspace.cache_bytes(), 3 * tokens * bytes, "{path}, {format}");
+            assert_eq!(model.kv_bytes_per_token(format), 3 * bytes, "{path}, {format}");
+        }
         assert_eq!(model.kv_elements_per_token_layer(), elements, "{path}");
     }
 }

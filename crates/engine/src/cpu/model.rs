@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use gqla_kernels::{
     Matrix, Pool,
-    attention::{Attention, BLOCK_TOKENS, CacheFormat, PerGroup, Segment},
+    attention::{Attention, BLOCK_TOKENS, CacheFormat, CachedToken, PerGroup, Segment},
     ops::Rope,
 };
 use gqla_model::DecodePath;
@@ -120,25 +120,26 @@ impl Model {
         self.layers.iter_mut().chain(self.draft.iter_mut().map(|draft| &mut draft.layer))
     }
 
-    /// Cache elements one token takes in every layer.
-    pub(super) fn kv_elements(&self) -> impl Iterator<Item = usize> {
-        self.all_layers().map(|layer| layer.attention.kv_elements())
+    /// What one token takes in the cache of every layer.
+    pub(super) fn cached_tokens(&self) -> impl Iterator<Item = CachedToken> {
+        self.all_layers().map(|layer| layer.attention.cached_token())
     }
 
     /// Cache elements one token takes in the layer that takes most: layers may differ in their groups.
     pub fn kv_elements_per_token_layer(&self) -> usize {
-        self.kv_elements().max().unwrap_or(0)
+        self.cached_tokens().map(|token| token.elements as usize).max().unwrap_or(0)
     }
 
-    /// Cache elements one token takes in all layers, the prediction layer's among them once it was asked for.
-    pub fn kv_elements_per_token(&self) -> usize {
-        self.kv_elements().sum()
+    /// Cache bytes one token takes in all layers, the prediction layer's among them once it was asked for.
+    pub fn kv_bytes_per_token(&self, format: CacheFormat) -> usize {
+        self.cached_tokens().map(|token| token.bytes(format) as usize).sum()
     }
 
     /// The same along whichever path the model may take.
-    pub(super) fn largest_kv_elements_per_token(&self) -> usize {
-        let expanded = |layer: &Layer| layer.expanded.as_ref().map_or(0, |attention| attention.kv_elements());
-        self.all_layers().map(|layer| layer.attention.kv_elements().max(expanded(layer))).sum()
+    pub(super) fn largest_kv_bytes_per_token(&self, format: CacheFormat) -> usize {
+        let bytes = |attention: &dyn Attention| attention.cached_token().bytes(format) as usize;
+        let expanded = |layer: &Layer| layer.expanded.as_ref().map_or(0, |attention| bytes(attention));
+        self.all_layers().map(|layer| bytes(&*layer.attention).max(expanded(layer))).sum()
     }
 
     /// Bytes of the buffers of a step of `rows` tokens that answers the logits of `wanted` of them.

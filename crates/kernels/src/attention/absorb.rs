@@ -4,11 +4,13 @@
 //! weights are never expanded to all heads, and no key or value ever exists. The value of a token is the first r
 //! channels of its latent row.
 
-use gqla_model::AttentionShape;
+use gqla_model::{AttentionShape, CachedToken};
 
 use super::{
-    Attention, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
-    flash::{HeadSet, Keys, Values, attend},
+    Attention, LatentDims, LayerCache, Scratch, Segment, UpProjection,
+    cache::{Place, Run},
+    expect_rows,
+    flash::{HeadSet, KeyPart, Keys, Values, attend},
     sized,
 };
 use crate::{
@@ -104,11 +106,47 @@ impl Absorb {
 
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32]) {
         let d = &self.dims;
-        let latent = d.rank + d.rope;
-        for (row, block, place) in segments.iter().flat_map(Segment::places) {
-            let source = &projected[row * d.projected_width() + d.latent_offset()..][..latent];
-            cache.write(block, place * latent, 1, source);
+        let layout = self.rows();
+        for (row, at) in segments.iter().flat_map(Segment::places) {
+            let source = &projected[row * d.projected_width() + d.latent_offset()..][..layout.width()];
+            layout.store(cache, at, source);
         }
+    }
+
+    fn rows(&self) -> LatentRows {
+        LatentRows { rank: self.dims.rank, rope: self.dims.rope }
+    }
+}
+
+/// How latent rows lie in a cache block: token by token, `[c | k_rope]`.
+#[derive(Clone, Copy)]
+pub(super) struct LatentRows {
+    pub rank: usize,
+    pub rope: usize,
+}
+
+impl LatentRows {
+    pub fn width(&self) -> usize {
+        self.rank + self.rope
+    }
+
+    pub fn token(&self) -> CachedToken {
+        CachedToken { elements: self.width() as u64, parts: 2 }
+    }
+
+    fn runs(&self, at: Place) -> [Run; 2] {
+        let start = at.token * self.width();
+        [Run::aside(0, start), Run::aside(1, start + self.rank)]
+    }
+
+    pub fn store(&self, cache: &mut LayerCache, at: Place, row: &[f32]) {
+        let (latent, rope) = row.split_at(self.rank);
+        self.runs(at).into_iter().zip([latent, rope]).for_each(|(run, part)| cache.write(at, run, part));
+    }
+
+    pub fn load(&self, cache: &LayerCache, at: Place, row: &mut [f32]) {
+        let (latent, rope) = row.split_at_mut(self.rank);
+        self.runs(at).into_iter().zip([latent, rope]).for_each(|(run, part)| cache.read(at, run, part));
     }
 }
 
@@ -140,8 +178,8 @@ fn transpose(weights: WeightRows<'_>, first: usize, rows: usize, columns: usize)
 }
 
 impl Attention for Absorb {
-    fn kv_elements(&self) -> usize {
-        self.dims.rank + self.dims.rope
+    fn cached_token(&self) -> CachedToken {
+        self.rows().token()
     }
 
     fn projected_width(&self) -> usize {
@@ -167,7 +205,7 @@ impl Attention for Absorb {
     ) {
         let d = &self.dims;
         let rows = projected.len() / d.projected_width();
-        cache.check(segments, self.kv_elements(), rows);
+        cache.check(segments, self.cached_token(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
         let absorbed = sized(&mut scratch.first, rows * d.heads * (d.rank + d.rope));
         self.absorb_queries(pool, projected, rows, absorbed);
@@ -188,12 +226,18 @@ impl Attention for Absorb {
         let d = &self.dims;
         let rows = projected.len() / d.projected_width();
         let latent = d.rank + d.rope;
-        cache.check(segments, self.kv_elements(), rows);
+        cache.check(segments, self.cached_token(), rows);
         let absorbed = sized(&mut scratch.first, rows * d.heads * latent);
         let means = sized(&mut scratch.second, rows * d.heads * d.rank);
         let heads = HeadSet {
-            keys: Keys::Rows { dim: latent, stride: latent },
-            values: Values { block: 0, stride: latent, dim: d.rank },
+            keys: Keys::Rows(
+                [
+                    KeyPart { query: 0, dim: d.rank, block: 0, part: 0 },
+                    KeyPart { query: d.rank, dim: d.rope, block: d.rank, part: 1 },
+                ],
+                latent,
+            ),
+            values: Values { block: 0, stride: latent, dim: d.rank, part: 0 },
             heads: d.heads,
             q: absorbed.as_ptr(),
             q_rows: RowMap { inner: d.heads, stride: latent, outer: d.heads * latent },

@@ -1,6 +1,6 @@
 //! The paged cache of one layer and how a step's tokens lie in it.
 
-use gqla_model::CacheFormat;
+use gqla_model::{CacheFormat, CachedToken};
 
 use crate::{gemm::Element, memory::Lines};
 
@@ -11,43 +11,110 @@ pub const BLOCK_TOKENS: usize = 64;
 pub struct LayerCache {
     numbers: Numbers,
     blocks: usize,
-    elements_per_token: usize,
+    token: CachedToken,
 }
 
 /// The numbers of all blocks. Memory comes page by page when first touched, so unused blocks cost none.
 pub(crate) enum Numbers {
     F32(Lines<f32>),
     Bf16(Lines<u16>),
+    /// A scale for each part and token, `[block][part][token]`: storing a token changes nothing of any other.
+    Int8(Lines<i8>, Lines<f32>),
 }
 
-fn write<E: Element>(numbers: &mut [E], offset: usize, step: usize, values: &[f32]) {
+/// A number of a cache.
+pub(super) trait Stored: Element {
+    /// Whether a number is worth its part's scale times itself.
+    const SCALED: bool;
+}
+
+impl Stored for f32 {
+    const SCALED: bool = false;
+}
+
+impl Stored for u16 {
+    const SCALED: bool = false;
+}
+
+impl Stored for i8 {
+    const SCALED: bool = true;
+}
+
+/// Where a token lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub block: u32,
+    /// Which token of the block it is.
+    pub token: usize,
+}
+
+/// Which numbers of a block are a part of a token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// Which of the token's parts it is.
+    pub part: usize,
+    /// The first number's place in the block.
+    pub offset: usize,
+    /// From one number to the next.
+    pub step: usize,
+}
+
+impl Run {
+    /// Numbers side by side.
+    pub fn aside(part: usize, offset: usize) -> Self {
+        Self { part, offset, step: 1 }
+    }
+}
+
+fn write<E: Element>(
+    numbers: &mut [E],
+    offset: usize,
+    step: usize,
+    values: impl ExactSizeIterator<Item = f32>,
+) {
     let Some(last) = values.len().checked_sub(1) else { return };
     let places = &mut numbers[offset..][..=last * step];
     if step == 1 {
-        places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(*value));
+        places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(value));
     } else {
-        values.iter().enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(*value));
+        values.enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(value));
     }
 }
 
-fn read<E: Element>(numbers: &[E], offset: usize, out: &mut [f32]) {
-    out.iter_mut().zip(&numbers[offset..]).for_each(|(out, number)| *out = number.to_f32());
+fn read<E: Element>(numbers: &[E], offset: usize, step: usize, out: &mut [f32]) {
+    let numbers = numbers[offset..].iter().step_by(step);
+    out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_f32());
+}
+
+/// The scale with which the largest of `values` is 127, and its inverse; one value that is not finite makes it so too, so
+/// that nothing hides it.
+fn scale(values: &[f32]) -> (f32, f32) {
+    // Magnitudes are ordered as their bits are, with infinity and then NaN at the end.
+    let largest = values.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
+    let scale = f32::from_bits(largest) / 127.0;
+    (scale, if scale == 0.0 { 0.0 } else { scale.recip() })
 }
 
 impl LayerCache {
-    /// `blocks` blocks of [`BLOCK_TOKENS`] tokens of `elements_per_token` numbers.
-    pub fn new(blocks: usize, elements_per_token: usize, format: CacheFormat) -> Self {
-        let elements = blocks * BLOCK_TOKENS * elements_per_token;
+    /// `blocks` blocks of [`BLOCK_TOKENS`] tokens.
+    pub fn new(blocks: usize, token: CachedToken, format: CacheFormat) -> Self {
+        let each = |per_token: u64| blocks * BLOCK_TOKENS * per_token as usize;
+        let elements = each(token.elements);
         let numbers = match format {
             CacheFormat::F32 => Numbers::F32(Lines::zeroed(elements)),
             CacheFormat::Bf16 => Numbers::Bf16(Lines::zeroed(elements)),
+            CacheFormat::Int8 => Numbers::Int8(Lines::zeroed(elements), Lines::zeroed(each(token.parts))),
         };
-        Self { numbers, blocks, elements_per_token }
+        Self { numbers, blocks, token }
     }
 
-    /// Numbers the blocks hold.
-    pub fn allocated_elements(&self) -> usize {
-        self.blocks * self.block_elements()
+    /// Bytes the blocks hold.
+    pub fn allocated_bytes(&self) -> usize {
+        match &self.numbers {
+            Numbers::F32(numbers) => size_of_val(&**numbers),
+            Numbers::Bf16(numbers) => size_of_val(&**numbers),
+            Numbers::Int8(numbers, scales) => size_of_val(&**numbers) + size_of_val(&**scales),
+        }
     }
 
     /// What they are stored as.
@@ -55,6 +122,7 @@ impl LayerCache {
         match self.numbers {
             Numbers::F32(_) => CacheFormat::F32,
             Numbers::Bf16(_) => CacheFormat::Bf16,
+            Numbers::Int8(..) => CacheFormat::Int8,
         }
     }
 
@@ -64,58 +132,102 @@ impl LayerCache {
     }
 
     pub(crate) fn block_elements(&self) -> usize {
-        BLOCK_TOKENS * self.elements_per_token
+        BLOCK_TOKENS * self.token.elements as usize
+    }
+
+    pub(crate) fn block_scales(&self) -> usize {
+        BLOCK_TOKENS * self.token.parts as usize
     }
 
     pub(crate) fn numbers(&self) -> &Numbers {
         &self.numbers
     }
 
-    /// Stores numbers in a block, `step` places apart from `offset` on.
-    pub(crate) fn write(&mut self, block: u32, offset: usize, step: usize, values: &[f32]) {
+    fn scale_index(&self, at: Place, part: usize) -> usize {
+        at.block as usize * self.block_scales() + part * BLOCK_TOKENS + at.token
+    }
+
+    /// Stores a part of a token.
+    pub(super) fn write(&mut self, at: Place, run: Run, values: &[f32]) {
+        let Run { part, offset, step } = run;
         let size = self.block_elements();
         assert!(
             values.is_empty() || offset + (values.len() - 1) * step < size,
             "a token's numbers lie in its block"
         );
-        let offset = block as usize * size + offset;
+        let offset = at.block as usize * size + offset;
+        let index = self.scale_index(at, part);
+        let exact = values.iter().copied();
         match &mut self.numbers {
-            Numbers::F32(numbers) => write(numbers, offset, step, values),
-            Numbers::Bf16(numbers) => write(numbers, offset, step, values),
+            Numbers::F32(numbers) => write(numbers, offset, step, exact),
+            Numbers::Bf16(numbers) => write(numbers, offset, step, exact),
+            Numbers::Int8(numbers, scales) if !values.is_empty() => {
+                let (scale, inverse) = scale(values);
+                scales[index] = scale;
+                write(numbers, offset, step, exact.map(|value| value * inverse));
+            }
+            Numbers::Int8(..) => {}
         }
     }
 
-    /// All numbers of a block.
-    pub(crate) fn read(&self, block: u32, out: &mut Vec<f32>) {
-        out.resize(self.block_elements(), 0.0);
-        let offset = block as usize * self.block_elements();
+    /// A part of a token, as it is worth.
+    pub(super) fn read(&self, at: Place, run: Run, out: &mut [f32]) {
+        let Run { part, offset, step } = run;
+        let offset = at.block as usize * self.block_elements() + offset;
         match &self.numbers {
-            Numbers::F32(numbers) => read(numbers, offset, out),
-            Numbers::Bf16(numbers) => read(numbers, offset, out),
+            Numbers::F32(numbers) => read(numbers, offset, step, out),
+            Numbers::Bf16(numbers) => read(numbers, offset, step, out),
+            Numbers::Int8(numbers, scales) => {
+                read(numbers, offset, step, out);
+                let scale = scales[self.scale_index(at, part)];
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+    }
+
+    /// Fills the cache with finite numbers of no meaning.
+    pub(crate) fn fill(&mut self, noise: impl Iterator<Item = f32>) {
+        fn fill<E: Element>(numbers: &mut [E], noise: impl Iterator<Item = f32>) {
+            numbers.iter_mut().zip(noise).for_each(|(number, noise)| *number = E::of_f32(noise));
+        }
+        match &mut self.numbers {
+            Numbers::F32(numbers) => fill(numbers, noise),
+            Numbers::Bf16(numbers) => fill(numbers, noise),
+            Numbers::Int8(numbers, scales) => {
+                fill(numbers, noise.map(|noise| noise * 127.0));
+                scales.fill(1.0 / 127.0);
+            }
         }
     }
 
     /// Copies one block over another.
     pub fn copy_block(&mut self, from: u32, to: u32) {
-        let len = self.block_elements();
-        let (from, to) = (from as usize * len, to as usize * len);
+        fn copy<E: Element>(numbers: &mut [E], len: usize, from: u32, to: u32) {
+            let (from, to) = (from as usize * len, to as usize * len);
+            numbers.copy_within(from..from + len, to);
+        }
+        let (elements, scaled) = (self.block_elements(), self.block_scales());
         match &mut self.numbers {
-            Numbers::F32(numbers) => numbers.copy_within(from..from + len, to),
-            Numbers::Bf16(numbers) => numbers.copy_within(from..from + len, to),
+            Numbers::F32(numbers) => copy(numbers, elements, from, to),
+            Numbers::Bf16(numbers) => copy(numbers, elements, from, to),
+            Numbers::Int8(numbers, scales) => {
+                copy(numbers, elements, from, to);
+                copy(scales, scaled, from, to);
+            }
         }
     }
 
     /// Panics unless the cache is of such a layer and has these blocks.
-    pub(crate) fn check_blocks(&self, blocks: &[u32], elements_per_token: usize) {
-        assert_eq!(self.elements_per_token, elements_per_token, "the cache was made for another layer");
+    pub(crate) fn check_blocks(&self, blocks: &[u32], token: CachedToken) {
+        assert_eq!(self.token, token, "the cache was made for another layer");
         let count = self.blocks;
         assert!(blocks.iter().all(|block| (*block as usize) < count), "no such block of {count}");
     }
 
     /// Panics unless every segment's tokens lie in blocks of this cache and its rows below `rows`.
-    pub(crate) fn check(&self, segments: &[Segment<'_>], elements_per_token: usize, rows: usize) {
+    pub(crate) fn check(&self, segments: &[Segment<'_>], token: CachedToken, rows: usize) {
         for segment in segments {
-            self.check_blocks(segment.blocks, elements_per_token);
+            self.check_blocks(segment.blocks, token);
             assert!(segment.first_row + segment.rows <= rows, "a segment names rows beyond {rows}");
             let tokens = segment.start + segment.rows;
             assert!(tokens <= segment.blocks.len() * BLOCK_TOKENS, "{tokens} tokens overflow their blocks");
@@ -137,11 +249,12 @@ pub struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// (row, block, place in the block) of every token.
-    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, u32, usize)> {
+    /// The row and the place of every token.
+    pub(super) fn places(&self) -> impl Iterator<Item = (usize, Place)> {
         (0..self.rows).map(|i| {
             let position = self.start + i;
-            (self.first_row + i, self.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS)
+            let block = self.blocks[position / BLOCK_TOKENS];
+            (self.first_row + i, Place { block, token: position % BLOCK_TOKENS })
         })
     }
 }

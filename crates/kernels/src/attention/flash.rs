@@ -8,19 +8,20 @@
 
 #![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
-use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
+use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment, Stored};
 use crate::{
     Pool,
-    gemm::{Element, RowMap},
-    math::exp,
+    gemm::RowMap,
     memory::{give_back, scratch},
     shared::SharedMut,
     simd::{Simd, dispatch},
 };
+use blocks::{Block, Blocks};
 use division::{Division, Work};
 use merge::{divide, merge};
 use scores::{score_panels, score_rows};
 use values::add_values;
+use weights::{scale_weights, weigh};
 
 /// Calls `$f::<S, E, R, N>(args, row)` for tiles of R rows.
 macro_rules! for_tiles {
@@ -43,10 +44,12 @@ macro_rules! for_tiles {
     }};
 }
 
+mod blocks;
 mod division;
 mod merge;
 mod scores;
 mod values;
+mod weights;
 
 /// Query rows of a task at most; their scores (12 KiB) stay in the first-level cache.
 const MAX_ROWS: usize = 48;
@@ -55,12 +58,14 @@ const MAX_ROWS: usize = 48;
 /// not the chunks of a sequence are shared between threads.
 const CHUNK_BLOCKS: usize = 4;
 
-/// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block.
+/// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block, with the
+/// scales of the token's part `part`.
 #[derive(Clone, Copy, Default)]
 pub(super) struct KeyPart {
     pub query: usize,
     pub dim: usize,
     pub block: usize,
+    pub part: usize,
 }
 
 /// How keys lie in a block.
@@ -68,16 +73,17 @@ pub(super) struct KeyPart {
 pub(super) enum Keys {
     /// Sixteen tokens side by side, `[token / 16][channel][16]`; two parts are summed.
     Panels([KeyPart; 2]),
-    /// Token by token, `dim` channels from the start of a row of `stride`.
-    Rows { dim: usize, stride: usize },
+    /// Token by token in rows of so many numbers; the second part continues the first, in the row and in the query.
+    Rows([KeyPart; 2], usize),
 }
 
-/// Where values lie in a block: token by token.
+/// Where values lie in a block: token by token, with the scales of the token's part `part`.
 #[derive(Clone, Copy)]
 pub(super) struct Values {
     pub block: usize,
     pub stride: usize,
     pub dim: usize,
+    pub part: usize,
 }
 
 /// Query heads that read the same keys and values.
@@ -110,8 +116,7 @@ struct Part<'a> {
 
 struct Task<'a, E> {
     part: Part<'a>,
-    cache: *const E,
-    block_elements: usize,
+    cache: Blocks<E>,
     scale: f32,
 }
 
@@ -129,22 +134,26 @@ pub(super) unsafe fn attend(
     min_rows: usize,
     scale: f32,
 ) {
-    let size = cache.block_elements();
-    // SAFETY: the caller's contract; the pointer is to the cache's first block.
+    // SAFETY: the caller's contract.
     unsafe {
         match cache.numbers() {
-            Numbers::F32(n) => attend_in(pool, (n.as_ptr(), size), segments, partials, sets, min_rows, scale),
+            Numbers::F32(n) => {
+                attend_in(pool, Blocks::of(cache, n, &[]), segments, partials, sets, min_rows, scale);
+            }
             Numbers::Bf16(n) => {
-                attend_in(pool, (n.as_ptr(), size), segments, partials, sets, min_rows, scale);
+                attend_in(pool, Blocks::of(cache, n, &[]), segments, partials, sets, min_rows, scale);
+            }
+            Numbers::Int8(n, scales) => {
+                attend_in(pool, Blocks::of(cache, n, scales), segments, partials, sets, min_rows, scale);
             }
         }
     }
 }
 
-/// As [`attend`], for one format of cache: its first block and a block's size.
-unsafe fn attend_in<E: Element>(
+/// As [`attend`], for one format of cache.
+unsafe fn attend_in<E: Stored>(
     pool: &Pool,
-    (cache, block_elements): (*const E, usize),
+    cache: Blocks<E>,
     segments: &[Segment<'_>],
     partials: &mut Vec<f32>,
     sets: &[HeadSet],
@@ -157,8 +166,7 @@ unsafe fn attend_in<E: Element>(
         rows: whole.iter().map(|part| part.rows).sum(),
         chunks: whole.iter().map(Part::chunks).max().unwrap_or(0),
     };
-    let cache = CachePointer(cache);
-    let task = |part| Task { part, cache: cache.get(), block_elements, scale };
+    let task = |part| Task { part, cache, scale };
     let parts = match work.division(pool.threads(), min_rows) {
         // SAFETY: the caller's contract.
         Division::Tokens => return unsafe { attend_by_chunk(pool, &whole, partials, task) },
@@ -184,7 +192,7 @@ fn parts<'a>(segments: &'a [Segment<'a>], sets: &'a [HeadSet], size: usize) -> V
 ///
 /// # Safety
 /// As [`attend`], for the rows of `parts`.
-unsafe fn attend_by_chunk<'a, E: Element>(
+unsafe fn attend_by_chunk<'a, E: Stored>(
     pool: &Pool,
     parts: &[Part<'a>],
     partials: &mut Vec<f32>,
@@ -211,24 +219,12 @@ unsafe fn attend_by_chunk<'a, E: Element>(
     });
 }
 
-/// A pointer that threads only read through.
-struct CachePointer<E>(*const E);
-
-// SAFETY: nobody writes the cache while `attend` borrows it.
-unsafe impl<E> Sync for CachePointer<E> {}
-
-impl<E> CachePointer<E> {
-    fn get(&self) -> *const E {
-        self.0
-    }
-}
-
 dispatch! {
     /// Gathers one chunk of tokens. Compiled once for all callers, because it holds every kernel.
     ///
     /// # Safety
     /// As [`attend`]; the sink must have every row of the task.
-    unsafe fn run_chunk<E: Element>(task: &Task<'_, E>, chunk: usize, sink: &Sink, state: &mut State)
+    unsafe fn run_chunk<E: Stored>(task: &Task<'_, E>, chunk: usize, sink: &Sink, state: &mut State)
         = run_chunk_in; [4, 4] [2, 2] [2, 2]
 }
 
@@ -269,7 +265,7 @@ impl Sink {
 }
 
 /// All chunks of a part, one after the other.
-unsafe fn run_task<E: Element>(task: &Task<'_, E>) {
+unsafe fn run_task<E: Stored>(task: &Task<'_, E>) {
     let Part { rows, .. } = task.part;
     let dim = task.part.set.values.dim;
     let (mut total, out) = (State::EMPTY, task.part.sink());
@@ -295,7 +291,7 @@ unsafe fn run_task<E: Element>(task: &Task<'_, E>) {
 }
 
 /// Leaves a chunk's sums in `partial`: rows of values, then all maxima, then all sums of weights.
-unsafe fn run_chunk_task<E: Element>(task: &Task<'_, E>, chunk: usize, partial: &mut [f32]) {
+unsafe fn run_chunk_task<E: Stored>(task: &Task<'_, E>, chunk: usize, partial: &mut [f32]) {
     let Part { rows, set, .. } = task.part;
     let mut state = State::EMPTY;
     // SAFETY: the caller's contract; the partial has every row.
@@ -322,7 +318,7 @@ unsafe fn merge_row(part: &Part<'_>, row: usize, partials: &[f32]) {
 
 /// `P`: vectors of outputs beside each other; `C`: keys beside each other when keys are rows.
 #[inline(always)]
-unsafe fn run_chunk_in<S: Simd, E: Element, const P: usize, const C: usize>(
+unsafe fn run_chunk_in<S: Simd, E: Stored, const P: usize, const C: usize>(
     task: &Task<'_, E>,
     chunk: usize,
     sink: &Sink,
@@ -337,18 +333,21 @@ unsafe fn run_chunk_in<S: Simd, E: Element, const P: usize, const C: usize>(
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
         // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
         unsafe {
-            let block = task.cache.add(part.segment.blocks[index] as usize * task.block_elements);
+            let block = task.cache.block(part.segment.blocks[index]);
             match part.set.keys {
                 Keys::Panels(parts) => score_panels::<S, E, P>(part, &parts, block, tokens, &mut scores),
-                Keys::Rows { dim, stride } => {
-                    score_rows::<S, E, C>(part, dim, stride, block, tokens, &mut scores);
+                Keys::Rows(parts, stride) => {
+                    score_rows::<S, E, C>(part, parts, stride, block, tokens, &mut scores);
                 }
             }
             for row in 0..part.rows {
                 let visible = (part.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
                 weigh::<S>(&mut scores[row], visible, task.scale, row, state);
+                if E::SCALED {
+                    scale_weights::<S>(&mut scores[row], block.scales(part.set.values.part));
+                }
             }
-            add_values::<S, E, P>(part, sink, block, tokens, &scores, &state.rescale);
+            add_values::<S, E, P>(part, sink, block.numbers, tokens, &scores, &state.rescale);
         }
     }
 }
@@ -387,45 +386,5 @@ impl Part<'_> {
     #[inline(always)]
     fn sink(&self) -> Sink {
         Sink { to: self.set.out, rows: self.set.out_rows, first: self.first() }
-    }
-}
-
-/// Turns one row's scores of a block into weights relative to the running maximum; invisible tokens weigh 0.
-#[inline(always)]
-unsafe fn weigh<S: Simd>(
-    scores: &mut [f32; BLOCK_TOKENS],
-    visible: usize,
-    scale: f32,
-    row: usize,
-    state: &mut State,
-) {
-    if visible == 0 {
-        scores.fill(0.0);
-        state.rescale[row] = 1.0;
-        return;
-    }
-    scores[visible..].fill(f32::NEG_INFINITY);
-    // SAFETY: the array is a whole number of vectors long.
-    unsafe {
-        let mut max = S::splat(f32::NEG_INFINITY);
-        for i in (0..BLOCK_TOKENS).step_by(S::LANES) {
-            let scaled = S::mul(S::load(scores.as_ptr().add(i)), S::splat(scale));
-            S::store(scores.as_mut_ptr().add(i), scaled);
-            max = S::max(max, scaled);
-        }
-        let max = S::max_lane(max).max(state.max[row]);
-        for score in scores.iter_mut() {
-            *score = exp(*score - max);
-        }
-        scores[visible..].fill(0.0);
-        let mut sum = S::splat(0.0);
-        for i in (0..BLOCK_TOKENS).step_by(S::LANES) {
-            sum = S::mul_add(S::load(scores.as_ptr().add(i)), S::splat(1.0), sum);
-        }
-        // The first block has nothing to rescale.
-        let rescale = if state.max[row] == f32::NEG_INFINITY { 0.0 } else { exp(state.max[row] - max) };
-        state.sum[row] = state.sum[row] * rescale + S::sum(sum);
-        state.max[row] = max;
-        state.rescale[row] = rescale;
     }
 }

@@ -3,8 +3,10 @@
 //! `[G keys | shared rope key | G values]`: keys as panels of sixteen tokens, because a query meets many tokens at
 //! once; values token by token, because an output gathers many channels at once. The rope key exists once.
 
+use gqla_model::CachedToken;
+
 use super::{
-    cache::{BLOCK_TOKENS, LayerCache},
+    cache::{BLOCK_TOKENS, LayerCache, Place, Run},
     flash::{HeadSet, KeyPart, Keys, Values},
 };
 use crate::gemm::{PANEL, RowMap};
@@ -22,8 +24,14 @@ pub(super) struct GroupedLayout {
 }
 
 impl GroupedLayout {
-    pub fn elements(&self) -> usize {
-        self.groups * (self.key + self.value) + self.rope
+    pub fn token(&self) -> CachedToken {
+        let elements = self.groups * (self.key + self.value) + self.rope;
+        let parts = 2 * self.groups + usize::from(self.rope > 0);
+        CachedToken { elements: elements as u64, parts: parts as u64 }
+    }
+
+    fn rope_part(&self) -> usize {
+        2 * self.groups
     }
 
     fn key_offset(&self, group: usize) -> usize {
@@ -40,13 +48,14 @@ impl GroupedLayout {
 
     /// Stores one token's key and value of a group.
     pub fn store(&self, cache: &mut LayerCache, at: Place, group: usize, key: &[f32], value: &[f32]) {
-        store_panel(cache, at, self.key_offset(group), key);
-        cache.write(at.block, self.value_offset(group) + at.place * self.value, 1, value);
+        store_panel(cache, at, 2 * group, self.key_offset(group), key);
+        let value_offset = self.value_offset(group) + at.token * self.value;
+        cache.write(at, Run::aside(2 * group + 1, value_offset), value);
     }
 
     /// Stores one token's shared rope key.
     pub fn store_rope(&self, cache: &mut LayerCache, at: Place, rope: &[f32]) {
-        store_panel(cache, at, self.rope_offset(), rope);
+        store_panel(cache, at, self.rope_part(), self.rope_offset(), rope);
     }
 
     /// The heads of one group; `heads` are consecutive in queries of `query` channels and outputs of `value`.
@@ -54,10 +63,20 @@ impl GroupedLayout {
         let output_width = self.groups * heads * self.value;
         HeadSet {
             keys: Keys::Panels([
-                KeyPart { query: 0, dim: self.key, block: self.key_offset(group) },
-                KeyPart { query: self.key, dim: self.rope, block: self.rope_offset() },
+                KeyPart { query: 0, dim: self.key, block: self.key_offset(group), part: 2 * group },
+                KeyPart {
+                    query: self.key,
+                    dim: self.rope,
+                    block: self.rope_offset(),
+                    part: self.rope_part(),
+                },
             ]),
-            values: Values { block: self.value_offset(group), stride: self.value, dim: self.value },
+            values: Values {
+                block: self.value_offset(group),
+                stride: self.value,
+                dim: self.value,
+                part: 2 * group + 1,
+            },
             heads,
             q: q.rows[group * heads * q.channels..].as_ptr(),
             q_rows: RowMap { inner: heads, stride: q.channels, outer: q.width },
@@ -77,15 +96,7 @@ pub(super) struct QueryRows<'a> {
     pub channels: usize,
 }
 
-/// Where a token lies.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    pub block: u32,
-    /// Which token of the block it is.
-    pub place: usize,
-}
-
-fn store_panel(cache: &mut LayerCache, at: Place, panels: usize, channels: &[f32]) {
-    let start = panels + at.place / PANEL * PANEL * channels.len() + at.place % PANEL;
-    cache.write(at.block, start, PANEL, channels);
+fn store_panel(cache: &mut LayerCache, at: Place, part: usize, panels: usize, channels: &[f32]) {
+    let offset = panels + at.token / PANEL * PANEL * channels.len() + at.token % PANEL;
+    cache.write(at, Run { part, offset, step: PANEL }, channels);
 }

@@ -4,6 +4,11 @@
 //! attends. [`PerGroup`] caches per-group keys and values with the shared rope key once; [`Absorb`] caches one latent
 //! row and never materialises a key or a value; [`Plain`] is ordinary grouped-query attention. All three end in the
 //! same streaming softmax (`flash`).
+//!
+//! A cache stores f32, bf16, or int8 with a scale for each token's part (a group's key, its value, the rotary key, the
+//! latent). Scales multiply scores and softmax weights, never single numbers. With normally distributed queries, keys and
+//! values, outputs over an int8 cache are within a relative root mean square error of 1.2e-2 of float64 along every path;
+//! a part with few channels that stand out loses more, since one scale serves it.
 
 mod absorb;
 mod cache;
@@ -18,7 +23,7 @@ use gqla_model::AttentionShape;
 
 pub use absorb::Absorb;
 pub use cache::{BLOCK_TOKENS, LayerCache, Segment};
-pub use gqla_model::CacheFormat;
+pub use gqla_model::{CacheFormat, CachedToken};
 pub use per_group::PerGroup;
 pub use plain::Plain;
 
@@ -26,8 +31,8 @@ use crate::{Matrix, MatrixError, Pool, WeightRows};
 
 /// Attention of one layer along one path.
 pub trait Attention: Send + Sync {
-    /// Cache elements one token takes in this layer.
-    fn kv_elements(&self) -> usize;
+    /// What one token takes in this layer's cache.
+    fn cached_token(&self) -> CachedToken;
 
     /// Width of a projected row.
     fn projected_width(&self) -> usize;

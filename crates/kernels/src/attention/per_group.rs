@@ -1,11 +1,14 @@
 //! The GQA path: per-group keys and values are made from the latent once and cached; the latent is forgotten.
 
-use gqla_model::AttentionShape;
+use gqla_model::{AttentionShape, CachedToken};
 
 use super::{
-    Attention, BLOCK_TOKENS, LatentDims, LayerCache, Scratch, Segment, UpProjection, expect_rows,
+    Attention, BLOCK_TOKENS, LatentDims, LayerCache, Scratch, Segment, UpProjection,
+    absorb::LatentRows,
+    cache::Place,
+    expect_rows,
     flash::attend,
-    grouped::{GroupedLayout, Place, QueryRows},
+    grouped::{GroupedLayout, QueryRows},
     sized,
 };
 use crate::{
@@ -41,10 +44,10 @@ impl PerGroup {
         let d = &self.dims;
         let rope_offset = d.latent_offset() + d.rank;
         let places = segments.iter().flat_map(Segment::places);
-        for (row, block, place) in places {
+        for (row, at) in places {
             let kv = &kv[row * self.up.outputs()..][..self.up.outputs()];
             let rope = &projected[row * d.projected_width() + rope_offset..][..d.rope];
-            self.store_token(cache, Place { block, place }, kv, rope);
+            self.store_token(cache, at, kv, rope);
         }
     }
 
@@ -57,19 +60,23 @@ impl PerGroup {
     }
 
     /// Fills `blocks` of `cache` from the same blocks of the absorb path's cache of this layer: the keys and values
-    /// are the ones this path would have made of the same latents, bit for bit where `latents` is f32.
+    /// are the ones this path would have made of the latents as `latents` holds them: bit for bit where it is f32, else of
+    /// numbers that were rounded once, and are rounded once more where `cache` is not f32.
     ///
     /// # Panics
     /// When a cache is of another layer, or lacks one of the blocks.
     pub fn expand(&self, pool: &Pool, latents: &LayerCache, cache: &mut LayerCache, blocks: &[u32]) {
         let d = &self.dims;
-        let latent = d.rank + d.rope;
-        latents.check_blocks(blocks, latent);
-        cache.check_blocks(blocks, self.layout.elements());
-        let mut rows = Vec::new();
+        let layout = LatentRows { rank: d.rank, rope: d.rope };
+        let latent = layout.width();
+        latents.check_blocks(blocks, layout.token());
+        cache.check_blocks(blocks, self.layout.token());
+        let mut rows = vec![0.0; BLOCK_TOKENS * latent];
         let mut kv = vec![0.0; BLOCK_TOKENS * self.up.outputs()];
         for block in blocks.iter().copied() {
-            latents.read(block, &mut rows);
+            for (token, row) in rows.chunks_exact_mut(latent).enumerate() {
+                layout.load(latents, Place { block, token }, row);
+            }
             let expand = Operands {
                 x: rows.as_ptr(),
                 x_rows: RowMap::even(latent),
@@ -81,16 +88,16 @@ impl PerGroup {
             // SAFETY: `rows` holds a block of latent rows, `kv` a row for each.
             unsafe { multiply_each(pool, &[(&self.up, expand)]) }
             let tokens = rows.chunks_exact(latent).zip(kv.chunks_exact(self.up.outputs()));
-            for (place, (row, kv)) in tokens.enumerate() {
-                self.store_token(cache, Place { block, place }, kv, &row[d.rank..]);
+            for (token, (row, kv)) in tokens.enumerate() {
+                self.store_token(cache, Place { block, token }, kv, &row[d.rank..]);
             }
         }
     }
 }
 
 impl Attention for PerGroup {
-    fn kv_elements(&self) -> usize {
-        self.layout.elements()
+    fn cached_token(&self) -> CachedToken {
+        self.layout.token()
     }
 
     fn projected_width(&self) -> usize {
@@ -116,7 +123,7 @@ impl Attention for PerGroup {
     ) {
         let d = &self.dims;
         let rows = projected.len() / d.projected_width();
-        cache.check(segments, self.kv_elements(), rows);
+        cache.check(segments, self.cached_token(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
         let kv = sized(&mut scratch.first, rows * self.up.outputs());
         let expand = Operands {
@@ -144,7 +151,7 @@ impl Attention for PerGroup {
     ) {
         let d = &self.dims;
         let rows = projected.len() / d.projected_width();
-        cache.check(segments, self.kv_elements(), rows);
+        cache.check(segments, self.cached_token(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
         let q = QueryRows { rows: projected, width: d.projected_width(), channels: d.query() };
         let out = out.as_mut_ptr();

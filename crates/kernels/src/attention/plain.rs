@@ -1,9 +1,11 @@
 //! Ordinary grouped-query attention of models that were not converted: its own keys and values, one path.
 
+use gqla_model::CachedToken;
+
 use super::{
     Attention, LayerCache, Scratch, Segment,
     flash::attend,
-    grouped::{GroupedLayout, Place, QueryRows},
+    grouped::{GroupedLayout, QueryRows},
 };
 use crate::Pool;
 
@@ -23,8 +25,7 @@ impl Plain {
 
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32]) {
         let (groups, width) = (self.layout.groups, self.projected_width());
-        for (row, block, place) in segments.iter().flat_map(Segment::places) {
-            let at = Place { block, place };
+        for (row, at) in segments.iter().flat_map(Segment::places) {
             let kv = &projected[row * width + self.heads * self.head_dim..(row + 1) * width];
             let (keys, values) = kv.split_at(groups * self.head_dim);
             let pairs = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
@@ -36,8 +37,8 @@ impl Plain {
 }
 
 impl Attention for Plain {
-    fn kv_elements(&self) -> usize {
-        self.layout.elements()
+    fn cached_token(&self) -> CachedToken {
+        self.layout.token()
     }
 
     fn projected_width(&self) -> usize {
@@ -61,7 +62,7 @@ impl Attention for Plain {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
-        cache.check(segments, self.kv_elements(), projected.len() / self.projected_width());
+        cache.check(segments, self.cached_token(), projected.len() / self.projected_width());
         self.store(cache, segments, projected);
         self.attend(pool, cache, segments, projected, scratch, out);
     }
@@ -76,7 +77,7 @@ impl Attention for Plain {
         out: &mut [f32],
     ) {
         let rows = projected.len() / self.projected_width();
-        cache.check(segments, self.kv_elements(), rows);
+        cache.check(segments, self.cached_token(), rows);
         assert_eq!(out.len(), rows * self.output_width(), "out holds every row");
         let q = QueryRows { rows: projected, width: self.projected_width(), channels: self.head_dim };
         let (groups, out) = (self.layout.groups, out.as_mut_ptr());

@@ -6,8 +6,14 @@ use gqla_model::AttentionShape;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use super::*;
+use super::{
+    cache::{Numbers, Place, Run},
+    *,
+};
+use crate::gemm::Element;
 use crate::reference::{self, AttentionInputs, AttentionOutputs, counter_noise};
+
+mod int8;
 
 #[derive(Deserialize)]
 struct Checksum {
@@ -175,7 +181,7 @@ fn blocks_for(inputs: &AttentionInputs) -> Vec<u32> {
 }
 
 fn cache_for(attention: &dyn Attention, inputs: &AttentionInputs, format: CacheFormat) -> LayerCache {
-    LayerCache::new(blocks_for(inputs).len(), attention.kv_elements(), format)
+    LayerCache::new(blocks_for(inputs).len(), attention.cached_token(), format)
 }
 
 /// Fills the cache up to the queries, then attends with them.
@@ -220,20 +226,25 @@ fn the_cache_holds_what_the_formulas_say() {
         for (attention, path) in
             [(gqa, gqla_model::DecodePath::Gqa), (absorb, gqla_model::DecodePath::MqaAbsorb)]
         {
-            let allocated =
-                LayerCache::new(3, attention.kv_elements(), CacheFormat::F32).allocated_elements();
-            assert_eq!(allocated as u64, 3 * 64 * shape.kv_elements(path), "{} on {path}", case.name);
+            for format in CacheFormat::ALL {
+                let allocated = LayerCache::new(3, attention.cached_token(), format).allocated_bytes() as u64;
+                let token = shape.cached_token(path).bytes(format);
+                assert_eq!(allocated, 3 * 64 * token, "{} on {path}, {format}", case.name);
+            }
         }
     }
 }
 
-fn contents(cache: &LayerCache) -> Vec<Vec<f32>> {
-    let block = |block| {
-        let mut numbers = Vec::new();
-        cache.read(block, &mut numbers);
-        numbers
-    };
-    (0..cache.blocks() as u32).map(block).collect()
+/// All numbers as they are stored, then all scales.
+fn contents(cache: &LayerCache) -> Vec<f32> {
+    fn of<E: Element>(numbers: &[E]) -> impl Iterator<Item = f32> {
+        numbers.iter().map(|number| number.to_f32())
+    }
+    match cache.numbers() {
+        Numbers::F32(numbers) => of(numbers).collect(),
+        Numbers::Bf16(numbers) => of(numbers).collect(),
+        Numbers::Int8(numbers, scales) => of(numbers).chain(of(scales)).collect(),
+    }
 }
 
 #[test]
@@ -273,10 +284,8 @@ fn a_bf16_cache_holds_the_nearest_numbers() {
         let [exact, rounded] = both(absorb.as_ref());
         assert_eq!(exact, rounded, "{}", case.name);
         let [(exact, kept), (rounded, kept_rounded)] = both(gqa.as_ref());
-        let nearest = |block: &Vec<f32>| -> Vec<f32> {
-            block.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
-        };
-        assert_eq!(kept.iter().map(nearest).collect::<Vec<_>>(), kept_rounded, "{}", case.name);
+        let nearest = kept.iter().map(|x| half::bf16::from_f32(*x).to_f32());
+        assert_eq!(nearest.collect::<Vec<_>>(), kept_rounded, "{}", case.name);
         assert!(rounded.iter().all(|x| x.is_finite()) && exact != rounded, "{}", case.name);
     }
 }
@@ -291,7 +300,7 @@ fn plain_attention_reads_a_bf16_cache_as_it_was_stored() {
     let blocks = [1, 2, 0];
     let segment = Segment { first_row: 0, rows: tokens, start: 0, blocks: &blocks };
     let outputs = [CacheFormat::F32, CacheFormat::Bf16].map(|format| {
-        let mut cache = LayerCache::new(3, plain.kv_elements(), format);
+        let mut cache = LayerCache::new(3, plain.cached_token(), format);
         let mut out = vec![0.0; tokens * plain.output_width()];
         plain.forward(&pool, &mut cache, &[segment], &projected, &mut Scratch::default(), &mut out);
         out
@@ -302,22 +311,32 @@ fn plain_attention_reads_a_bf16_cache_as_it_was_stored() {
 
 #[test]
 fn a_copied_block_holds_the_same_numbers() {
-    for format in [CacheFormat::F32, CacheFormat::Bf16] {
-        let mut cache = LayerCache::new(3, 5, format);
-        cache.write(1, 7, 2, &[1.0, 2.0, 3.0]);
+    let run = Run { part: 1, offset: 7, step: 2 };
+    for format in CacheFormat::ALL {
+        let mut cache = LayerCache::new(3, CachedToken { elements: 5, parts: 2 }, format);
+        cache.write(Place { block: 1, token: 3 }, run, &[1.0, -2.0, 127.0]);
         cache.copy_block(1, 2);
-        let [zero, one, two] = contents(&cache).try_into().unwrap();
-        assert_eq!(one, two);
-        assert_eq!((one[7], one[9], one[11], one[8]), (1.0, 2.0, 3.0, 0.0));
-        assert!(zero.iter().all(|x| *x == 0.0));
+        for (block, expected) in [(0, [0.0; 3]), (1, [1.0, -2.0, 127.0]), (2, [1.0, -2.0, 127.0])] {
+            let mut read = [f32::NAN; 3];
+            cache.read(Place { block, token: 3 }, run, &mut read);
+            assert_eq!(read, expected, "{format}");
+        }
+        let other = contents(&cache).iter().filter(|x| **x != 0.0).count();
+        assert_eq!(other, 2 * (3 + usize::from(format == CacheFormat::Int8)), "{format}");
     }
 }
 
 /// Decodes one token of each of `batch` equal sequences and answers their outputs.
-fn decode(attention: &dyn Attention, pool: &Pool, context: usize, batch: usize) -> Vec<Vec<f32>> {
+fn decode(
+    attention: &dyn Attention,
+    format: CacheFormat,
+    pool: &Pool,
+    context: usize,
+    batch: usize,
+) -> Vec<Vec<f32>> {
     let per_sequence = context.div_ceil(BLOCK_TOKENS);
     let blocks: Vec<u32> = (0..(batch * per_sequence) as u32).rev().collect();
-    let mut cache = LayerCache::new(blocks.len(), attention.kv_elements(), CacheFormat::F32);
+    let mut cache = LayerCache::new(blocks.len(), attention.cached_token(), format);
     let (width, mut scratch) = (attention.projected_width(), Scratch::default());
     let rows: Vec<f32> = counter_noise(7, context * width, 0.5).map(|x| x as f32).collect();
     let (first, others) = blocks.split_at(per_sequence);
@@ -341,13 +360,18 @@ fn a_sequence_has_the_same_bits_however_its_tokens_are_divided() {
     let inputs = smallest.inputs();
     let plain: Box<dyn Attention> = Box::new(Plain::new(6, 2, 40));
     for attention in both_paths(&inputs).into_iter().chain([plain]) {
-        for context in [257, 600] {
+        for (format, context) in [
+            (CacheFormat::F32, 257),
+            (CacheFormat::F32, 600),
+            (CacheFormat::Int8, 257),
+            (CacheFormat::Int8, 600),
+        ] {
             let alone = Pool::new(Some(1)).unwrap();
-            let expected = decode(attention.as_ref(), &alone, context, 1).remove(0);
+            let expected = decode(attention.as_ref(), format, &alone, context, 1).remove(0);
             assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
             for (threads, batch) in [(2, 1), (3, 1), (2, 2), (2, 9)] {
                 let pool = Pool::new(Some(threads)).unwrap();
-                for out in decode(attention.as_ref(), &pool, context, batch) {
+                for out in decode(attention.as_ref(), format, &pool, context, batch) {
                     assert_eq!(out, expected, "{context} tokens, {threads} threads, {batch} sequences");
                 }
             }

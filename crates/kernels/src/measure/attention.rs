@@ -11,7 +11,8 @@ use super::{Figure, rates::sample};
 use crate::{
     MatrixError, Pool, WeightRows,
     attention::{
-        Absorb, Attention, BLOCK_TOKENS, CacheFormat, LayerCache, PerGroup, Scratch, Segment, UpProjection,
+        Absorb, Attention, BLOCK_TOKENS, CacheFormat, CachedToken, LayerCache, PerGroup, Scratch, Segment,
+        UpProjection,
     },
     reference::counter_noise,
 };
@@ -86,9 +87,9 @@ impl AttentionCase {
         self.batch.saturating_mul(self.context.div_ceil(BLOCK_TOKENS))
     }
 
-    /// Bytes the pass reads of a cache of `kv_elements` numbers per token, each read once.
-    pub fn cache_bytes(&self, kv_elements: usize) -> f64 {
-        self.batch as f64 * self.context as f64 * (kv_elements * CACHE_FORMAT.bytes()) as f64
+    /// Bytes the pass reads of a cache in `format`, each token's read once.
+    pub fn cache_bytes(&self, token: CachedToken, format: CacheFormat) -> f64 {
+        self.batch as f64 * self.context as f64 * token.bytes(format) as f64
     }
 }
 
@@ -109,9 +110,14 @@ pub struct AttentionTimer {
 }
 
 impl AttentionTimer {
-    /// A layer of `shape` on `path` with bf16 up-projections and a cache of `blocks` blocks. Passes take their blocks in
-    /// turn, so a cache several times as large as a pass keeps the last-level cache from answering for memory.
-    pub fn new(shape: &AttentionShape, path: DecodePath, blocks: usize) -> Result<Self, MatrixError> {
+    /// A layer of `shape` on `path` with bf16 up-projections and a cache of `blocks` blocks in `format`. Passes take their
+    /// blocks in turn, so a cache several times as large as a pass keeps the last-level cache from answering for memory.
+    pub fn new(
+        shape: &AttentionShape,
+        path: DecodePath,
+        blocks: usize,
+        format: CacheFormat,
+    ) -> Result<Self, MatrixError> {
         let rows = shape.num_key_value_heads as usize * (shape.qk_nope_head_dim + shape.v_head_dim) as usize;
         let up = counter_noise(1, rows * shape.kv_lora_rank as usize, 0.125);
         let up: Vec<u8> = up.flat_map(|x| half::bf16::from_f64(x).to_bits().to_le_bytes()).collect();
@@ -120,29 +126,24 @@ impl AttentionTimer {
             DecodePath::Gqa => Box::new(PerGroup::new(shape, up)?),
             DecodePath::MqaAbsorb => Box::new(Absorb::new(shape, up)?),
         };
-        let mut cache = LayerCache::new(blocks, attention.kv_elements(), CACHE_FORMAT);
-        let noise = noise(2);
-        let mut values = noise.iter().copied().cycle();
-        for block in 0..cache.blocks() as u32 {
-            let numbers: Vec<f32> = values.by_ref().take(cache.block_elements()).collect();
-            cache.write(block, 0, 1, &numbers);
-        }
+        let mut cache = LayerCache::new(blocks, attention.cached_token(), format);
+        cache.fill(noise(2).into_iter().cycle());
         Ok(Self { attention, cache, scratch: Scratch::default() })
     }
 
-    /// Bytes that one block of a layer takes on `path`.
-    pub fn block_bytes(shape: &AttentionShape, path: DecodePath) -> u64 {
-        shape.kv_elements(path).saturating_mul((BLOCK_TOKENS * CACHE_FORMAT.bytes()) as u64)
+    /// Bytes that one block of a layer takes on `path` in `format`.
+    pub fn block_bytes(shape: &AttentionShape, path: DecodePath, format: CacheFormat) -> u64 {
+        shape.cached_token(path).bytes(format).saturating_mul(BLOCK_TOKENS as u64)
     }
 
-    /// Numbers the layer caches per token.
-    pub fn kv_elements(&self) -> usize {
-        self.attention.kv_elements()
+    /// What the layer caches per token.
+    pub fn cached_token(&self) -> CachedToken {
+        self.attention.cached_token()
     }
 
     /// Bytes of the whole cache.
     pub fn cache_bytes(&self) -> usize {
-        self.cache.allocated_elements() * CACHE_FORMAT.bytes()
+        self.cache.allocated_bytes()
     }
 
     /// Times `case` for about `time`, half of it for the core and half for whole calls. Two of each are run even if they
@@ -261,10 +262,12 @@ mod tests {
     #[test]
     fn both_paths_are_timed_over_the_cache_their_formula_says() {
         let pool = Pool::new(Some(2)).unwrap();
-        for path in DecodePath::ALL {
-            let mut timer = AttentionTimer::new(&SHAPE, path, 9).unwrap();
-            assert_eq!(timer.cache_bytes() as u64, 9 * AttentionTimer::block_bytes(&SHAPE, path));
-            assert_eq!(timer.kv_elements() as u64, SHAPE.kv_elements(path));
+        for (path, format) in
+            DecodePath::ALL.into_iter().flat_map(|path| CacheFormat::ALL.map(|format| (path, format)))
+        {
+            let mut timer = AttentionTimer::new(&SHAPE, path, 9, format).unwrap();
+            assert_eq!(timer.cache_bytes() as u64, 9 * AttentionTimer::block_bytes(&SHAPE, path, format));
+            assert_eq!(timer.cached_token(), SHAPE.cached_token(path));
             let times = timer.time(&pool, &case(2, 100, 3), Duration::ZERO).unwrap();
             for figure in [times.core, times.call] {
                 assert!(figure.median > 0.0 && figure.median < 60.0, "{path}: {times:?}");
@@ -276,7 +279,7 @@ mod tests {
     #[test]
     fn the_core_alone_answers_as_the_call_it_is_part_of() {
         let pool = Pool::new(Some(2)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::Gqa, 2).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::Gqa, 2, CACHE_FORMAT).unwrap();
         let segments = segments(&[0, 1], 2, &case(1, 100, 2));
         let projected = noise(5)[..2 * timer.attention.projected_width()].to_vec();
         let (mut whole, mut core) = (vec![0.0; 2 * 8 * 16], vec![0.0; 2 * 8 * 16]);
@@ -290,7 +293,7 @@ mod tests {
     #[test]
     fn a_prepared_core_is_timed_pass_by_pass_over_blocks_in_turn() {
         let pool = Pool::new(Some(2)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 5).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 5, CACHE_FORMAT).unwrap();
         let mut prepared = timer.prepare(&pool, &case(1, 128, 2)).unwrap();
         assert_eq!((prepared.blocks.len(), prepared.turn), (4, 2));
         for (passes, turn) in [(1, 4), (1, 2), (2, 2), (0, 4)] {
@@ -304,7 +307,7 @@ mod tests {
     #[test]
     fn impossible_passes_are_refused_with_the_arithmetic() {
         let pool = Pool::new(Some(1)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 3).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 3, CACHE_FORMAT).unwrap();
         let mut refusal = |case| timer.time(&pool, &case, Duration::ZERO).unwrap_err().to_string();
         assert_eq!(refusal(case(0, 64, 1)), "batch is 0, expected at least 1");
         assert_eq!(refusal(case(1, 2, 4)), "4 query tokens do not fit a context of 2: raise the context");

@@ -1,7 +1,7 @@
 //! Which passes to time, and whether they fit.
 
 use anyhow::{Context, bail};
-use gqla_engine::cpu::measure::{AttentionCase, AttentionTimer};
+use gqla_engine::cpu::measure::{AttentionCase, AttentionTimer, CACHE_FORMAT};
 use gqla_model::{AttentionShape, DecodePath};
 
 /// More would be timed too briefly to mean anything.
@@ -49,7 +49,7 @@ pub(in crate::bench) fn check_memory(
 ) -> anyhow::Result<()> {
     for path in DecodePath::ALL {
         for case in cases {
-            let block = AttentionTimer::block_bytes(shape, path);
+            let block = AttentionTimer::block_bytes(shape, path, CACHE_FORMAT);
             let (blocks, activations) = (case.blocks() as u64, activation_bytes(shape, case));
             let bytes = blocks.saturating_mul(block).saturating_add(activations);
             if bytes > memory {
@@ -91,7 +91,7 @@ pub(in crate::bench) fn blocks(
     memory: u64,
     last_level_cache: u64,
 ) -> usize {
-    let block = AttentionTimer::block_bytes(shape, path).max(1);
+    let block = AttentionTimer::block_bytes(shape, path, CACHE_FORMAT).max(1);
     let needed = cases.iter().map(AttentionCase::blocks).max().unwrap_or(0).max(1);
     let activations = cases.iter().map(|case| activation_bytes(shape, case)).max().unwrap_or(0);
     let wanted = last_level_cache.saturating_mul(2).div_ceil(block);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_engine::cpu::measure::{AttentionCase, CACHE_FORMAT, PassTimes};
 use gqla_planner::HostRates;
 
 use super::{Bench, PathBench};
@@ -47,7 +47,7 @@ fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRa
     let AttentionCase { batch, context, query_tokens } = *case;
     let tokens = batch as f64 * context as f64;
     let seconds = times.core.median;
-    let bytes = case.cache_bytes(path.kv_elements) / seconds;
+    let bytes = case.cache_bytes(path.token, CACHE_FORMAT) / seconds;
     let flops = path.flops_per_token * query_tokens as f64 * tokens / seconds;
     [
         path.path.flag().to_owned(),

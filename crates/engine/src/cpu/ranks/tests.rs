@@ -1,6 +1,6 @@
 use std::{fs, ops::ControlFlow, sync::mpsc, time::Instant};
 
-use gqla_kernels::attention::BLOCK_TOKENS;
+use gqla_kernels::attention::{BLOCK_TOKENS, CachedToken};
 use gqla_model::DecodePath::{Gqa, MqaAbsorb};
 use safetensors::SafeTensors;
 
@@ -115,10 +115,11 @@ fn ranks_that_cut_a_group_absorb_the_same() {
 #[test]
 fn no_group_is_stored_more_often_than_its_ranks_need() {
     let checkpoint = Checkpoint::open(&fixture("llama_gqla_a")).unwrap();
-    let (layers, blocks, groups, rope, rank) = (3, 5, 2, 16, 36);
-    let group = 16 + 16;
-    for format in [CacheFormat::F32, CacheFormat::Bf16] {
-        let numbers = layers * blocks * BLOCK_TOKENS * format.bytes();
+    let (layers, blocks, groups) = (3, 5, 2);
+    let tokens = layers * blocks * BLOCK_TOKENS;
+    for format in CacheFormat::ALL {
+        let bytes = |elements, parts| CachedToken { elements, parts }.bytes(format) as usize;
+        let (group, rope, latent) = (bytes(16 + 16, 2), bytes(16, 1), bytes(36 + 16, 2));
         for world in [1, 2, 4, 8] {
             let bytes = |path| -> usize {
                 let models = parts(&checkpoint, Some(path), world);
@@ -126,8 +127,8 @@ fn no_group_is_stored_more_often_than_its_ranks_need() {
                 workspaces.map(|workspace| workspace.cache_bytes()).sum()
             };
             let copies = usize::max(1, world / groups);
-            assert_eq!(bytes(Gqa), numbers * (copies * groups * group + world * rope), "TP {world}");
-            assert_eq!(bytes(MqaAbsorb), numbers * world * (rank + rope), "TP {world}");
+            assert_eq!(bytes(Gqa), tokens * (copies * groups * group + world * rope), "TP {world}");
+            assert_eq!(bytes(MqaAbsorb), tokens * world * latent, "TP {world}");
         }
     }
 }

@@ -2,17 +2,17 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{KeyPart, Part, Scores};
+use super::{Block, KeyPart, Part, Scores, Stored};
 use crate::{
-    gemm::{Element, PANEL, TILE_ROWS, tile},
+    gemm::{PANEL, TILE_ROWS, tile},
     simd::Simd,
 };
 
 #[inline(always)]
-pub(super) unsafe fn score_panels<S: Simd, E: Element, const P: usize>(
+pub(super) unsafe fn score_panels<S: Simd, E: Stored, const P: usize>(
     part: &Part<'_>,
     parts: &[KeyPart; 2],
-    block: *const E,
+    block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
 ) {
@@ -21,10 +21,10 @@ pub(super) unsafe fn score_panels<S: Simd, E: Element, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
+unsafe fn score_panel_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     part: &Part<'_>,
     parts: &[KeyPart; 2],
-    block: *const E,
+    block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
     row: usize,
@@ -39,12 +39,23 @@ unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
                 for r in 0..R {
                     x[r] = part.query(row + r).add(key.query);
                 }
-                let mut b = [block; P];
+                let mut b = [block.numbers; P];
                 for p in 0..P {
                     let token = group + p * S::LANES;
-                    b[p] = block.add(key.block + token / PANEL * PANEL * key.dim + token % PANEL);
+                    b[p] = block.numbers.add(key.block + token / PANEL * PANEL * key.dim + token % PANEL);
                 }
-                tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim);
+                if !E::SCALED {
+                    tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim);
+                } else if key.dim > 0 {
+                    let mut sums = [[S::splat(0.0); P]; R];
+                    tile::<S, E, R, P>(&mut sums, &x, &b, PANEL, key.dim);
+                    for p in 0..P {
+                        let scales = S::load(block.scales(key.part).add(group + p * S::LANES));
+                        for r in 0..R {
+                            acc[r][p] = S::mul_add(sums[r][p], scales, acc[r][p]);
+                        }
+                    }
+                }
             }
             for r in 0..R {
                 for p in 0..P {
@@ -56,24 +67,28 @@ unsafe fn score_panel_tile<S: Simd, E: Element, const R: usize, const P: usize>(
 }
 
 #[inline(always)]
-pub(super) unsafe fn score_rows<S: Simd, E: Element, const C: usize>(
+pub(super) unsafe fn score_rows<S: Simd, E: Stored, const C: usize>(
     part: &Part<'_>,
-    dim: usize,
+    keys: [KeyPart; 2],
     stride: usize,
-    block: *const E,
+    block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
 ) {
+    let [first, second] = keys;
+    // Without scales both parts are one.
+    let both = [KeyPart { dim: first.dim + second.dim, ..first }];
+    let keys = if E::SCALED { &keys[..] } else { &both };
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(part.rows, TILE_ROWS, C, score_row_tile(part, dim, stride, block, tokens, scores)) }
+    unsafe { for_tiles!(part.rows, TILE_ROWS, C, score_row_tile(part, keys, stride, block, tokens, scores)) }
 }
 
 #[inline(always)]
-unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
+unsafe fn score_row_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
     part: &Part<'_>,
-    dim: usize,
+    keys: &[KeyPart],
     stride: usize,
-    block: *const E,
+    block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
     row: usize,
@@ -86,7 +101,7 @@ unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
         }
         let mut token = 0;
         while token + C <= tokens {
-            let dots = dot_tile::<S, E, R, C>(&q, block.add(token * stride), stride, dim);
+            let dots = dot_tile::<S, E, R, C>(&q, keys, block, token, stride);
             for r in 0..R {
                 for c in 0..C {
                     scores[row + r][token + c] = dots[r][c];
@@ -95,7 +110,7 @@ unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
             token += C;
         }
         while token < tokens {
-            let dots = dot_tile::<S, E, R, 1>(&q, block.add(token * stride), stride, dim);
+            let dots = dot_tile::<S, E, R, 1>(&q, keys, block, token, stride);
             for r in 0..R {
                 scores[row + r][token] = dots[r][0];
             }
@@ -104,16 +119,53 @@ unsafe fn score_row_tile<S: Simd, E: Element, const R: usize, const C: usize>(
     }
 }
 
-/// `R x C` inner products over `dim` channels.
+/// `R x C` inner products of queries with the keys of tokens from `token` on.
 #[inline(always)]
-unsafe fn dot_tile<S: Simd, E: Element, const R: usize, const C: usize>(
+unsafe fn dot_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
+    q: &[*const f32; R],
+    keys: &[KeyPart],
+    block: Block<E>,
+    token: usize,
+    stride: usize,
+) -> [[f32; C]; R] {
+    let mut dots = [[0.0; C]; R];
+    // SAFETY: the tokens are in the block, which has a scale for every token of every part.
+    unsafe {
+        let mut sums = [[S::splat(0.0); C]; R];
+        for key in keys {
+            let mut x = *q;
+            for r in 0..R {
+                x[r] = q[r].add(key.query);
+            }
+            let rows = block.numbers.add(key.block + token * stride);
+            let products = product_tile::<S, E, R, C>(&x, rows, stride, key.dim);
+            if !E::SCALED {
+                sums = products;
+                continue;
+            }
+            for c in 0..C {
+                let scale = S::splat(*block.scales(key.part).add(token + c));
+                for r in 0..R {
+                    sums[r][c] = S::mul_add(products[r][c], scale, sums[r][c]);
+                }
+            }
+        }
+        for r in 0..R {
+            dots[r] = S::sum_each(&sums[r]);
+        }
+    }
+    dots
+}
+
+/// `R x C` products over `dim` channels, each of which is the sum of its lanes.
+#[inline(always)]
+unsafe fn product_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
     q: &[*const f32; R],
     keys: *const E,
     stride: usize,
     dim: usize,
-) -> [[f32; C]; R] {
+) -> [[S::V; C]; R] {
     let whole = dim / S::LANES * S::LANES;
-    let mut dots = [[0.0; C]; R];
     // SAFETY: every load is inside a row of `dim` channels.
     unsafe {
         let mut acc = [[S::splat(0.0); C]; R];
@@ -140,9 +192,6 @@ unsafe fn dot_tile<S: Simd, E: Element, const R: usize, const C: usize>(
                 }
             }
         }
-        for r in 0..R {
-            dots[r] = S::sum_each(&acc[r]);
-        }
+        acc
     }
-    dots
 }

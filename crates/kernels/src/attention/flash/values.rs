@@ -2,15 +2,15 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{MAX_ROWS, Part, Scores, Sink, Values};
+use super::{MAX_ROWS, Part, Scores, Sink, Stored, Values};
 use crate::{
-    gemm::{Element, TILE_ROWS, tile},
+    gemm::{TILE_ROWS, tile},
     simd::Simd,
 };
 
 /// `out = out · rescale + weights · V`; a rescale of 0 starts afresh.
 #[inline(always)]
-pub(super) unsafe fn add_values<S: Simd, E: Element, const P: usize>(
+pub(super) unsafe fn add_values<S: Simd, E: Stored, const P: usize>(
     part: &Part<'_>,
     sink: &Sink,
     block: *const E,
@@ -23,7 +23,7 @@ pub(super) unsafe fn add_values<S: Simd, E: Element, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
+unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     part: &Part<'_>,
     sink: &Sink,
     block: *const E,
@@ -32,7 +32,7 @@ unsafe fn value_tile<S: Simd, E: Element, const R: usize, const P: usize>(
     rescale: &[f32; MAX_ROWS],
     row: usize,
 ) {
-    let Values { block: offset, stride, dim } = part.set.values;
+    let Values { block: offset, stride, dim, .. } = part.set.values;
     let whole = dim / S::LANES * S::LANES;
     let mut channel = 0;
     // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
@@ -85,7 +85,7 @@ fn start(out: f32, rescale: f32) -> f32 {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn value_columns<S: Simd, E: Element, const R: usize, const P: usize>(
+unsafe fn value_columns<S: Simd, E: Stored, const R: usize, const P: usize>(
     sink: &Sink,
     values: *const E,
     stride: usize,

@@ -140,7 +140,12 @@ fn lines(llama: &Llama, converted: Option<&Path>) -> Vec<Line> {
     if let Some(converted) = converted {
         // The model's context ends at 8192.
         let after = || Peer::Bench(&["-p", "0", "-n", "32", "-d", "8000"]);
-        for (name, cache) in [("decode after 8000, GQA path", "f32"), ("the same, bf16 cache", "bf16")] {
+        let caches = [
+            ("decode after 8000, GQA path", "f32"),
+            ("the same, bf16 cache", "bf16"),
+            ("the same, int8 cache", "int8"),
+        ];
+        for (name, cache) in caches {
             let ours = format!("path=gqa cache={cache} prompt=8000 tokens=32");
             let line = line(name, "BF16", &ours, decode, after());
             lines.push(Line { model: converted.to_owned(), ..line });
