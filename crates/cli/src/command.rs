@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{bench, convert, eval, explain, logits, nodes, plan, roofline};
+use crate::{bench, convert, eval, explain, kernels, logits, nodes, plan, roofline};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -15,6 +15,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Explain what the operator would decide for a GQLADeployment on a fleet, without a cluster
     Explain(explain::Args),
+    /// Try the CUDA kernels on this machine's GPUs, or count what they take
+    Kernels(kernels::Args),
     /// Write the logits of a token sequence to a file
     Logits(logits::Args),
     /// Show what GPUs every node really has
@@ -33,6 +35,7 @@ impl Command {
             Self::Convert(args) => convert::run(&args),
             Self::Eval(args) => eval::run(&args),
             Self::Explain(args) => explain::run(&args),
+            Self::Kernels(args) => kernels::run(&args),
             Self::Logits(args) => logits::run(&args),
             Self::Nodes(args) => nodes::run(&args),
             Self::Plan(args) => plan::run(&args),

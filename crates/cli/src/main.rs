@@ -8,6 +8,7 @@ mod decision;
 mod eval;
 mod explain;
 mod gpu_classes;
+mod kernels;
 mod logits;
 mod manifest;
 mod model;

@@ -448,7 +448,9 @@ fn note(class: &str, device: Device) -> Option<String> {
         )),
         Device::Cpu => None,
         _ => Some(
-            "gqla-server's image ships no CUDA kernels yet: its pods refuse to start and say so".to_owned(),
+            "gqla-server's CUDA kernels have not run on a GPU yet, and its image has them for the built-in shapes only: pods \
+             try them first, and refuse to start where they are missing or wrong"
+                .to_owned(),
         ),
     }
 }

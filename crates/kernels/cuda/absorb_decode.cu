@@ -144,15 +144,6 @@ struct WarpTile {
     }
 };
 
-template <int ROWS, int THREADS>
-DEV void load_queries(u8* to, const Params& p, const Tile& t) {
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const u16* from = p.q + (u64)t.query(row) * p.q_stride + t.head(row) * WIDTH + chunk * 8;
-        copy_async(to + (row * CHUNKS + swizzled<CHUNKS>(row, chunk)) * 16, from, row < t.rows() ? 16 : 0);
-    }
-}
-
 // Latent rows from `first` on, of which those from `length` on become zero. TOKENS divides a page.
 template <int TOKENS, int THREADS>
 DEV void load_tokens(u8* to, const Params& p, int sequence, int first, int length) {
@@ -184,7 +175,7 @@ DEV void decode(const Params& p) {
 
     WarpTile<TOKENS> mine;
     mine.start(p, t, tile * 16);
-    load_queries<ROWS, THREADS>(queries, p, t);
+    load_queries<ROWS, WIDTH, THREADS>(queries, p, t);
     load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);
     commit_copies();
     for (int first = begin, turn = 0; first < end; first += TOKENS, turn ^= 1) {

@@ -68,6 +68,17 @@ DEV Tile tile_of(const Params& p, int sequence, int group, int tile) {
     return t;
 }
 
+// Starts copies of a tile's queries of WIDTH numbers to rows like those of keys; rows beyond become zero.
+template <int ROWS, int WIDTH, int THREADS>
+DEV void load_queries(u8* to, const Params& p, const Tile& t) {
+    constexpr int CHUNKS = WIDTH / 8;
+    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        const u16* from = p.q + (u64)t.query(row) * p.q_stride + t.head(row) * WIDTH + chunk * 8;
+        copy_async(to + (row * CHUNKS + swizzled<CHUNKS>(row, chunk)) * 16, from, row < t.rows() ? 16 : 0);
+    }
+}
+
 // Pages of a tile that split `split` has.
 struct Range {
     int first, end;

@@ -196,16 +196,6 @@ DEV void merge_slices(const Params& p, const float* sums, const float* stats, in
     if (lane == 0) p.partial_lse[place] = total > 0.f ? most + log2_approx(total) : negative_infinity();
 }
 
-// Queries of a tile, in rows of keys.
-template <int ROWS, int THREADS>
-DEV void load_queries(u8* to, const Params& p, const Tile& t) {
-    for (int i = threadIdx.x; i < ROWS * K_CHUNKS; i += THREADS) {
-        const int row = i / K_CHUNKS, chunk = i % K_CHUNKS;
-        const u16* from = p.q + (u64)t.query(row) * p.q_stride + t.head(row) * DK + chunk * 8;
-        copy_async(to + (row * K_CHUNKS + swizzled<K_CHUNKS>(row, chunk)) * 16, from, row < t.rows() ? 16 : 0);
-    }
-}
-
 template <int TILES, int SLICES>
 DEV void decode(const Params& p) {
     constexpr int WARPS = TILES * SLICES, THREADS = WARPS * WARP, TOKENS = PAGE / SLICES, ROWS = TILES * 16;
@@ -220,7 +210,7 @@ DEV void decode(const Params& p) {
     const bool has_rows = tile * 16 < t.rows();
 
     u8* queries = shared_memory + STAGES * STAGE_BYTES;
-    if (QUERIES_IN_SHARED) load_queries<ROWS, THREADS>(queries, p, t);
+    if (QUERIES_IN_SHARED) load_queries<ROWS, DK, THREADS>(queries, p, t);
     WarpTile<TOKENS> mine;
     mine.load_queries(p, t, tile * 16);
     load_page<THREADS>(shared_memory, p, sequence, group, pages.first, t.length);

@@ -102,7 +102,8 @@ struct ServeArgs {
     /// this says.
     #[arg(long, value_enum, default_value = CacheFormat::CPU_DEFAULT.name())]
     kv_cache_dtype: KvCacheDtype,
-    /// Folder with images of the CUDA kernels (cubin, PTX); without one, NVRTC compiles them when the server starts.
+    /// Folder with images of the CUDA kernels (cubin, PTX), as `gqla kernels build` makes; unless set, the container image's
+    /// own. What it lacks, NVRTC compiles when the server starts.
     #[arg(long)]
     kernel_images: Option<PathBuf>,
     /// What the weights are kept as; int8 takes half the memory of bf16 and rounds when the model is loaded.

@@ -139,7 +139,7 @@ fn start_engine(
                 max_queued: config.limits.queued,
                 kv_cache: config.kv_cache,
                 device: 0,
-                images: config.kernel_images.as_deref().map_or_else(Images::default, Images::in_folder),
+                images: Images::find(config.kernel_images.as_deref()),
             },
         )?));
     }

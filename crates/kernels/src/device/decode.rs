@@ -11,7 +11,7 @@ use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Tables
 use crate::attention::BLOCK_TOKENS;
 
 /// Warps of a block of the merging kernel, and rows that it merges.
-const MERGE_WARPS: u32 = 4;
+pub(super) const MERGE_WARPS: u32 = 4;
 
 /// `Params` of `attention.cuh`.
 #[repr(C)]
@@ -106,7 +106,8 @@ impl DecodeCache {
         }
     }
 
-    fn addresses(&self) -> [u64; 3] {
+    /// Addresses of keys, rope keys and values; of latents, and twice 0.
+    pub fn addresses(&self) -> [u64; 3] {
         match self {
             Self::Gqa { keys, rope_keys, values } => [keys, rope_keys, values].map(Buffer::address),
             Self::Absorb { latents } => [latents.address(), 0, 0],
@@ -166,12 +167,8 @@ impl Decode {
         &self.shape
     }
 
-    pub(super) fn path(&self) -> DecodePath {
-        self.plan.path
-    }
-
-    pub(super) fn kernel(&self) -> &'static str {
-        self.plan.decode
+    pub(super) fn plan(&self) -> &DecodePlan {
+        &self.plan
     }
 
     /// Splits of the longest sequence.
@@ -227,8 +224,7 @@ impl Decode {
             pages_per_split: int("pages of a split", self.pages_per_split)?,
             scale_log2: (shape.scale * std::f64::consts::LOG2_E) as f32,
         };
-        let row_tiles =
-            (tables.most_rows * heads / shape.key_groups(path) as usize).div_ceil(self.plan.rows as usize);
+        let row_tiles = self.plan.row_tiles(shape, tables.most_rows);
         let blocks = (splits, row_tiles * shape.key_groups(path) as usize, tables.sequences);
         let grid_dim = (
             int("splits", splits)? as u32,

@@ -1,5 +1,7 @@
 //! What can go wrong with a device.
 
+use std::path::PathBuf;
+
 use cudarc::driver::DriverError;
 
 use super::NoKernel;
@@ -43,8 +45,20 @@ pub enum DeviceError {
         /// What to do.
         advice: &'static str,
     },
+    /// An image cannot be made.
+    #[error("cannot make the image `{}`: {reason}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// NVRTC's log, or what the system says.
+        reason: String,
+    },
     /// No image of a program loads.
-    #[error("no image of the kernels `{program}` loads on {device}: {}", refusals.join("; "))]
+    #[error(
+        "no image of the kernels `{program}` loads on {device}; put NVRTC 12 where libraries are found, or make images with \
+         `gqla kernels build --model MODEL --out FOLDER` and pass --kernel-images FOLDER: {}",
+        refusals.join("; ")
+    )]
     NoImage {
         /// The program.
         program: String,

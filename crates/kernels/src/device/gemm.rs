@@ -7,7 +7,7 @@ use super::{Buffer, Device, DeviceError, Loaded, decode::int};
 
 /// Outputs of a block, and its threads.
 const OUTPUTS: usize = 64;
-const THREADS: u32 = 128;
+pub(super) const THREADS: u32 = 128;
 /// Rows of the small kernel's block and of the large one's. A row's bits are the same in both.
 const ROWS: [usize; 2] = [16, 64];
 /// Numbers that are copied together.

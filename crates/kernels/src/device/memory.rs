@@ -60,10 +60,7 @@ impl Device {
     /// # Errors
     /// When there is no driver, no such device, or the driver refuses.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
-        // SAFETY: it only tries to open the library, whose initialisers the driver's vendor vouches for.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(DeviceError::NoDriver);
-        }
+        expect_driver()?;
         let no_device = |error: DriverError| DeviceError::NoDevice { ordinal, reason: reason_of(error) };
         let context = CudaContext::new(ordinal).map_err(no_device)?;
         // SAFETY: all work goes to one stream, in order, so no event needs to order it.
@@ -82,6 +79,30 @@ impl Device {
         };
         let name = context.name().map_err(no_device)?;
         Ok(Self { context, stream, name, limits })
+    }
+
+    /// How many devices the driver shows.
+    ///
+    /// # Errors
+    /// When there is no driver, or it refuses.
+    pub fn count() -> Result<usize, DeviceError> {
+        expect_driver()?;
+        let count = CudaContext::device_count().map_err(DeviceError::driver("asking for devices"))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// The newest CUDA that the driver serves, 12.9 is (12, 9).
+    ///
+    /// # Errors
+    /// When there is no driver, or it refuses.
+    pub fn driver_version() -> Result<(u32, u32), DeviceError> {
+        expect_driver()?;
+        let mut version = 0;
+        // SAFETY: the driver is there, and writes one number.
+        let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+        asked.map_err(DeviceError::driver("asking for the driver's version"))?;
+        let version = version.unsigned_abs();
+        Ok((version / 1000, version % 1000 / 10))
     }
 
     /// The name that the driver gives it.
@@ -205,4 +226,10 @@ impl Device {
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(DeviceError::driver("taking the device's context"))
     }
+}
+
+/// cudarc panics where there is no driver.
+fn expect_driver() -> Result<(), DeviceError> {
+    // SAFETY: it only tries to open the library, whose initialisers the driver's vendor vouches for.
+    if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(DeviceError::NoDriver) }
 }

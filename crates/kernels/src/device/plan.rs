@@ -116,6 +116,14 @@ pub struct DecodePlan {
     pub shared_bytes: u32,
 }
 
+impl DecodePlan {
+    /// Blocks that a sequence's `queries` tokens take for each group whose heads share keys.
+    pub fn row_tiles(&self, shape: &DecodeShape, queries: usize) -> usize {
+        let rows = queries * (shape.heads / shape.key_groups(self.path)) as usize;
+        rows.div_ceil(self.rows as usize)
+    }
+}
+
 /// Why a shape has no kernel on an architecture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoKernel {

@@ -80,8 +80,10 @@ unsafe impl DeviceRepr for AppendParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SwigluParams {}
 
-/// Threads of a block of the kernels that give each thread its own numbers.
-const THREADS: usize = 256;
+/// Threads of a block of the kernels that give each thread its own numbers, or each row a block.
+pub(super) const THREADS: usize = 256;
+/// Threads of a block of `embed`.
+pub(super) const EMBED_THREADS: usize = 128;
 
 /// A norm's weights, on the device.
 pub struct Norm {
@@ -172,7 +174,7 @@ impl RowKernels {
             out: out.address(),
             width: int("embed", "width", width)?,
         };
-        launch(device, &self.embed, "embed", &params, rows, 128)
+        launch(device, &self.embed, "embed", &params, rows, EMBED_THREADS)
     }
 
     /// Row i of `out`, `[rows, width]`, is the norm of row `wanted[i]` of `x`, or of row i without `wanted`.

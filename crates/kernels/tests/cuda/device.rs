@@ -82,7 +82,7 @@ impl Bench {
             .launch(device, &cache, &tables, inputs)
             .and_then(|()| device.download(&out, tables.rows() * of_row));
         let reports = reports().split_off(already);
-        let read = addresses(&cache).map(|address| {
+        let read = cache.addresses().map(|address| {
             reports
                 .iter()
                 .map(|report| report["buffers"][address.to_string()]["read"].as_u64().unwrap_or(0))
@@ -124,13 +124,6 @@ impl Bench {
             }
         }
         sequence.q
-    }
-}
-
-fn addresses(cache: &DecodeCache) -> [u64; 3] {
-    match cache {
-        DecodeCache::Gqa { keys, rope_keys, values } => [keys, rope_keys, values].map(Buffer::address),
-        DecodeCache::Absorb { latents } => [latents.address(), 0, 0],
     }
 }
 

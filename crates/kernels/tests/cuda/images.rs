@@ -26,6 +26,18 @@ fn every_step_is_reached_and_says_why_not_earlier() {
         assert!(
             loaded.refusals[1].starts_with("PTX file: `") && loaded.refusals[1].contains("compute_80.ptx")
         );
+        // Files for other heads.
+        for heads in ["64-64-64", "192-64-256"] {
+            std::fs::write(folder.path().join(format!("gqa_decode-{heads}-compute_80.ptx")), OLD_PTX)
+                .unwrap();
+        }
+        let loaded = images.load(&device, &Program::gqa_decode(16, 16, 16)).unwrap();
+        let refusal = &loaded.refusals[1];
+        assert!(
+            refusal.contains("gqa_decode-16-16-16-compute_80.ptx`: No such file")
+                && refusal.ends_with("; there are gqa_decode-192-64-256, gqa_decode-64-64-64"),
+            "{refusal}"
+        );
         // Machine code of another device, then PTX that the driver reads.
         write("sm_90.cubin", b"\x7fELF and so on");
         write("compute_80.ptx", OLD_PTX.as_bytes());
@@ -60,7 +72,8 @@ fn older_drivers_get_machine_code_from_nvrtc() {
         let device = Device::open(0).unwrap();
         let Err(error) = Images::default().load(&device, &Program::rows()) else { panic!("it loads") };
         let error = error.to_string();
-        assert!(error.starts_with("no image of the kernels `rows` loads on NVIDIA H20 (sm_90): "), "{error}");
+        let start = "no image of the kernels `rows` loads on NVIDIA H20 (sm_90); put NVRTC 12 ";
+        assert!(error.starts_with(start) && error.contains("`gqla kernels build --model MODEL"), "{error}");
         assert!(error.contains("PTX from NVRTC: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)"), "{error}");
         assert!(error.ends_with("cubin from NVRTC: CUDA_ERROR_NO_BINARY_FOR_GPU (209)"), "{error}");
     });

@@ -196,8 +196,8 @@ const ABSORB_MUTANTS: [Mutant; 12] = [
     Mutant {
         name: "every row read once more",
         changes: &[(
-            "load_queries<ROWS, THREADS>(queries, p, t);",
-            "load_queries<ROWS, THREADS>(queries, p, t);\n    load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);\n    wait_copies<0>();\n    commit_copies();\n    wait_copies<0>();",
+            "load_queries<ROWS, WIDTH, THREADS>(queries, p, t);",
+            "load_queries<ROWS, WIDTH, THREADS>(queries, p, t);\n    load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);\n    wait_copies<0>();\n    commit_copies();\n    wait_copies<0>();",
         )],
         by: By::Traffic,
     },

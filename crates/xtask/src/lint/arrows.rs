@@ -38,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gqla-protocol",
             "gqla-weights",
             "gqla-engine",
+            "gqla-kernels",
             "gqla-convert",
         ],
     ),

@@ -1,33 +1,39 @@
-//! One small problem against the float64 reference, before a device is trusted with anybody's text.
+//! One sequence attended to, against the float64 reference.
 
 use gqla_model::{AttentionShape, DecodePath};
 use half::bf16;
 
-use super::{Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Device, DeviceError, Tables};
+use super::{noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
-    reference::{self, AttentionInputs, counter_noise},
+    device::{Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Device, DeviceError, Tables},
+    reference::{self, AttentionInputs},
 };
 
 /// Bound on the relative root mean square error; bf16 weights and outputs make about 2e-3.
-const MAX_ERROR: f64 = 6e-3;
-/// Tokens: a whole page, and a tail.
-const TOKENS: usize = BLOCK_TOKENS + 7;
-/// Queries, so that the last see those before them.
-const QUERIES: usize = 2;
+pub(super) const MAX_ERROR: f64 = 6e-3;
 
-/// Numbers of one group's keys and values, and all queries, as the device gets them.
-struct Problem {
-    shape: DecodeShape,
-    path: DecodePath,
+/// A sequence of `tokens` tokens, the last `queries` of which attend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeTrial {
+    /// Dimensions.
+    pub shape: DecodeShape,
+    /// Which kernel.
+    pub path: DecodePath,
+    /// Query tokens.
+    pub queries: usize,
+    /// Tokens, the queries' own included.
+    pub tokens: usize,
 }
 
-impl Problem {
-    fn noise(seed: u64, len: usize) -> Vec<bf16> {
-        // Uniform of variance 1.
-        counter_noise(seed, len, 12f64.sqrt() / 2.0).map(bf16::from_f64).collect()
-    }
+/// What attending gave.
+pub(super) struct Attended {
+    pub error: f64,
+    /// Where keys and values were read.
+    pub cache: [u64; 3],
+}
 
+impl DecodeTrial {
     fn widths(&self) -> [usize; 3] {
         let shape = &self.shape;
         let nope = if self.path == DecodePath::Gqa { shape.nope } else { shape.rank };
@@ -38,30 +44,34 @@ impl Problem {
         self.shape.key_groups(self.path) as usize
     }
 
-    fn queries(&self) -> Vec<bf16> {
+    fn query_numbers(&self) -> Vec<bf16> {
         let width = (self.shape.heads * self.shape.query(self.path)) as usize;
-        Self::noise(1, QUERIES * width)
+        noise(1, self.queries * width)
     }
 
     fn keys(&self, group: usize) -> Vec<bf16> {
-        Self::noise(2 + group as u64, TOKENS * self.widths()[0])
+        noise(2 + group as u64, self.tokens * self.widths()[0])
     }
 
     fn rope_keys(&self) -> Vec<bf16> {
-        Self::noise(2000, TOKENS * self.widths()[1])
+        noise(2000, self.tokens * self.widths()[1])
     }
 
     /// Along absorb, the latents again.
     fn values(&self, group: usize) -> Vec<bf16> {
         match self.path {
-            DecodePath::Gqa => Self::noise(3000 + group as u64, TOKENS * self.widths()[2]),
+            DecodePath::Gqa => noise(3000 + group as u64, self.tokens * self.widths()[2]),
             DecodePath::MqaAbsorb => self.keys(group),
         }
     }
 
-    /// The problem's tokens in pages 0 and 1.
+    fn pages(&self) -> usize {
+        self.tokens.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// The tokens in pages from 0 on.
     fn cache(&self, device: &Device) -> Result<DecodeCache, DeviceError> {
-        let mut cache = DecodeCache::new(device, &self.shape, self.path, 2)?;
+        let mut cache = DecodeCache::new(device, &self.shape, self.path, self.pages())?;
         let [nope, rope, value] = self.widths();
         let groups = self.groups();
         let write = |to: &mut Buffer<bf16>, parts: usize, part: usize, width: usize, numbers: &[bf16]| {
@@ -97,14 +107,13 @@ impl Problem {
         let pick = |from: usize, count: usize| {
             (0..count * rank).map(|i| f64::from(u8::from(i % rank == from + i / rank))).collect()
         };
-        let wide = |x: &[bf16]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         // The reference scales by what it is given.
         let rescale = self.shape.scale * ((nope + rope) as f64).sqrt();
-        let queries = self.queries();
-        let mut out = vec![0.0; QUERIES * heads * value];
+        let queries = self.query_numbers();
+        let mut out = vec![0.0; self.queries * heads * value];
         for group in 0..groups {
             let head = |row: usize| row / per_group * heads + group * per_group + row % per_group;
-            let rows = QUERIES * per_group;
+            let rows = self.queries * per_group;
             let part = |from: usize, to: usize| -> Vec<f64> {
                 let of = |row: usize| &queries[head(row) * (nope + rope)..][from..to];
                 (0..rows).flat_map(|row| wide(of(row))).map(|x| x * rescale).collect()
@@ -120,8 +129,8 @@ impl Problem {
                     qk_rope_head_dim: rope as u32,
                     v_head_dim: value as u32,
                 },
-                s_q: QUERIES,
-                kv_len: TOKENS,
+                s_q: self.queries,
+                kv_len: self.tokens,
                 q_nope: part(0, nope),
                 q_rope: part(nope, nope + rope),
                 latent: latents.flat_map(|(key, value)| [wide(key), wide(value)].concat()).collect(),
@@ -135,32 +144,41 @@ impl Problem {
         }
         out
     }
+
+    /// Runs it.
+    pub(super) fn run(&self, device: &Device, decode: &Decode) -> Result<Attended, DeviceError> {
+        let cache = self.cache(device)?;
+        let blocks: Vec<u32> = (0..self.pages() as u32).collect();
+        let (rows, start) = (self.queries, self.tokens - self.queries);
+        let segment = Segment { first_row: 0, rows, start, blocks: &blocks };
+        let tables = Tables::new(device, &[segment], self.pages())?;
+        let (queries, expected) = (self.query_numbers(), self.expected());
+        let q = device.upload("queries", &queries)?;
+        let mut out = device.unwritten("outputs", expected.len())?;
+        let inputs = DecodeInputs { q: &q, q_stride: queries.len() / rows, out: &mut out };
+        decode.launch(device, &cache, &tables, inputs)?;
+        let got = wide(&device.download(&out, expected.len())?);
+        Ok(Attended { error: relative_rms(&got, &expected), cache: cache.addresses() })
+    }
 }
 
 impl Decode {
-    /// Runs a small problem on the device and returns its relative error against the float64 reference.
+    /// Runs a small problem on the device before it is trusted with anybody's text, and returns its relative error against
+    /// the float64 reference.
     ///
     /// # Errors
     /// [`DeviceError::SelfTest`] when the error is above what bf16 explains: the device must not serve.
     pub fn self_test(&self, device: &Device) -> Result<f64, DeviceError> {
-        let problem = Problem { shape: *self.shape(), path: self.path() };
-        let cache = problem.cache(device)?;
-        let segment = Segment { first_row: 0, rows: QUERIES, start: TOKENS - QUERIES, blocks: &[0, 1] };
-        let tables = Tables::new(device, &[segment], 2)?;
-        let (queries, expected) = (problem.queries(), problem.expected());
-        let q = device.upload("self-test", &queries)?;
-        let mut out = device.unwritten("self-test", expected.len())?;
-        let inputs = DecodeInputs { q: &q, q_stride: queries.len() / QUERIES, out: &mut out };
-        self.launch(device, &cache, &tables, inputs)?;
-        let got = device.download(&out, expected.len())?;
-        let off: f64 = got.iter().zip(&expected).map(|(x, y)| (x.to_f64() - y).powi(2)).sum();
-        let error = (off / expected.iter().map(|y| y * y).sum::<f64>()).sqrt();
+        // A whole page and a tail, and two queries, of which the last sees the one before it.
+        let (shape, path) = (*self.shape(), self.plan().path);
+        let trial = DecodeTrial { shape, path, queries: 2, tokens: BLOCK_TOKENS + 7 };
+        let error = trial.run(device, self)?.error;
         // A result that is not a number is no pass either.
         if error <= MAX_ERROR {
             Ok(error)
         } else {
             Err(DeviceError::SelfTest {
-                kernel: self.kernel(),
+                kernel: self.plan().decode,
                 device: device.name().to_owned(),
                 error,
                 bound: MAX_ERROR,

@@ -1,0 +1,158 @@
+//! `gqla kernels report`: counters of every kernel and shape, as they were counted.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use gqla_kernels::device::{Bench, Device, Extent, Launched, Outcome, Trial};
+use serde::Serialize;
+
+use super::{
+    Tried, devices,
+    launches::{Launch, LaunchLog},
+    shape::Shape,
+    shapes,
+};
+use crate::table::{TableFormat, columns};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    tried: Tried,
+    /// The file to which the stand-in for libcuda appends a line per launch; without it, what only it counts is null
+    #[arg(long, env = "GQLA_FAKECUDA_REPORT", value_name = "FILE")]
+    launches: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    kernels: Vec<Row>,
+}
+
+/// A kernel's counters over one launch; null is what this driver does not tell.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    arch: String,
+    shape: Shape,
+    /// Of a thread.
+    registers: Option<u32>,
+    /// Bytes of local memory of a thread.
+    spills: Option<u32>,
+    /// Of a block, declared or asked for.
+    smem_bytes: u32,
+    /// Of a block.
+    threads: u32,
+    #[serde(flatten)]
+    counted: Counted,
+    /// Bytes of cached keys and values, or latents; of kernels that attend only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_bytes_read: Option<Option<u64>>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Counted {
+    blocks: Option<u64>,
+    global_bytes_read: Option<u64>,
+    global_bytes_written: Option<u64>,
+    /// Sectors of 32 bytes, each counted once per request.
+    global_sectors: Option<u64>,
+    /// Multiplications of 16 x 8 x 16 by a warp.
+    mma: Option<u64>,
+    ldmatrix: Option<u64>,
+    barriers: Option<u64>,
+    warp_instructions: Option<u64>,
+    /// Passes through the banks of shared memory beyond those without conflicts.
+    shared_conflicts: Option<u64>,
+}
+
+/// Runs every kernel once and prints what that took.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let (devices, images) = (devices()?, args.tried.images());
+    let trials = Trial::all(&shapes(&args.tried.model)?, Extent::Whole);
+    let mut log = LaunchLog::new(args.launches.as_deref());
+    let mut kernels = Vec::new();
+    for device in &devices {
+        let mut bench = Bench::new(device, &images);
+        for trial in &trials {
+            // What has no kernel has no counters; `selftest` says why.
+            let Ok((kernel, plan)) = trial.kernel(device) else { continue };
+            let shape = Shape::of(trial, plan.as_ref());
+            let outcome = bench.run(trial).with_context(|| format!("{kernel}: {shape}"))?;
+            ensure!(
+                outcome.is_right(),
+                "{kernel}: {shape}: off by {:.1e} from float64, expected at most {:.0e}: see `gqla kernels selftest`",
+                outcome.error,
+                outcome.bound
+            );
+            kernels.extend(rows(device, &shape, &outcome, &log.take()?)?);
+        }
+    }
+    TableFormat::or_default(args.tried.output).print(&Report { kernels }, table)?;
+    Ok(())
+}
+
+fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) -> anyhow::Result<Vec<Row>> {
+    let (major, minor) = device.limits().capability;
+    let row = |(index, launched): (usize, &Launched)| -> anyhow::Result<Row> {
+        let launch = launches.get(index);
+        if let Some(Launch { kernel, .. }) = launch {
+            let expected = &launched.kernel;
+            ensure!(
+                kernel == expected,
+                "the file of launches has `{kernel}` where `{expected}` was launched"
+            );
+        }
+        let attends = index == 0 && !outcome.cache.is_empty();
+        Ok(Row {
+            name: launched.kernel.clone(),
+            arch: format!("sm_{major}{minor}"),
+            shape: shape.clone(),
+            registers: launched.resources.map(|resources| resources.registers),
+            spills: launched.resources.map(|resources| resources.local_bytes),
+            smem_bytes: launched.shared_bytes,
+            threads: launched.threads,
+            counted: launch.map(Counted::of).unwrap_or_default(),
+            kv_bytes_read: attends.then(|| launch.map(|launch| launch.bytes_read(&outcome.cache))),
+        })
+    };
+    outcome.launched.iter().enumerate().map(row).collect()
+}
+
+impl Counted {
+    fn of(launch: &Launch) -> Self {
+        let counters = &launch.counters;
+        Self {
+            blocks: Some(launch.grid.iter().product()),
+            global_bytes_read: Some(counters.global_loads.bytes),
+            global_bytes_written: Some(counters.global_stores.bytes),
+            global_sectors: Some(counters.global_loads.sectors + counters.global_stores.sectors),
+            mma: Some(counters.mma),
+            ldmatrix: Some(counters.ldmatrix),
+            barriers: Some(counters.barriers),
+            warp_instructions: Some(counters.warp_instructions),
+            shared_conflicts: Some(counters.shared_conflicts()),
+        }
+    }
+}
+
+fn table(report: &Report) -> String {
+    let number = |x: Option<u64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
+    let cells = |row: &Row| {
+        [
+            row.name.clone(),
+            row.arch.clone(),
+            row.shape.to_string(),
+            number(row.registers.map(u64::from)),
+            number(row.spills.map(u64::from)),
+            row.smem_bytes.to_string(),
+            number(row.kv_bytes_read.flatten()),
+            number(row.counted.global_bytes_read),
+            number(row.counted.mma),
+            number(row.counted.shared_conflicts),
+        ]
+    };
+    let header =
+        ["kernel", "arch", "shape", "registers", "spills", "smem", "KV read", "read", "MMA", "conflicts"];
+    columns(header, &report.kernels.iter().map(cells).collect::<Vec<_>>())
+        + "(bytes and instructions as counted, no time; - where this driver does not tell)\n"
+}

@@ -1,0 +1,68 @@
+//! What a kernel was tried on, for programs and for people.
+
+use std::fmt;
+
+use gqla_kernels::device::{DecodePlan, RowTrial, Trial};
+use serde::Serialize;
+
+/// Dimensions of a trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(super) enum Shape {
+    Decode {
+        heads: u32,
+        groups: u32,
+        d_nope: u32,
+        d_v: u32,
+        d_rope: u32,
+        r: u32,
+        s_q: usize,
+        tokens: usize,
+        /// Blocks that read each token, per group whose heads share keys; none where there is no kernel.
+        row_tiles: Option<usize>,
+    },
+    Product {
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+    },
+    Row {
+        rows: usize,
+        width: usize,
+    },
+}
+
+impl Shape {
+    pub(super) fn of(trial: &Trial, plan: Option<&DecodePlan>) -> Self {
+        match trial {
+            Trial::Decode(trial) => Self::Decode {
+                heads: trial.shape.heads,
+                groups: trial.shape.groups,
+                d_nope: trial.shape.nope,
+                d_v: trial.shape.value,
+                d_rope: trial.shape.rope,
+                r: trial.shape.rank,
+                s_q: trial.queries,
+                tokens: trial.tokens,
+                row_tiles: plan.map(|plan| plan.row_tiles(&trial.shape, trial.queries)),
+            },
+            Trial::Product(trial) => {
+                Self::Product { rows: trial.rows, outputs: trial.outputs, inputs: trial.inputs }
+            }
+            Trial::Row(_) => Self::Row { rows: RowTrial::ROWS, width: RowTrial::WIDTH },
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decode { heads, groups, d_nope, d_v, d_rope, r, s_q, tokens, .. } => write!(
+                f,
+                "{heads} heads, {groups} groups of {d_nope}+{d_rope} and {d_v}, r {r}, s_q {s_q}, {tokens} tokens"
+            ),
+            Self::Product { rows, outputs, inputs } => write!(f, "{rows} rows, {outputs} x {inputs}"),
+            Self::Row { rows, width } => write!(f, "{rows} rows of {width}"),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `gqla kernels` as a user runs it, on the stand-in for libcuda: what the kernels take is the least that their shapes need,
+//! and what was counted before.
+//!
+//! `GQLA_TEST_NVRTC` names the folder that holds NVRTC 12, as `cargo xtask test` does; `cargo xtask nvrtc` prints it.
+//! Without it these tests fail, because passing would claim something nobody checked. Nothing here has run on a GPU.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use gqla_fakecuda::{Config, install};
+use serde_json::Value;
+
+const BASELINE: &str = "../kernels/baseline.json";
+/// Multiplications and additions of a matrix instruction, 16 x 8 x 16.
+const MMA: u64 = 2048;
+const REGISTERS_PER_BLOCK: u64 = 65536;
+/// What a block on Hopper may have, bytes.
+const SHARED_PER_BLOCK: u64 = 227 << 10;
+
+/// Runs `gqla kernels` where libcuda shows `devices`.
+fn kernels(devices: &str, args: &[&str]) -> Output {
+    let nvrtc = std::env::var("GQLA_TEST_NVRTC")
+        .expect("GQLA_TEST_NVRTC is not set: run `cargo xtask test`, which sets it, or set it to what `cargo xtask nvrtc` prints");
+    let folder = tempfile::tempdir().unwrap();
+    install(folder.path()).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_gqla"))
+        .arg("kernels")
+        .args(args)
+        .env("LD_LIBRARY_PATH", format!("{}:{nvrtc}", folder.path().display()))
+        .env(Config::DEVICES_ENV, devices)
+        .env(Config::REPORT_ENV, folder.path().join("launches.jsonl"))
+        .output()
+        .unwrap()
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    report["kernels"].as_array().unwrap().clone()
+}
+
+/// A number of a row, or of its shape.
+fn number(row: &Value, key: &str) -> u64 {
+    let found = row[key].as_u64().or_else(|| row["shape"][key].as_u64());
+    found.unwrap_or_else(|| panic!("no {key} in {row}"))
+}
+
+/// Rows and tokens of a block's tile of queries: rows of a later query see more tokens.
+struct Tile {
+    rows: u64,
+    tokens: u64,
+}
+
+/// The tiles of the rows that share keys, by the kernel's name: `…_rows64` takes 64 at a time.
+fn tiles(row: &Value, groups: u64) -> Vec<Tile> {
+    let name = row["name"].as_str().unwrap();
+    let of_block: u64 = name.rsplit_once("rows").unwrap().1.parse().unwrap();
+    let of = |key: &str| number(row, key);
+    let per_query = of("heads") / groups;
+    let all = per_query * of("s_q");
+    let tile = |index: u64| {
+        let (first, end) = (index * of_block, ((index + 1) * of_block).min(all));
+        Tile { rows: end - first, tokens: of("tokens") - of("s_q") + (end - 1) / per_query + 1 }
+    };
+    (0..all.div_ceil(of_block)).map(tile).collect()
+}
+
+/// Keys and values, or latents, are read once per tile of rows that share them, and nothing is multiplied but what fills up
+/// matrix instructions.
+fn assert_decode_is_minimal(row: &Value) {
+    let of = |key: &str| number(row, key);
+    let absorbs = row["name"].as_str().unwrap().starts_with("absorb");
+    let groups = if absorbs { 1 } else { of("groups") };
+    let tiles = tiles(row, groups);
+    assert_eq!(tiles.len() as u64, of("row_tiles"), "{row}");
+    let (key, value, bytes_per_token) = if absorbs {
+        (of("r") + of("d_rope"), of("r"), 2 * (of("r") + of("d_rope")))
+    } else {
+        let (nope, rope, value) = (of("d_nope"), of("d_rope"), of("d_v"));
+        (nope + rope, value, groups * 2 * (nope + value + rope))
+    };
+    let bytes: u64 = tiles.iter().map(|tile| tile.tokens * bytes_per_token).sum();
+    assert_eq!(of("kv_bytes_read"), bytes, "{row}");
+    // The same without looking at which rows see the last tokens.
+    let ratio = bytes as f64 / (bytes_per_token * of("tokens") * of("row_tiles")) as f64;
+    assert!((0.995..=1.0).contains(&ratio), "{ratio} of {row}");
+    let multiplied = |tile: &Tile| {
+        tile.rows.next_multiple_of(16) * tile.tokens.next_multiple_of(32) * (key + value) * groups / MMA
+    };
+    assert_eq!(of("mma"), tiles.iter().map(multiplied).sum::<u64>(), "{row}");
+}
+
+fn assert_fits(row: &Value) {
+    let (registers, threads) = (number(row, "registers"), number(row, "threads"));
+    assert_eq!(number(row, "spills"), 0, "{row}");
+    assert!(registers <= 255 && registers.next_multiple_of(8) * threads <= REGISTERS_PER_BLOCK, "{row}");
+    assert!(number(row, "smem_bytes") <= SHARED_PER_BLOCK, "{row}");
+}
+
+/// Where two rows differ, for people.
+fn differences(was: &Value, is: &Value) -> Vec<String> {
+    let keys = was.as_object().into_iter().chain(is.as_object()).flat_map(|row| row.keys());
+    let mut keys: Vec<_> = keys.filter(|key| was[key.as_str()] != is[key.as_str()]).collect();
+    keys.sort();
+    keys.dedup();
+    keys.iter().map(|key| format!("{key} was {}, is {}", was[key.as_str()], is[key.as_str()])).collect()
+}
+
+#[test]
+fn kernels_take_what_their_shapes_need_and_what_they_took_before() {
+    let rows = rows(&kernels("H20", &["report", "-o", "json"]));
+    let (mut attending, mut products) = (0, 0);
+    for row in &rows {
+        assert_fits(row);
+        let name = row["name"].as_str().unwrap();
+        if name.contains("_decode_rows") {
+            assert_decode_is_minimal(row);
+            attending += 1;
+        }
+        if name.starts_with("gemm") {
+            let [m, n, k] = ["rows", "outputs", "inputs"].map(|key| number(row, key));
+            assert_eq!(number(row, "mma"), m * n * k / MMA, "{row}");
+            products += 1;
+        }
+    }
+    // Five different attentions, two paths, 1 to 4 query tokens; two products with three destinations.
+    assert_eq!((attending, products), (40, 6));
+    let baseline = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(BASELINE)).unwrap();
+    let baseline: Value = serde_json::from_str(&baseline).unwrap();
+    let baseline = baseline["kernels"].as_array().unwrap();
+    let changed: Vec<String> = baseline
+        .iter()
+        .zip(&rows)
+        .filter(|(was, is)| was != is)
+        .map(|(was, is)| format!("{} {}: {}", is["name"], is["shape"], differences(was, is).join(", ")))
+        .collect();
+    assert!(
+        changed.is_empty() && baseline.len() == rows.len(),
+        "{} kernels, the baseline has {}; {} changed:\n{}\nIf that is meant, write the baseline anew with \
+         `cargo xtask kernels` and say in the commit what got better or worse",
+        rows.len(),
+        baseline.len(),
+        changed.len(),
+        changed.join("\n")
+    );
+}
+
+/// An L40S has no room for GLM's wide heads along the GQA path, which is no failure.
+#[test]
+fn a_card_is_tried_and_says_what_it_has_no_kernel_for() {
+    let args = ["selftest", "--model", "glm-4.7-flash-gqla,smollm2-135m-gqla", "-o", "json"];
+    let output = kernels("L40S", &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let test: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(test["driver"]["cuda"], "12.9");
+    let card = &test["devices"][0];
+    assert_eq!((&card["name"], &card["compute_capability"]), (&"NVIDIA L40S".into(), &"8.9".into()));
+    let rows = card["kernels"].as_array().unwrap();
+    // Two attentions, two paths and 1 to 4 query tokens, six products and six kernels for rows.
+    assert_eq!(rows.len(), 28);
+    for row in rows {
+        if row["shape"]["d_v"] == 256 && row["kernel"].as_str().unwrap().starts_with("gqa") {
+            assert_eq!((&row["verdict"], &row["relative_rms"]), (&"none".into(), &Value::Null), "{row}");
+            assert!(row["reason"].as_str().unwrap().contains("sm_89: heads of 192 + 64 and 256"), "{row}");
+        } else {
+            assert_eq!((&row["verdict"], &row["image"]), (&"ok".into(), &"PTX from NVRTC".into()), "{row}");
+            assert!(row["relative_rms"].as_f64().unwrap() <= row["bound"].as_f64().unwrap(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn without_a_card_there_is_a_sentence() {
+    let output = kernels("", &["selftest"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(told.contains("error: asking for devices failed: CUDA_ERROR_NO_DEVICE"), "{told}");
+}
+
+/// Machine code and PTX that do not hold a kernel fail the trial and the command, with each step's reason.
+#[test]
+fn a_kernel_that_does_not_load_fails() {
+    let images = tempfile::tempdir().unwrap();
+    let empty = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry other()\n{\nret;\n}\n";
+    for program in ["gemm", "rows", "gqa_decode-64-64-64", "absorb_decode-320-64"] {
+        fs::write(images.path().join(format!("{program}-compute_80.ptx")), empty).unwrap();
+    }
+    let folder = images.path().to_str().unwrap();
+    let output = kernels(
+        "H20",
+        &["selftest", "--model", "smollm2-135m-gqla", "-o", "json", "--kernel-images", folder],
+    );
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("error: 20 of 20 trials failed"), "{told}");
+    let test: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in test["devices"][0]["kernels"].as_array().unwrap() {
+        let reason = row["reason"].as_str().unwrap();
+        assert!(row["verdict"] == "failed" && reason.starts_with("looking for kernel `"), "{row}");
+    }
+}
+
+/// Images made without a GPU are what a server takes; the stand-in has no use for the machine code among them.
+#[test]
+fn images_in_a_folder_are_taken() {
+    let images = tempfile::tempdir().unwrap();
+    let folder = images.path().to_str().unwrap();
+    let model = ["--model", "smollm2-135m-gqla"];
+    let built = kernels("", &[&["build", "--out", folder, "--arch", "sm_90"], &model[..]].concat());
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let cubin = fs::read(images.path().join("gqa_decode-64-64-64-sm_90.cubin")).unwrap();
+    assert!(cubin.starts_with(b"\x7fELF"));
+    let output =
+        kernels("H20", &[&["selftest", "-o", "json", "--kernel-images", folder], &model[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let test: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = test["devices"][0]["kernels"].as_array().unwrap();
+    assert!(rows.len() == 20 && rows.iter().all(|row| row["image"] == "PTX file"), "{test}");
+}

@@ -1,0 +1,81 @@
+//! The CUDA kernels' images, and `cargo xtask kernels`: what they take, counted by the stand-in for libcuda, as the
+//! baseline that tests hold them to.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{
+    binaries::target_dir,
+    fingerprint, nvrtc,
+    shell::{cache_dir, capture, cargo, repo_root, run, step},
+};
+
+const BASELINE: &str = "crates/kernels/baseline.json";
+/// The card whose memory per block the counted kernels are planned for.
+const CARD: &str = "H20";
+
+/// What decides the images, besides NVRTC: texts, how they are compiled, and the built-in shapes.
+const SOURCES: [&str; 3] = ["crates/kernels/cuda", "crates/kernels/src/device", "crates/planner/src"];
+
+/// The folder of the images of all built-in shapes, compiled by `gqla` unless they are in the cache.
+pub fn images(gqla: &Path) -> Result<PathBuf> {
+    let cache = cache_dir()?.join("kernel-images");
+    let folder = cache.join(format!("{}-{}", fingerprint::of(&SOURCES)?, nvrtc::WHEEL));
+    if !folder.is_dir() {
+        let nvrtc = nvrtc::installed()?;
+        step("Compile images of the CUDA kernels", || {
+            let partial = folder.with_extension(format!("partial-{}", std::process::id()));
+            let command = ["kernels", "build", "--out"];
+            capture(Command::new(gqla).args(command).arg(&partial).env("LD_LIBRARY_PATH", &nvrtc))?;
+            // Another run may have been faster; its images are the same.
+            if fs::rename(&partial, &folder).is_err() {
+                fs::remove_dir_all(&partial)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(folder)
+}
+
+/// Writes the baseline anew.
+pub fn write_baseline() -> Result<()> {
+    let nvrtc = nvrtc::installed()?;
+    step("Build gqla and the stand-in for libcuda", || {
+        run(cargo()?.args(["build", "--locked", "-p", "gqla-cli", "-p", "gqla-fakecuda"]))
+    })?;
+    let (built, folder) = (target_dir()?.join("debug"), tempfile::tempdir()?);
+    fs::copy(built.join("libgqla_fakecuda.so"), folder.path().join("libcuda.so.1"))
+        .context("cargo built no libgqla_fakecuda.so")?;
+    let report = step("Count", || {
+        capture(
+            Command::new(built.join("gqla"))
+                .args(["kernels", "report", "-o", "json"])
+                .env("LD_LIBRARY_PATH", format!("{}:{}", folder.path().display(), nvrtc.display()))
+                .env("GQLA_FAKECUDA_DEVICES", CARD)
+                .env("GQLA_FAKECUDA_REPORT", folder.path().join("launches.jsonl")),
+        )
+    })?;
+    let path = repo_root()?.join(BASELINE);
+    fs::write(&path, one_kernel_a_line(&serde_json::from_str(&report)?)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {BASELINE}");
+    Ok(())
+}
+
+/// The report so that a changed kernel is a changed line.
+fn one_kernel_a_line(report: &Value) -> Result<String> {
+    let kernels = report["kernels"].as_array().context("the report has no kernels")?;
+    let mut text = "{\"kernels\": [\n".to_owned();
+    for (index, kernel) in kernels.iter().enumerate() {
+        let comma = if index + 1 < kernels.len() { "," } else { "" };
+        writeln!(text, "{}{comma}", serde_json::to_string(kernel)?)?;
+    }
+    Ok(text + "]}\n")
+}
