@@ -24,9 +24,11 @@ trait Dot: Numbers {
 impl Dot for Bf16 {
     #[inline(always)]
     unsafe fn dot(sums: __m512i, x: __m512i, w: __m512i) -> __m512i {
-        use std::mem::transmute;
         // SAFETY: vectors of one size; the machine has AVX-512-BF16, the caller's contract.
-        unsafe { transmute(_mm512_dpbf16_ps(transmute(sums), transmute(x), transmute(w))) }
+        unsafe {
+            let [x, w] = [x, w].map(|pairs| std::mem::transmute::<__m512i, __m512bh>(pairs));
+            _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sums), x, w))
+        }
     }
 }
 

@@ -132,10 +132,25 @@ fn lines(llama: &Llama, converted: Option<&Path>) -> Vec<Line> {
     let pp512 = || Peer::Bench(&["-p", "512", "-n", "0"]);
     let mut lines = vec![
         line("decode, bf16", "BF16", short, decode, tg64()),
+        line("the same, bf16 products", "BF16", &format!("products=bf16 {short}"), decode, tg64()),
         line("decode, int8 beside Q8_0", "Q8_0", &format!("weights=int8 {short}"), decode, tg64()),
         line("prompt of 512, bf16", "BF16", "prompt=512 tokens=2 seconds=1", prefill, pp512()),
+        line(
+            "the same, bf16 products",
+            "BF16",
+            "products=bf16 prompt=512 tokens=2 seconds=1",
+            prefill,
+            pp512(),
+        ),
         line("prompt of 512, bf16 beside F16", "F16", "prompt=512 tokens=2 seconds=1", prefill, pp512()),
         line("16 streams, bf16", "BF16", "streams=16 tokens=64 seconds=1", decode, Peer::Batched(16)),
+        line(
+            "the same, bf16 products",
+            "BF16",
+            "products=bf16 streams=16 tokens=64 seconds=1",
+            decode,
+            Peer::Batched(16),
+        ),
     ];
     if let Some(converted) = converted {
         // The model's context ends at 8192.
