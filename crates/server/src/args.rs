@@ -1,16 +1,19 @@
 //! The command line, first as typed, then as a [`Config`] that this version can really run.
 
+mod choices;
+
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use gqla_engine::{
     DraftSource, PromptLookup, Speculation, SpeculationError,
-    cpu::{CacheFormat, CacheMemory, Precision, Products, Weights},
+    cpu::{CacheFormat, CacheMemory, Precision},
 };
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
 use crate::speculation::{Drafts, SpeculativeMethod};
+pub use choices::{ComputeDtype, Device, KvCacheDtype, WeightDtype};
 
 /// Tensor-parallel ranks of a server.
 const MAX_RANKS: u32 = 8;
@@ -128,72 +131,6 @@ struct ServeArgs {
     /// Seconds without a scheduler heartbeat after which /livez fails. Must exceed the longest prefill step.
     #[arg(long, default_value = "120", value_parser = seconds)]
     liveness_timeout: Duration,
-}
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// The processor's vector units.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-}
-
-/// What cached numbers are stored as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum KvCacheDtype {
-    /// As they were computed.
-    F32,
-    /// Rounded to 8 significant bits.
-    Bf16,
-    /// 8-bit integers with a scale for every token's keys and values of a group.
-    Int8,
-}
-
-impl From<KvCacheDtype> for CacheFormat {
-    fn from(dtype: KvCacheDtype) -> Self {
-        match dtype {
-            KvCacheDtype::F32 => Self::F32,
-            KvCacheDtype::Bf16 => Self::Bf16,
-            KvCacheDtype::Int8 => Self::Int8,
-        }
-    }
-}
-
-/// What weights are kept as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum WeightDtype {
-    /// As the checkpoint stores them.
-    Auto,
-    /// Rounded to int8, one scale per output.
-    Int8,
-}
-
-impl From<WeightDtype> for Weights {
-    fn from(dtype: WeightDtype) -> Self {
-        match dtype {
-            WeightDtype::Auto => Self::Stored,
-            WeightDtype::Int8 => Self::Int8,
-        }
-    }
-}
-
-/// What bf16 weights are multiplied with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ComputeDtype {
-    /// Activations as they are.
-    F32,
-    /// Activations rounded to bf16, where the processor multiplies bf16.
-    Bf16,
-}
-
-impl From<ComputeDtype> for Products {
-    fn from(dtype: ComputeDtype) -> Self {
-        match dtype {
-            ComputeDtype::F32 => Self::F32,
-            ComputeDtype::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 /// What the binary was asked to do.
@@ -389,6 +326,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use gqla_engine::cpu::{Products, Weights};
+
     use super::*;
 
     fn parse(line: &str) -> Result<Command, ArgsError> {

@@ -1,0 +1,69 @@
+//! What flags let one choose from.
+
+use gqla_engine::cpu::{CacheFormat, Products, Weights};
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// The processor's vector units.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// What cached numbers are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvCacheDtype {
+    /// As they were computed.
+    F32,
+    /// Rounded to 8 significant bits.
+    Bf16,
+    /// 8-bit integers with a scale for every token's keys and values of a group.
+    Int8,
+}
+
+impl From<KvCacheDtype> for CacheFormat {
+    fn from(dtype: KvCacheDtype) -> Self {
+        match dtype {
+            KvCacheDtype::F32 => Self::F32,
+            KvCacheDtype::Bf16 => Self::Bf16,
+            KvCacheDtype::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightDtype {
+    /// As the checkpoint stores them.
+    Auto,
+    /// Rounded to int8, one scale per output.
+    Int8,
+}
+
+impl From<WeightDtype> for Weights {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::Auto => Self::Stored,
+            WeightDtype::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// What bf16 weights are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeDtype {
+    /// Activations as they are.
+    F32,
+    /// Activations rounded to bf16, where the processor multiplies bf16.
+    Bf16,
+}
+
+impl From<ComputeDtype> for Products {
+    fn from(dtype: ComputeDtype) -> Self {
+        match dtype {
+            ComputeDtype::F32 => Self::F32,
+            ComputeDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
