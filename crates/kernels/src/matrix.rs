@@ -11,7 +11,7 @@ use crate::{
     memory::Lines,
     pool::Pool,
     simd::{InstructionSet, Isa, isa},
-    unit::{INT8_OFFSET, Inputs, Narrow, Rounded, RoundedRows, STEP, Unit, UnitTask},
+    unit::{INT8_INPUTS, INT8_OFFSET, Inputs, Narrow, Rounded, RoundedRows, STEP, Unit, UnitTask},
 };
 
 /// Tasks per thread from which on it hardly matters who gets the last one.
@@ -150,7 +150,7 @@ impl Matrix {
         let rounded = |(part, start, inverse): (&WeightRows<'_>, usize, f32), i| {
             i8::of_f32(part.get(start + i) * inverse)
         };
-        let panels = match unit.filter(|_| inputs.is_multiple_of(STEP)) {
+        let panels = match unit.filter(|_| inputs.is_multiple_of(STEP) && inputs <= INT8_INPUTS) {
             None => Panels::Int8 { numbers: interleave(&scaled, inputs, rounded), scales },
             Some(unit) => {
                 let offset = |row, i| ((i32::from(rounded(row, i)) + INT8_OFFSET) as u8).cast_signed();

@@ -3,7 +3,7 @@
 //! Weights are bf16, with inputs rounded to bf16 and sums in f32; or int8, with inputs rounded to 16 bits (two int8, see
 //! [`Narrow::Int8`]) and sums in whole numbers. Either lies as both units want it, `[output / 16][4 bytes of inputs][16]`, so that a
 //! row of a tile and a vector are one cache line. As everywhere here, a row's result does not depend on the rows it
-//! shares a product with: one unit serves products of one row and of many.
+//! shares a product with: one unit serves bf16 products of one row and of many, and whole numbers have one sum in all units.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -24,6 +24,9 @@ use numbers::{Bf16, Int8};
 
 /// What int8 weights are stored with added, because units multiply signed inputs by unsigned weights.
 pub(crate) const INT8_OFFSET: i32 = 128;
+
+/// Inputs of an int8 product at most: 2³¹ less one, over the largest weight times the largest part of an input.
+pub(crate) const INT8_INPUTS: usize = i32::MAX as usize / (255 * 127);
 
 /// Bytes of a row of a tile: a product's inputs must fill whole ones.
 pub(crate) const STEP: usize = 64;

@@ -190,3 +190,31 @@ fn rows_come_back_and_stack_in_order() {
     let error = Matrix::stack(&[WeightRows::F32(&a)], 7).err();
     assert_eq!(error, Some(MatrixError::Ragged { len: 100, inputs: 7 }));
 }
+
+#[test]
+fn a_row_with_a_nan_gives_nan_and_spares_the_others() {
+    let pool = Pool::new(Some(2)).unwrap();
+    let (outputs, inputs) = (20, 64);
+    let w = noise(8, outputs * inputs);
+    let mut x = noise(9, 3 * inputs);
+    x[inputs + 5] = f32::NAN;
+    x[2 * inputs - 1] = f32::INFINITY;
+    for unit in Unit::available(Narrow::Int8).into_iter().map(Some).chain([None]) {
+        let matrix = Matrix::stack_int8_on(unit, &[WeightRows::F32(&w)], inputs).unwrap();
+        let mut y = vec![0.0; 3 * outputs];
+        matrix.multiply(&pool, &x, &mut y);
+        for (row, y) in y.chunks(outputs).enumerate() {
+            assert!(y.iter().all(|y| y.is_nan() == (row == 1)), "{unit:?} row {row}: {y:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_whose_sums_could_overflow_are_multiplied_in_f32() {
+    let inputs = INT8_INPUTS.next_multiple_of(STEP);
+    let w = vec![1.0; inputs];
+    for unit in Unit::ALL.map(Some) {
+        let matrix = Matrix::stack_int8_on(unit, &[WeightRows::F32(&w)], inputs).unwrap();
+        assert!(matches!(matrix.panels, Panels::Int8 { .. }));
+    }
+}

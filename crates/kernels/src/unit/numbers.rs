@@ -52,7 +52,7 @@ impl Numbers for Bf16 {
 }
 
 /// Inputs rounded to a 32,385th of their row's largest, in two parts of eight bits: `254 high + low`. Sums are exact, and so
-/// the same in every unit. They stay below 2³¹ for rows of up to 66,000 inputs.
+/// the same in every unit. A row that has a NaN gives NaN, as in f32.
 pub(super) struct Int8;
 
 impl Int8 {
@@ -64,9 +64,11 @@ impl Int8 {
     pub unsafe fn round(from: *const f32, k: usize, to: *mut u8) -> RowScale {
         // SAFETY: a whole number of vectors; the caller's contract.
         unsafe {
-            let mut largest = _mm512_setzero_ps();
+            let (mut largest, mut nan) = (_mm512_setzero_ps(), 0);
             for i in (0..k).step_by(PANEL) {
-                largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(from.add(i))));
+                let x = _mm512_loadu_ps(from.add(i));
+                nan |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+                largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
             }
             let largest = _mm512_reduce_max_ps(largest);
             let steps = (HIGH * PART + PART) as f32;
@@ -74,7 +76,9 @@ impl Int8 {
             let (mut highs, mut lows) = (_mm512_setzero_si512(), _mm512_setzero_si512());
             for i in (0..k).step_by(PANEL) {
                 let scaled = _mm512_mul_ps(_mm512_loadu_ps(from.add(i)), _mm512_set1_ps(inverse));
-                let whole = _mm512_cvtps_epi32(scaled);
+                // What is no number would become the least whole one, whose parts overflow.
+                let ordered = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(scaled, scaled);
+                let whole = _mm512_maskz_cvtps_epi32(ordered, scaled);
                 let share = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(1.0 / HIGH as f32));
                 let limit = _mm512_set1_epi32(PART);
                 let high = _mm512_min_epi32(_mm512_cvtps_epi32(share), limit);
@@ -86,7 +90,7 @@ impl Int8 {
                 _mm_storeu_si128(to.add(k + i).cast(), _mm512_cvtepi32_epi8(low));
             }
             let sums = [_mm512_reduce_add_epi32(highs), _mm512_reduce_add_epi32(lows)];
-            RowScale { scale: largest / steps, sums }
+            RowScale { scale: if nan == 0 { largest / steps } else { f32::NAN }, sums }
         }
     }
 }
