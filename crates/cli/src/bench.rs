@@ -6,12 +6,13 @@ mod host;
 mod live;
 mod machine;
 mod paths;
+mod place;
 
 use std::{ops::RangeInclusive, time::Duration};
 
 use clap::Subcommand;
 #[cfg(test)]
-pub(crate) use {attn::Bench as AttentionBench, host::Report as HostReport};
+pub(crate) use {attn::Bench as AttentionBench, host::Report as HostReport, place::Processor};
 
 /// Measure this machine, or a pod that serves.
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,9 @@
 //! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 products=f32|bf16
 //! cache=f32|bf16|int8
 //! prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
+//!
+//! On an NVIDIA GPU: `model MODEL device=cuda`, `products` for what the engine's products of matrices reach, and `splits` for
+//! attention under other divisions of a context. They take `images=FOLDER`, with images of the kernels.
 
 use std::{
     collections::HashMap,
@@ -21,7 +24,9 @@ use gqla_engine::{
         WeightFormat, Weights,
         measure::{AttentionCase, AttentionTimer, dot_rate, multiply_rate, read_rate},
     },
+    cuda::{CudaEngine, CudaEngineConfig},
 };
+use gqla_kernels::device::{self, Device, Images, Splits};
 use gqla_model::{AttentionShape, DecodePath};
 use serde_json::{Value, json};
 
@@ -30,12 +35,14 @@ const ROOF_BYTES: usize = 1 << 30;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "usage: rates roof|attention|model [MODEL] [name=value …]";
+    let usage = "usage: rates roof|attention|products|splits|model [MODEL] [name=value …]";
     let action = arguments.first().ok_or(usage)?;
     let settings = Settings(arguments.iter().filter_map(|argument| argument.split_once('=')).collect());
     let result = match action.as_str() {
         "roof" => roof(&settings)?,
         "attention" => attention(&settings)?,
+        "products" => products(&settings)?,
+        "splits" => splits(&settings)?,
         "model" => model(arguments.get(1).ok_or(usage)?, &settings)?,
         _ => return Err(usage.into()),
     };
@@ -58,9 +65,66 @@ impl Settings<'_> {
         Ok(Pool::new(Some(self.get("threads", 2)?))?)
     }
 
+    fn images(&self) -> Images {
+        Images::find(self.0.get("images").map(Path::new))
+    }
+
     fn time(&self) -> Result<Duration, Box<dyn Error>> {
         Ok(Duration::from_secs_f64(self.get("seconds", 3.0)?))
     }
+}
+
+/// Products of a decoding step and of a prompt's chunk on a GPU, by rows: bytes of weights and FLOPs per second.
+fn products(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+    let (device, images, time) = (Device::open(0)?, settings.images(), settings.time()?);
+    let copied = device::copy_rate(&device, ROOF_BYTES * 4, time)?;
+    let mut lines = Vec::new();
+    for [outputs, inputs] in [[4096, 4096], [14336, 4096], [4096, 14336], [128_256, 4096]] {
+        for rows in [1, 16, 64, 256, 1024] {
+            let seconds =
+                device::product_seconds(&device, &images, [rows, outputs, inputs], ROOF_BYTES, time)?.median;
+            lines.push(json!({
+                "rows": rows, "outputs": outputs, "inputs": inputs, "seconds": seconds,
+                "weight_bytes_per_second": (2 * outputs * inputs) as f64 / seconds,
+                "flops_per_second": (2 * rows * outputs * inputs) as f64 / seconds,
+            }));
+        }
+    }
+    Ok(json!({ "device": device.name(), "copied_bytes_per_second": copied.median, "lines": lines }))
+}
+
+/// Attention on a GPU under different divisions of a context.
+fn splits(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+    let (device, images, time) = (Device::open(0)?, settings.images(), settings.time()?);
+    let mut lines = Vec::new();
+    for (name, heads, groups) in [("32 heads, 8 groups", 32, 8), ("128 heads, 8 groups", 128, 8)] {
+        let shape = AttentionShape {
+            num_attention_heads: heads,
+            num_key_value_heads: groups,
+            kv_lora_rank: 512,
+            qk_nope_head_dim: 128,
+            qk_rope_head_dim: 64,
+            v_head_dim: 128,
+        };
+        for path in DecodePath::ALL {
+            for (least_pages, most) in
+                [(2, 64), (4, 16), (4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (16, 32)]
+            {
+                let division = Splits { least_pages, most };
+                let mut timer =
+                    device::AttentionTimer::new(&device, &images, &shape, path, 32 << 10, division)?;
+                for (batch, context) in [(1, 4096), (1, 32_768), (8, 8192), (32, 4096), (32, 32_768)] {
+                    let case = AttentionCase { batch, context, query_tokens: 1 };
+                    let core = timer.time(&case, time)?.core;
+                    lines.push(json!({
+                        "shape": name, "path": path.flag(), "least_pages": least_pages, "most": most, "batch": batch,
+                        "context": context, "microseconds": core.median * 1e6,
+                    }));
+                }
+            }
+        }
+    }
+    Ok(json!({ "device": device.name(), "lines": lines }))
 }
 
 /// Bytes and FLOPs per second.
@@ -124,13 +188,14 @@ fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
 }
 
 /// Tokens per second of prompt and of answer.
-fn model(path: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
+fn model(folder: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     let prompt: usize = settings.get("prompt", 16)?;
     let tokens: u32 = settings.get("tokens", 64)?;
     let streams: usize = settings.get("streams", 1)?;
     let choice = settings.0.get("path").copied().unwrap_or("plain");
+    let path = if choice == "plain" { None } else { Some(choice.parse()?) };
     let config = CpuEngineConfig {
-        path: if choice == "plain" { None } else { Some(choice.parse()?) },
+        path,
         max_num_seqs: streams,
         kv_cache: CacheMemory::Bytes(4 << 30),
         kv_cache_format: settings.get("cache", CacheFormat::F32)?,
@@ -148,14 +213,21 @@ fn model(path: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
         ..CpuEngineConfig::default()
     };
     let started = Instant::now();
-    let engine = CpuEngine::start(&Checkpoint::open(Path::new(path))?, config)?;
+    let checkpoint = Checkpoint::open(Path::new(folder))?;
+    let engine: Box<dyn Engine> = if settings.0.get("device") == Some(&"cuda") {
+        let images = settings.images();
+        let config = CudaEngineConfig { path, max_num_seqs: streams, images, ..CudaEngineConfig::default() };
+        Box::new(CudaEngine::start(&checkpoint, config)?)
+    } else {
+        Box::new(CpuEngine::start(&checkpoint, config)?)
+    };
     let load = started.elapsed().as_secs_f64();
-    run(&engine, 1, 16, 8)?;
+    run(&*engine, 1, 16, 8)?;
     let began = Instant::now();
     let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
     let time = settings.time()?;
     while decodes.len() < 3 || began.elapsed() < time {
-        let (first, last) = run(&engine, streams, prompt, tokens)?;
+        let (first, last) = run(&*engine, streams, prompt, tokens)?;
         prefills.push((streams * prompt) as f64 / first);
         decodes.push((streams * (tokens as usize - 1)) as f64 / (last - first));
         if prompt > 1024 {
@@ -176,7 +248,12 @@ fn median(mut samples: Vec<f64>) -> f64 {
 }
 
 /// Seconds until `streams` sequences have all got their first token, and until all have ended.
-fn run(engine: &CpuEngine, streams: usize, prompt: usize, tokens: u32) -> Result<(f64, f64), Box<dyn Error>> {
+fn run(
+    engine: &dyn Engine,
+    streams: usize,
+    prompt: usize,
+    tokens: u32,
+) -> Result<(f64, f64), Box<dyn Error>> {
     let (sender, events) = channel();
     let started = Instant::now();
     for stream in 0..streams {

@@ -1,8 +1,9 @@
 // What both decode kernels share: which queries attend to which tokens, how pages come to shared memory, and the merge.
 //
 // A launch serves any number of sequences, each with as many queries as it likes: one or a few when it decodes, a chunk of
-// its prompt otherwise. A block takes one (split, tile of query rows, sequence). A split is `pages_per_split` pages
-// from a multiple of that on, so that a query's result depends on its position alone, never on what shares the launch.
+// its prompt otherwise. A block takes one (split, tile of query rows, sequence). How many pages a split has follows from a
+// query's position, so that its result depends on that alone, never on what shares the launch; all queries of what the
+// launch calls a sequence have splits of one size.
 #pragma once
 #include "dev.cuh"
 
@@ -19,7 +20,7 @@ struct Params {
     float* partial;        // [splits][queries][heads][width of a value], divided by their sum
     float* partial_lse;    // [splits][queries][heads], to base 2
     u16* out;              // [queries][heads][width of a value]
-    int queries, q_stride, heads, groups, table_width, splits, pages_per_split;
+    int queries, q_stride, heads, groups, table_width, least_pages, most_splits;
     float scale_log2;      // softmax scale times log2(e)
 };
 
@@ -79,13 +80,20 @@ DEV void load_queries(u8* to, const Params& p, const Tile& t) {
     }
 }
 
+// Pages of each split of a query that sees `pages` pages: twice as many as often as there would be too many splits.
+DEV int pages_per_split(const Params& p, int pages) {
+    int each = p.least_pages;
+    while (each * p.most_splits < pages) each *= 2;
+    return each;
+}
+
 // Pages of a tile that split `split` has.
 struct Range {
     int first, end;
 };
 DEV Range pages_of(const Params& p, int length, int split) {
-    const int first = split * p.pages_per_split;
-    return {first, min((length + PAGE - 1) / PAGE, first + p.pages_per_split)};
+    const int pages = (length + PAGE - 1) / PAGE, each = pages_per_split(p, pages), first = split * each;
+    return {first, min(pages, first + each)};
 }
 
 // Sum and maximum over the four lanes that hold a row.
@@ -109,7 +117,7 @@ DEV void merge(const Params& p) {
     const int lane = threadIdx.x % WARP, row = blockIdx.x * 4 + threadIdx.x / WARP;
     if (row >= p.queries * p.heads) return;
     const int query = row / p.heads, pages = p.positions[query] / PAGE + 1;
-    const int splits = (pages + p.pages_per_split - 1) / p.pages_per_split;
+    const int each = pages_per_split(p, pages), splits = (pages + each - 1) / each;
     const u64 apart = (u64)p.queries * p.heads;
     float most = negative_infinity();
     for (int s = 0; s < splits; s++) most = fmaxf(most, p.partial_lse[s * apart + row]);

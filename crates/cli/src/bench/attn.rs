@@ -8,16 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
-use clap::ValueEnum;
-use gqla_engine::cpu::{
-    InstructionSet, Pool,
-    measure::{AttentionCase, AttentionTimer, CACHE_FORMAT, PassTimes},
-};
-use gqla_model::{AttentionShape, CachedToken, DecodePath};
-use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
+use anyhow::Context;
+use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_model::{AttentionShape, DecodePath};
+use gqla_planner::{Calibration, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
 
-use super::{host::Report, machine::VERSION};
+use super::{
+    machine::VERSION,
+    place::{Place, PlaceArgs},
+};
 use crate::{model, table::TableFormat};
 
 /// Time decode attention along both paths over batches, contexts and query tokens.
@@ -35,9 +34,8 @@ pub struct Args {
     /// Query tokens per sequence, with commas between
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4")]
     s_q: Vec<usize>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Time to measure for; a pass under way when it is up still ends
     #[arg(long, value_name = "N", default_value = "20", value_parser = super::seconds)]
     seconds: Duration,
@@ -52,26 +50,15 @@ pub struct Args {
     output: Option<TableFormat>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// This machine's processor
-    #[default]
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-}
-
 /// Measures and prints.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    if args.device == Device::Cuda {
-        bail!("--device cuda: this version has no CUDA kernels to time; use --device cpu");
-    }
     let shape = model::resolve(&args.model)?.attention;
     let cases = grid::cases(&args.batch, &args.context, &args.s_q)?;
     let memory = u64::from(args.memory_mib) << 20;
-    grid::check_memory(&shape, &cases, memory)?;
-    let pool = Pool::new(None).context("cannot start the threads that compute")?;
-    let bench = Bench::measure(&pool, &args.model, &shape, &cases, memory, args.seconds)?;
+    grid::check_memory(&shape, args.place.cache_format(), &cases, memory)?;
+    let place = args.place.measure(memory, args.seconds / HOST_SHARE)?;
+    let time = args.seconds - args.seconds / HOST_SHARE;
+    let bench = Bench::measure(&*place, &args.model, &shape, &cases, memory, time)?;
     let calibration = bench.calibration()?;
     if let Some(file) = &args.calibration {
         std::fs::write(file, serde_json::to_vec_pretty(&calibration)?)
@@ -82,8 +69,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What was measured.
-pub(crate) struct Bench {
-    host: Report,
+pub(crate) struct Bench<'a> {
+    place: &'a dyn Place,
+    gpu: GpuSpec,
     paths: Vec<PathBench>,
     /// Passes that time did not suffice for.
     left_out: usize,
@@ -92,60 +80,54 @@ pub(crate) struct Bench {
 /// One path's part of it.
 struct PathBench {
     path: DecodePath,
-    token: CachedToken,
+    bytes_per_token: u64,
     flops_per_token: f64,
-    cache_bytes: usize,
+    cache_bytes: u64,
     passes: Vec<(AttentionCase, PassTimes)>,
     fit: KernelFit,
 }
 
 /// A pass with next to nothing to read.
 const FLOOR: AttentionCase = AttentionCase { batch: 1, context: 1, query_tokens: 1 };
-/// Share of the time that measuring the machine takes, and that the floors take.
-const HOST_SHARE: u32 = 8;
+/// Share of the time that measuring the place takes, and that the floors take.
+pub(super) const HOST_SHARE: u32 = 8;
 const FLOOR_SHARE: u32 = 50;
 
-impl Bench {
-    /// Measures the machine, then both paths over `cases`, in at most `memory` bytes and for about `time`.
+impl<'a> Bench<'a> {
+    /// Measures both paths over `cases`, in at most `memory` bytes and for about `time`.
     pub(crate) fn measure(
-        pool: &Pool,
+        place: &'a dyn Place,
         model: &str,
         shape: &AttentionShape,
         cases: &[AttentionCase],
         memory: u64,
         time: Duration,
     ) -> anyhow::Result<Self> {
-        let deadline = Instant::now() + time;
-        let host_bytes = usize::try_from(memory).unwrap_or(usize::MAX);
-        let host = Report::measure_in_use(pool, host_bytes, time / HOST_SHARE);
-        let catalogue = Catalogue::builtin();
-        let class = catalogue.get(CPU_CLASS).context("the catalogue has no class for CPUs")?;
-        let gpu = host.in_use()?.apply(&class.spec)?;
+        let (deadline, gpu) = (Instant::now() + time, place.gpu()?);
         let (mut paths, mut left_out) = (Vec::new(), 0);
         for (index, path) in DecodePath::ALL.into_iter().enumerate() {
             let shares = u32::try_from(DecodePath::ALL.len() - index).unwrap_or(1);
-            let run = PathRun { pool, model, shape, path, host: &host, gpu: &gpu, memory };
+            let run = PathRun { place, model, shape, path, gpu: &gpu, memory };
             let ends = deadline.saturating_duration_since(Instant::now()) / shares;
             let bench = run.measure(cases, Instant::now() + ends, time / FLOOR_SHARE)?;
             left_out += cases.len() - bench.passes.len();
             paths.push(bench);
         }
-        Ok(Self { host, paths, left_out })
+        Ok(Self { place, gpu, paths, left_out })
     }
 
-    /// The machine's rates and an entry per path whose shares are of these rates.
+    /// The place's rates and an entry per path whose shares are of these rates.
     pub(crate) fn calibration(&self) -> anyhow::Result<Calibration> {
         let kernels = self.paths.iter().map(|path| path.fit.kernel.clone()).collect();
-        Ok(Calibration { kernels, ..self.host.calibration()? })
+        Ok(Calibration { kernels, ..self.place.calibration()? })
     }
 }
 
 struct PathRun<'a> {
-    pool: &'a Pool,
+    place: &'a dyn Place,
     model: &'a str,
     shape: &'a AttentionShape,
     path: DecodePath,
-    host: &'a Report,
     gpu: &'a GpuSpec,
     memory: u64,
 }
@@ -157,11 +139,12 @@ impl PathRun<'_> {
         ends: Instant,
         floor_time: Duration,
     ) -> anyhow::Result<PathBench> {
-        let Self { pool, shape, path, .. } = *self;
-        let cache = self.host.machine.last_level_cache.unwrap_or(0);
-        let blocks = grid::blocks(shape, path, cases, self.memory, cache);
-        let mut timer = AttentionTimer::new(shape, path, blocks, CACHE_FORMAT)?;
-        let floor = timer.time(pool, &FLOOR, floor_time)?.core;
+        let Self { place, shape, path, .. } = *self;
+        let format = place.cache_format();
+        let blocks =
+            grid::blocks(shape, path, format, cases, self.memory, place.last_level_cache().unwrap_or(0));
+        let mut timer = place.timer(shape, path, blocks)?;
+        let floor = timer.time(&FLOOR, floor_time)?.core;
         let mut passes = Vec::new();
         for (index, case) in cases.iter().enumerate() {
             let left = ends.saturating_duration_since(Instant::now());
@@ -170,13 +153,13 @@ impl PathRun<'_> {
                 break;
             }
             let share = left / u32::try_from(cases.len() - index).unwrap_or(u32::MAX);
-            passes.push((*case, timer.time(pool, case, share)?));
+            passes.push((*case, timer.time(case, share)?));
         }
         Ok(PathBench {
             path,
-            token: timer.cached_token(),
+            bytes_per_token: shape.cached_token(path).bytes(format),
             flops_per_token: f64::from(shape.num_attention_heads) * shape.flops_per_head(path) as f64,
-            cache_bytes: timer.cache_bytes(),
+            cache_bytes: blocks as u64 * grid::block_bytes(shape, path, format),
             fit: self.fit(floor.median, &passes)?,
             passes,
         })
@@ -191,17 +174,16 @@ impl PathRun<'_> {
             ns: times.core.median * 1e9,
         };
         let samples = passes.iter().fold(0, |sum: u32, (_, times)| sum.saturating_add(times.core.samples));
-        let tool = format!("gqla bench attn on {}", self.model);
-        let provenance = self.host.machine.provenance(tool, InstructionSet::in_use(), "", samples);
+        let provenance = self.place.provenance(format!("gqla bench attn on {}", self.model), samples);
         let what = Timed {
             shape: self.shape,
             path: self.path,
             gpu: self.gpu,
-            cache_format: CACHE_FORMAT,
+            cache_format: self.place.cache_format(),
             runtime: Runtime::Native,
             build: VERSION,
             floor_us: floor * 1e6,
-            tile_rows: 1,
+            tile_rows: self.place.tile_rows(),
         };
         Ok(what.fit(&passes.iter().map(timed).collect::<Vec<_>>(), &provenance)?)
     }
@@ -210,9 +192,11 @@ impl PathRun<'_> {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use gqla_planner::{ModelName, shape};
+    use gqla_engine::cpu::{InstructionSet, Pool};
+    use gqla_planner::{CPU_CLASS, ModelName, shape};
 
     use super::*;
+    use crate::bench::place::Processor;
 
     #[derive(clap::Parser)]
     struct Line {
@@ -220,11 +204,19 @@ mod tests {
         args: Args,
     }
 
+    /// Whatever the machine has: a card the catalogue knows, or a sentence.
     #[test]
-    fn cuda_is_refused_in_a_sentence() {
-        let args = Line::try_parse_from(["attn", "--device", "cuda"]).unwrap().args;
-        let sentence = run(&args).unwrap_err().to_string();
-        assert_eq!(sentence, "--device cuda: this version has no CUDA kernels to time; use --device cpu");
+    fn without_a_gpu_cuda_is_refused_in_a_sentence() {
+        let args = Line::try_parse_from(["attn", "--device", "cuda", "--seconds", "0.1"]).unwrap().args;
+        if let Err(error) = run(&args) {
+            let sentence = error.to_string();
+            let expected = [
+                "libcuda.so.1 is not on this machine",
+                "CUDA device 0 cannot be opened",
+                "the catalogue has no class",
+            ];
+            assert!(expected.iter().any(|start| sentence.starts_with(start)), "{sentence}");
+        }
     }
 
     #[test]
@@ -240,7 +232,8 @@ mod tests {
         let shape = shape(ModelName::Smollm2135mGqla).attention;
         let cases = grid::cases(&[1, 2], &[64], &[1]).unwrap();
         let time = Duration::from_millis(50);
-        let bench = Bench::measure(&pool, "smollm2-135m-gqla", &shape, &cases, 16 << 20, time).unwrap();
+        let place = Processor::measure(pool, 16 << 20, time);
+        let bench = Bench::measure(&place, "smollm2-135m-gqla", &shape, &cases, 16 << 20, time).unwrap();
         let calibration = bench.calibration().unwrap();
         calibration.validate().unwrap();
         let paths: Vec<_> = calibration.kernels.iter().map(|kernel| kernel.path).collect();

@@ -9,7 +9,7 @@ use gqla_engine::cpu::{
 };
 use gqla_planner::{CPU_CLASS, Calibration, HostRates, MeasuredDevice};
 
-use super::machine::Machine;
+use super::machine::{Machine, caution};
 use crate::table::{TableFormat, columns};
 
 const TOOL: &str = "gqla bench host";
@@ -118,7 +118,7 @@ impl Report {
             read.buffer_bytes >> 20,
             columns(header, &rows)
         );
-        if let Some(caution) = machine.caution(read.buffer_bytes) {
+        if let Some(caution) = caution(read.buffer_bytes as u64, machine.last_level_cache) {
             let _ = writeln!(text, "{caution}");
         }
         text + "(medians; the spread is what lies between the quartiles; plans take the first row)\n"

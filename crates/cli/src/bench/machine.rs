@@ -51,17 +51,17 @@ impl Machine {
             samples,
         }
     }
+}
 
-    /// A caution where `bytes` that were read over and over might have stayed in the cache.
-    pub(super) fn caution(&self, bytes: usize) -> Option<String> {
-        let cache = self.last_level_cache.filter(|cache| (bytes as u64) < cache.saturating_mul(2))?;
-        Some(format!(
-            "caution: {} MiB are less than twice the last-level cache of {} MiB, which may have answered for memory; \
-             raise --memory-mib",
-            bytes >> 20,
-            cache >> 20
-        ))
-    }
+/// A caution where `bytes` that were read over and over might have stayed in the last-level cache.
+pub(super) fn caution(bytes: u64, last_level_cache: Option<u64>) -> Option<String> {
+    let cache = last_level_cache.filter(|cache| bytes < cache.saturating_mul(2))?;
+    Some(format!(
+        "caution: {} MiB are less than twice the last-level cache of {} MiB, which may have answered for memory; raise \
+         --memory-mib",
+        bytes >> 20,
+        cache >> 20
+    ))
 }
 
 /// The time, to the second, as RFC 3339.
@@ -106,9 +106,8 @@ mod tests {
 
     #[test]
     fn a_buffer_the_cache_could_hold_is_warned_of() {
-        let machine = |last_level_cache| Machine { processor: "p".into(), threads: 1, last_level_cache };
-        assert!(machine(Some(32 << 20)).caution(63 << 20).unwrap().contains("cache of 32 MiB"));
-        assert_eq!(machine(Some(32 << 20)).caution(64 << 20), None);
-        assert_eq!(machine(None).caution(1), None);
+        assert!(caution(63 << 20, Some(32 << 20)).unwrap().contains("cache of 32 MiB"));
+        assert_eq!(caution(64 << 20, Some(32 << 20)), None);
+        assert_eq!(caution(1, None), None);
     }
 }

@@ -9,18 +9,16 @@ mod view;
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use gqla_engine::cpu::{
-    Pool,
-    measure::{AttentionCase, AttentionTimer, CACHE_FORMAT},
-};
-use gqla_model::{AttentionShape, DecodePath, ModelShape, TensorParallelSplit};
-use gqla_planner::{
-    CPU_CLASS, Calibration, Catalogue, Constraints, Goal, GpuSpec, ModelName, Scope, plan_calibrated, shape,
-};
+use anyhow::bail;
+use gqla_engine::cpu::measure::AttentionCase;
+use gqla_model::{AttentionShape, CacheFormat, DecodePath, ModelShape, TensorParallelSplit};
+use gqla_planner::{Calibration, Constraints, Goal, GpuSpec, ModelName, Scope, plan_calibrated, shape};
 
 use self::{pairs::Pairs, view::View};
-use super::attn::{Bench, grid};
+use super::{
+    attn::{Bench, HOST_SHARE, grid},
+    place::{Place, PlaceArgs, Timer},
+};
 use crate::{model, table::TableFormat};
 
 /// What the kernels' shares are measured on: no shape that is judged by default.
@@ -52,6 +50,8 @@ pub struct Args {
     /// Query tokens per sequence, with commas between
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4")]
     s_q: Vec<usize>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Pairs of timings per pass, one of each path; their medians count
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=999))]
     pairs: u32,
@@ -70,14 +70,15 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let judge = Judge::new(args)?;
     let load = view::load();
-    let pool = Pool::new(None).context("cannot start the threads that compute")?;
+    eprintln!("measuring the place and its kernels on {CALIBRATED_ON} ...");
+    let place = args.place.measure(judge.memory, args.seconds / HOST_SHARE)?;
     let shape = shape(CALIBRATED_ON).attention;
-    let cases = grid::cases(&[1], &CALIBRATED_CONTEXTS, &CALIBRATED_QUERIES)?;
-    eprintln!("measuring this machine and its kernels on {CALIBRATED_ON} ...");
-    let bench = Bench::measure(&pool, CALIBRATED_ON.name(), &shape, &cases, judge.memory, args.seconds)?;
+    let cases = grid::cases(&[args.batch as usize], &CALIBRATED_CONTEXTS, &CALIBRATED_QUERIES)?;
+    let time = args.seconds - args.seconds / HOST_SHARE;
+    let bench = Bench::measure(&*place, CALIBRATED_ON.name(), &shape, &cases, judge.memory, time)?;
     let calibration = bench.calibration()?;
-    let judged = judge.all(&pool, &calibration, args.pairs)?;
-    let view = View::new(&pool, &calibration, load, args.pairs, judged);
+    let judged = judge.all(&*place, &calibration, args.pairs)?;
+    let view = View::new(&*place, &calibration, load, args.pairs, judged);
     TableFormat::or_default(args.output).print(&view, view::table)?;
     Ok(())
 }
@@ -116,10 +117,11 @@ impl Judge {
         let models: Vec<_> = args.model.iter().map(resolve).collect::<anyhow::Result<_>>()?;
         let cases = grid::cases(&[args.batch as usize], &args.context, &args.s_q)?;
         let memory = u64::from(args.memory_mib) << 20;
+        let format = args.place.cache_format();
         let judge = Self { models, degrees: args.tp.clone(), cases, memory };
         for (_, shape) in &judge.models {
             for (_, share) in judge.shares(shape) {
-                grid::check_memory(&share, &judge.cases, memory)?;
+                grid::check_memory(&share, format, &judge.cases, memory)?;
             }
         }
         if judge.models.iter().all(|(_, shape)| judge.shares(shape).next().is_none()) {
@@ -134,24 +136,23 @@ impl Judge {
         self.degrees.iter().filter_map(move |degree| Some((*degree, share(&attention, *degree)?)))
     }
 
-    fn all(&self, pool: &Pool, calibration: &Calibration, pairs: u32) -> anyhow::Result<Vec<Judged>> {
-        let catalogue = Catalogue::builtin();
-        let gpu = &catalogue.get(CPU_CLASS).context("the catalogue has no class for CPUs")?.spec;
+    fn all(&self, place: &dyn Place, calibration: &Calibration, pairs: u32) -> anyhow::Result<Vec<Judged>> {
+        let (gpu, format) = (&place.gpu()?, place.cache_format());
         let rates = Calibration { devices: calibration.devices.clone(), ..Calibration::default() };
         let mut judged = Vec::new();
         for (model, shape) in &self.models {
             for (degree, share) in self.shares(shape) {
                 eprintln!("timing both paths of {model} at TP {degree} ...");
-                let mut timers = self.timers(&share)?;
+                let mut timers = self.timers(place, &share)?;
                 for case in &self.cases {
-                    let ask = |calibration| predict(shape, gpu, degree, case, calibration);
+                    let ask = |calibration| predict(shape, (gpu, format), degree, case, calibration);
                     judged.push(Judged {
                         model: model.clone(),
                         tensor_parallel: degree,
                         case: *case,
                         calibrated: ask(calibration)?,
                         by_rates: ask(&rates)?,
-                        measured: Pairs::measure(&mut timers, pool, case, pairs)?,
+                        measured: Pairs::measure(&mut timers, case, pairs)?,
                     });
                 }
             }
@@ -159,11 +160,15 @@ impl Judge {
         Ok(judged)
     }
 
-    /// A timer per path, whose cache takes all of its memory, so that passes find little of it in the processor's own.
-    fn timers(&self, share: &AttentionShape) -> anyhow::Result<[AttentionTimer; 2]> {
+    /// A timer per path, whose cache takes all of its memory, so that passes find little of it in the last-level cache.
+    fn timers<'a>(
+        &self,
+        place: &'a dyn Place,
+        share: &AttentionShape,
+    ) -> anyhow::Result<[Box<dyn Timer + 'a>; 2]> {
         let timer = |path| {
-            let blocks = grid::blocks(share, path, &self.cases, self.memory, u64::MAX);
-            AttentionTimer::new(share, path, blocks, CACHE_FORMAT)
+            let blocks = grid::blocks(share, path, place.cache_format(), &self.cases, self.memory, u64::MAX);
+            place.timer(share, path, blocks)
         };
         let [absorb, gqa] = DecodePath::ALL.map(timer);
         Ok([absorb?, gqa?])
@@ -182,7 +187,7 @@ fn share(attention: &AttentionShape, degree: u32) -> Option<AttentionShape> {
 
 fn predict(
     shape: &ModelShape,
-    gpu: &GpuSpec,
+    (gpu, format): (&GpuSpec, CacheFormat),
     degree: u32,
     case: &AttentionCase,
     calibration: &Calibration,
@@ -195,7 +200,7 @@ fn predict(
         multi_token_prediction: Some(count(case.query_tokens) - 1),
         batch: Some(count(case.batch)),
         scope: Scope::AttentionOnly,
-        cache_format: Some(CACHE_FORMAT),
+        cache_format: Some(format),
         ..Constraints::default()
     };
     let decision = plan_calibrated(shape, gpu, &goal, &constraints, calibration)?;
@@ -219,9 +224,11 @@ impl Judged {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use gqla_engine::cpu::InstructionSet;
+    use gqla_engine::cpu::{InstructionSet, Pool};
+    use gqla_planner::{CPU_CLASS, Catalogue};
 
     use super::*;
+    use crate::bench::place::Processor;
 
     #[derive(clap::Parser)]
     struct Line {
@@ -268,10 +275,10 @@ mod tests {
         let gpu = &catalogue.get(CPU_CLASS).unwrap().spec;
         let llama = shape(ModelName::Llama38bGqla);
         let case = AttentionCase { batch: 2, context: 4096, query_tokens: 1 };
-        let prediction = predict(&llama, gpu, 2, &case, &Calibration::default()).unwrap();
+        let prediction = predict(&llama, (gpu, CacheFormat::F32), 2, &case, &Calibration::default()).unwrap();
         let share = share(&llama.attention, 2).unwrap();
         for (path, ns) in DecodePath::ALL.into_iter().zip(prediction.ns) {
-            let bytes = case.cache_bytes(share.cached_token(path), CACHE_FORMAT);
+            let bytes = case.cache_bytes(share.cached_token(path), CacheFormat::F32);
             let flops = share.flops_per_head(path) as f64 * f64::from(share.num_attention_heads) * 8192.0;
             let least = (bytes / gpu.bytes_per_second).max(flops / gpu.flops_per_second) * 1e9;
             assert!(ns > least && ns < 20.0 * least, "{path}: {ns} {least}");
@@ -297,13 +304,14 @@ mod tests {
     fn a_small_run_times_predicts_and_shows() {
         let judge = judge("--model smollm2-135m-gqla --context 64,128 --s-q 1,2 --memory-mib 32").unwrap();
         let pool = Pool::new(Some(2)).unwrap();
-        let judged = judge.all(&pool, &Calibration::default(), 5).unwrap();
+        let place = Processor::measure(pool, 16 << 20, Duration::from_millis(20));
+        let judged = judge.all(&place, &Calibration::default(), 5).unwrap();
         assert_eq!(judged.len(), 2 * 4);
         for one in &judged {
             assert!(one.regret(&one.calibrated) >= 0.0 && one.measured.medians().iter().all(|s| *s > 0.0));
         }
         let calibration = Calibration::default();
-        let view = View::new(&pool, &calibration, view::load(), 5, judged);
+        let view = View::new(&place, &calibration, view::load(), 5, judged);
         let table = view::table(&view);
         assert!(table.contains("regret") && table.contains(InstructionSet::in_use().name()), "{table}");
         let json = serde_json::to_value(&view).unwrap();

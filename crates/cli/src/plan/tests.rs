@@ -5,7 +5,7 @@ use gqla_engine::cpu::{Pool, measure::AttentionCase};
 use serde_json::Value;
 
 use super::*;
-use crate::bench::{AttentionBench, HostReport};
+use crate::bench::{AttentionBench, HostReport, Processor};
 
 #[derive(clap::Parser)]
 struct Line {
@@ -145,7 +145,9 @@ fn what_benchmarks_print_is_planned_with() {
     let host = HostReport::measure(&pool, 16 << 20, time).calibration().unwrap();
     let shape = model::resolve("smollm2-135m-gqla").unwrap().attention;
     let case = AttentionCase { batch: 1, context: 64, query_tokens: 1 };
-    let bench = AttentionBench::measure(&pool, "smollm2-135m-gqla", &shape, &[case], 16 << 20, time).unwrap();
+    let place = Processor::measure(pool, 16 << 20, time);
+    let bench =
+        AttentionBench::measure(&place, "smollm2-135m-gqla", &shape, &[case], 16 << 20, time).unwrap();
     let attention = bench.calibration().unwrap();
     for calibration in [&host, &attention] {
         let plan = calibrated(line, &serde_json::to_string(calibration).unwrap());

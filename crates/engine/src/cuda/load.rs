@@ -2,14 +2,17 @@
 
 use std::cell::Cell;
 
-use gqla_kernels::device::{Buffer, DecodeShape, Device, DeviceError, Norm, Weights};
+use gqla_kernels::{
+    device::{DecodeShape, Device, DeviceError, Norm, Turns, UpProjection, Weights},
+    ops::RopeStyle,
+};
 use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 use half::bf16;
 
 use super::{
     CudaLoadError,
-    model::{Layer, Parameters, Up},
+    model::{Layer, Parameters},
 };
 
 /// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
@@ -58,13 +61,13 @@ pub(super) fn parameters(
 }
 
 /// Cosine and sine of every position's angles, computed in float64.
-fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Buffer<f32>, DeviceError> {
+fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Turns, DeviceError> {
     let frequencies = rotary_frequencies(dim, config.rope_theta, None);
     let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
         .collect();
-    device.upload("rotary angles", &turns)
+    Ok(Turns { numbers: device.upload("rotary angles", &turns)?, style: RopeStyle::Interleaved })
 }
 
 struct Source<'a> {
@@ -145,35 +148,11 @@ impl<'a> Source<'a> {
         Ok(self.upload(queries, &numbers, [1, outputs, hidden])?)
     }
 
-    fn up(&self, name: &str, path: DecodePath) -> Result<Up, CudaLoadError> {
-        let DecodeShape { groups, nope, value, rank: padded, .. } = self.shape;
-        let [groups, nope, value, padded] = [groups, nope, value, padded].map(|dim| dim as usize);
-        let (rank, width) = (self.attention.kv_lora_rank as usize, nope + value);
-        let numbers = rounded(&self.tensor(name, &[groups * width, rank])?);
-        let row = |group: usize, row: usize| &numbers[(group * width + row) * rank..][..rank];
-        let padded_row = |row: &[bf16]| {
-            let mut row = row.to_vec();
-            row.resize(padded, bf16::ZERO);
-            row
-        };
-        if path == DecodePath::Gqa {
-            let rows: Vec<bf16> = numbers.chunks(rank).flat_map(padded_row).collect();
-            return Ok(Up::Gqa(self.upload(name, &rows, [1, groups * width, padded])?));
-        }
-        let mut into_latent = vec![bf16::ZERO; groups * padded * nope];
-        let mut out_of_latent = Vec::with_capacity(groups * value * padded);
-        for group in 0..groups {
-            for channel in 0..nope {
-                for (latent, weight) in row(group, channel).iter().enumerate() {
-                    into_latent[(group * padded + latent) * nope + channel] = *weight;
-                }
-            }
-            out_of_latent.extend((nope..width).flat_map(|channel| padded_row(row(group, channel))));
-        }
-        Ok(Up::Absorb {
-            into_latent: self.upload(name, &into_latent, [groups, padded, nope])?,
-            out_of_latent: self.upload(name, &out_of_latent, [groups, value, padded])?,
-        })
+    fn up(&self, name: &str, path: DecodePath) -> Result<UpProjection, CudaLoadError> {
+        let rows = (self.shape.groups * (self.shape.nope + self.shape.value)) as usize;
+        let rank = self.attention.kv_lora_rank as usize;
+        let numbers = rounded(&self.tensor(name, &[rows, rank])?);
+        Ok(UpProjection::upload(self.device, name, &self.shape, path, (&numbers, rank))?)
     }
 }
 

@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Buffer, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
-        Weights, plan_decode,
+        Attention, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
+        Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -14,17 +14,6 @@ use super::{CudaLoadError, forward::Workspace, load};
 
 /// Tokens that [`CudaModel::logits`] computes at a time.
 const CHUNK: usize = 128;
-/// Splits that a sequence of the whole context has at most, and pages that a split has at least.
-const MOST_SPLITS: usize = 32;
-const LEAST_PAGES_PER_SPLIT: usize = 4;
-
-/// What the paths do with the up-projections.
-pub(super) enum Up {
-    /// `[G (d_nope + d_v), r]`
-    Gqa(Weights),
-    /// `W_UKᵀ` `[G, r, d_nope]` and `W_UV` `[G, d_v, r]`.
-    Absorb { into_latent: Weights, out_of_latent: Weights },
-}
 
 /// One decoder layer.
 pub(super) struct Layer {
@@ -32,7 +21,7 @@ pub(super) struct Layer {
     /// Queries, latent and rope key.
     pub projection: Weights,
     pub latent_norm: Option<Norm>,
-    pub up: Up,
+    pub up: UpProjection,
     pub output: Weights,
     pub post_norm: Norm,
     /// Gate rows, then up rows.
@@ -47,8 +36,7 @@ pub(super) struct Parameters {
     pub head: Option<Weights>,
     pub layers: Vec<Layer>,
     pub norm: Norm,
-    /// `[positions, d_rope / 2, 2]`, cosine and sine.
-    pub turns: Buffer<f32>,
+    pub turns: Turns,
     /// Bytes of the checkpoint's tensors, as the files store them.
     pub stored_bytes: u64,
 }
@@ -56,9 +44,7 @@ pub(super) struct Parameters {
 /// A converted LLaMA-family model on a GPU, on one decode path.
 pub struct CudaModel {
     pub(super) device: Device,
-    pub(super) gemm: Gemm,
-    pub(super) rows: RowKernels,
-    pub(super) decode: Decode,
+    pub(super) attention: Attention,
     pub(super) shape: DecodeShape,
     pub(super) path: DecodePath,
     pub(super) parameters: Parameters,
@@ -82,7 +68,7 @@ impl CudaModel {
         // A step of one token per sequence decides: kernels must not change with what shares a step.
         let plan = plan_decode(&shape, path, 1, device.limits())?;
         let context = checkpoint.config().max_position_embeddings;
-        let decode = decode(&device, images, shape, plan, context)?;
+        let decode = decode(&device, images, shape, plan)?;
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
         let parameters = load::parameters(checkpoint, &device, &attention, path)?;
@@ -92,7 +78,8 @@ impl CudaModel {
             path = path.flag(),
             "the model is on the device"
         );
-        Ok(Self { device, gemm, rows, decode, shape, path, parameters, context })
+        let attention = Attention { gemm, rows, decode };
+        Ok(Self { device, attention, shape, path, parameters, context })
     }
 
     /// The decode path.
@@ -142,12 +129,9 @@ fn decode(
     images: &Images,
     shape: DecodeShape,
     plan: DecodePlan,
-    context: usize,
 ) -> Result<Decode, CudaLoadError> {
-    let pages = context.div_ceil(BLOCK_TOKENS);
-    let pages_per_split = pages.div_ceil(MOST_SPLITS).max(LEAST_PAGES_PER_SPLIT);
     let loaded = kernels(device, images, &shape.program(plan.path))?;
-    let decode = Decode::new(&loaded, shape, plan, pages_per_split)?;
+    let decode = Decode::new(&loaded, shape, plan)?;
     let error = decode.self_test(device)?;
     tracing::info!(kernel = plan.decode, error, "the device attends as the float64 reference does");
     Ok(decode)

@@ -7,7 +7,7 @@ use cudarc::driver::{
 use gqla_model::DecodePath;
 use half::bf16;
 
-use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Tables};
+use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Splits, Tables};
 use crate::attention::BLOCK_TOKENS;
 
 /// Warps of a block of the merging kernel, and rows that it merges.
@@ -32,8 +32,8 @@ struct Params {
     heads: i32,
     groups: i32,
     table_width: i32,
-    splits: i32,
-    pages_per_split: i32,
+    least_pages: i32,
+    most_splits: i32,
     scale_log2: f32,
 }
 
@@ -140,30 +140,25 @@ pub struct DecodeInputs<'a> {
 pub struct Decode {
     shape: DecodeShape,
     plan: DecodePlan,
-    pages_per_split: usize,
     decode: CudaFunction,
     merge: CudaFunction,
 }
 
 impl Decode {
-    /// Takes the plan's kernels from its program. A split takes `pages_per_split` pages.
+    /// Takes the plan's kernels from its program.
     ///
     /// # Errors
     /// When the program lacks them, or the device refuses their shared memory.
-    pub fn new(
-        loaded: &Loaded,
-        shape: DecodeShape,
-        plan: DecodePlan,
-        pages_per_split: usize,
-    ) -> Result<Self, DeviceError> {
+    pub fn new(loaded: &Loaded, shape: DecodeShape, plan: DecodePlan) -> Result<Self, DeviceError> {
         let (decode, merge) = (loaded.kernel(plan.decode)?, loaded.kernel(plan.merge)?);
         let shared = int(plan.decode, "shared memory", plan.shared_bytes as usize)?;
         let doing = format!("giving `{}` {shared} bytes of shared memory", plan.decode);
         decode.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
-        Ok(Self { shape, plan, pages_per_split: pages_per_split.max(1), decode, merge })
+        Ok(Self { shape, plan, decode, merge })
     }
 
-    pub(super) fn shape(&self) -> &DecodeShape {
+    /// The shape that it decodes.
+    pub fn shape(&self) -> &DecodeShape {
         &self.shape
     }
 
@@ -171,15 +166,10 @@ impl Decode {
         &self.plan
     }
 
-    /// Splits of the longest sequence.
-    fn splits(&self, longest: usize) -> usize {
-        longest.div_ceil(BLOCK_TOKENS).div_ceil(self.pages_per_split)
-    }
-
     /// Bytes that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.
-    pub fn workspace_bytes(&self, rows: usize, longest: usize) -> usize {
+    pub fn workspace_bytes(&self, division: Splits, rows: usize, longest: usize) -> usize {
         let width = self.shape.output(self.plan.path) as usize + 1;
-        self.splits(longest) * rows * self.shape.heads as usize * width * size_of::<f32>()
+        division.most_of(longest) * rows * self.shape.heads as usize * width * size_of::<f32>()
     }
 
     /// Every row of `tables` attends to its sequence up to itself.
@@ -197,7 +187,7 @@ impl Decode {
         let heads = shape.heads as usize;
         let (query, output) = (shape.query(path) as usize, shape.output(path) as usize);
         self.check(cache, tables, &inputs, heads * query, heads * output)?;
-        let splits = self.splits(tables.longest);
+        let splits = tables.splits;
         let partial: Buffer<f32> =
             device.unwritten("attention's splits", splits * tables.rows * heads * output)?;
         let partial_lse: Buffer<f32> =
@@ -220,8 +210,8 @@ impl Decode {
             heads: int("heads", heads)?,
             groups: int("groups", shape.key_groups(path) as usize)?,
             table_width: int("page table", tables.width)?,
-            splits: int("splits", splits)?,
-            pages_per_split: int("pages of a split", self.pages_per_split)?,
+            least_pages: int("pages of a split", tables.division.least_pages.max(1))?,
+            most_splits: int("splits", tables.division.most.max(1))?,
             scale_log2: (shape.scale * std::f64::consts::LOG2_E) as f32,
         };
         let row_tiles = self.plan.row_tiles(shape, tables.most_rows);

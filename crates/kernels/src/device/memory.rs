@@ -196,6 +196,15 @@ impl Device {
         Ok(numbers)
     }
 
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// When any of it failed.
+    pub fn wait(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.stream.synchronize().map_err(DeviceError::driver("work on the device"))
+    }
+
     /// Copies `len` numbers of a buffer from one place to another that does not overlap it.
     ///
     /// # Errors

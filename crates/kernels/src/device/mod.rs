@@ -3,8 +3,8 @@
 //! Nothing is linked: cudarc opens libcuda and NVRTC when they are first needed, so one binary serves on nodes with and
 //! without a GPU, and what is missing is a [`DeviceError`]. The map: [`Device`] is one GPU with one stream, [`Buffer`] its
 //! memory; [`Program`]s are the kernels' texts, which `image` loads as cubin, PTX or by NVRTC; [`plan_decode`] says as
-//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`RowKernels`] and [`Decode`] launch; a [`Bench`]
-//! runs a [`Trial`] of each against float64.
+//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`RowKernels`] and [`Decode`] launch, and
+//! [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
 //!
 //! All work goes to one stream, in order. **A row's result depends on that row alone**, as on the CPU: which kernel
 //! decodes follows from the shape, never from the batch, and products add in one order however many rows there are.
@@ -12,10 +12,12 @@
 //! `unsafe` is confined to launches, whose buffers are checked against what the kernel will touch, and to calls of NVRTC.
 //! Nothing here has run on a GPU yet: tests execute the PTX on a stand-in for libcuda.
 
+mod attention;
 mod decode;
 mod error;
 mod gemm;
 mod image;
+mod measure;
 mod memory;
 mod nvrtc;
 mod plan;
@@ -24,13 +26,15 @@ mod rows;
 mod tables;
 mod trial;
 
+pub use attention::{Attention, AttentionScratch, Projected, Turns, UpProjection};
 pub use decode::{Decode, DecodeCache, DecodeInputs};
 pub use error::DeviceError;
 pub use gemm::{Destination, Gemm, RowMap, Rows, Weights};
 pub use image::{ARCHITECTURES, ImageSource, Images, Loaded, Resources};
+pub use measure::{AttentionTimer, Prepared, copy_rate, product_seconds};
 pub use memory::{Buffer, Device, Number};
 pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
 pub use rows::{Append, Heads, Norm, RowKernels};
-pub use tables::Tables;
+pub use tables::{Splits, Tables};
 pub use trial::{Bench, DecodeTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, Sum, Trial};

@@ -3,6 +3,46 @@
 use super::{Buffer, Device, DeviceError};
 use crate::attention::{BLOCK_TOKENS, Segment};
 
+/// Into how many splits a row's tokens are divided, which follows from its position alone: a row's bits may depend on
+/// nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Splits {
+    /// Pages of a split of a short sequence.
+    pub least_pages: usize,
+    /// Splits of a row at most: where they would be more, each takes twice the pages, and so on.
+    pub most: usize,
+}
+
+impl Splits {
+    /// What the engine decodes with.
+    pub const ENGINE: Self = Self { least_pages: 4, most: 32 };
+
+    /// Pages of each split of a row whose tokens are in `pages` pages.
+    fn pages_per_split(self, pages: usize) -> usize {
+        let (mut each, most) = (self.least_pages.max(1), self.most.max(1));
+        while each.saturating_mul(most) < pages {
+            each *= 2;
+        }
+        each
+    }
+
+    /// Splits of such a row.
+    fn of(self, pages: usize) -> usize {
+        pages.div_ceil(self.pages_per_split(pages))
+    }
+
+    /// Splits of any row of a sequence of up to `tokens` tokens, at most.
+    pub(super) fn most_of(self, tokens: usize) -> usize {
+        tokens.div_ceil(BLOCK_TOKENS).div_ceil(self.least_pages.max(1)).min(self.most.max(1))
+    }
+
+    /// The first position from `position` on whose splits are larger.
+    fn grow_at(self, position: usize) -> usize {
+        let pages = position / BLOCK_TOKENS + 1;
+        self.pages_per_split(pages).saturating_mul(self.most.max(1)).saturating_mul(BLOCK_TOKENS)
+    }
+}
+
 /// Positions, slots and pages of a step's rows. Segments must follow each other from row 0 on.
 pub struct Tables {
     /// `[rows]`, each token's place in its sequence.
@@ -20,18 +60,29 @@ pub struct Tables {
     pub(super) most_rows: usize,
     /// Tokens of the longest sequence.
     pub(super) longest: usize,
+    /// How rows are divided, and into how many splits at most.
+    pub(super) division: Splits,
+    pub(super) splits: usize,
     /// Pages that there are at least.
     pub(super) page_count: usize,
 }
 
 impl Tables {
-    /// Copies to the device where the tokens of `segments` are in a cache of `page_count` pages.
+    /// Copies to the device where the tokens of `segments` are in a cache of `page_count` pages, and how rows are divided.
     ///
     /// # Errors
     /// When segments leave rows out, or name pages that are not there; when the device refuses.
-    pub fn new(device: &Device, segments: &[Segment<'_>], page_count: usize) -> Result<Self, DeviceError> {
-        let host = HostTables::of(segments, page_count)
+    pub fn new(
+        device: &Device,
+        segments: &[Segment<'_>],
+        page_count: usize,
+        division: Splits,
+    ) -> Result<Self, DeviceError> {
+        let segments = cut(segments, division);
+        let host = HostTables::of(&segments, page_count)
             .map_err(|reason| DeviceError::arguments("tables", reason))?;
+        let splits =
+            |segment: &Segment<'_>| division.of((segment.start + segment.rows).div_ceil(BLOCK_TOKENS));
         Ok(Self {
             positions: device.upload("positions", &host.positions)?,
             slots: device.upload("slots", &host.slots)?,
@@ -42,6 +93,8 @@ impl Tables {
             rows: host.positions.len(),
             most_rows: segments.iter().map(|segment| segment.rows).max().unwrap_or(0),
             longest: segments.iter().map(|segment| segment.start + segment.rows).max().unwrap_or(0),
+            division,
+            splits: segments.iter().map(splits).max().unwrap_or(0),
             page_count,
         })
     }
@@ -50,6 +103,26 @@ impl Tables {
     pub fn rows(&self) -> usize {
         self.rows
     }
+}
+
+/// Segments as kernels take them: all rows of one have splits of one size.
+fn cut<'a>(segments: &[Segment<'a>], division: Splits) -> Vec<Segment<'a>> {
+    let mut cut = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let mut rest = *segment;
+        while rest.start + rest.rows > division.grow_at(rest.start) {
+            let rows = division.grow_at(rest.start) - rest.start;
+            cut.push(Segment { rows, ..rest });
+            rest = Segment {
+                first_row: rest.first_row + rows,
+                rows: rest.rows - rows,
+                start: rest.start + rows,
+                ..rest
+            };
+        }
+        cut.push(rest);
+    }
+    cut
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -105,6 +178,42 @@ fn number(x: usize) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn splits_grow_with_the_position_and_never_become_more_than_there_may_be() {
+        let division = Splits { least_pages: 2, most: 4 };
+        for (pages, each, splits) in [
+            (1, 2, 1),
+            (2, 2, 1),
+            (3, 2, 2),
+            (8, 2, 4),
+            (9, 4, 3),
+            (16, 4, 4),
+            (17, 8, 3),
+            (1 << 20, 1 << 18, 4),
+        ] {
+            assert_eq!((division.pages_per_split(pages), division.of(pages)), (each, splits), "{pages}");
+        }
+        for (tokens, most) in [(1, 1), (129, 2), (8 * 64, 4), (9 * 64, 4), (1 << 20, 4)] {
+            assert_eq!(division.most_of(tokens), most, "{tokens}");
+        }
+        for (position, grows) in [(0, 512), (511, 512), (512, 1024), (1023, 1024), (1024, 2048)] {
+            assert_eq!(division.grow_at(position), grows, "{position}");
+        }
+    }
+
+    #[test]
+    fn segments_are_cut_where_splits_grow() {
+        let division = Splits { least_pages: 1, most: 2 };
+        let blocks: Vec<u32> = (0..20).collect();
+        let segments = [
+            Segment { first_row: 0, rows: 1, start: 127, blocks: &blocks },
+            Segment { first_row: 1, rows: 400, start: 100, blocks: &blocks },
+            Segment { first_row: 401, rows: 2, start: 128, blocks: &blocks },
+        ];
+        let cut: Vec<_> = cut(&segments, division).iter().map(|s| (s.first_row, s.start, s.rows)).collect();
+        assert_eq!(cut, [(0, 127, 1), (1, 100, 28), (29, 128, 128), (157, 256, 244), (401, 128, 2)]);
+    }
 
     #[test]
     fn rows_follow_each_other_and_pages_are_there() {

@@ -1,7 +1,7 @@
 //! One decode step of a few sequences: its numbers, what it should give, and the least traffic it takes.
 
 use gqla_kernels::{
-    device::{DecodePlan, DecodeShape, Limits, plan_decode},
+    device::{DecodePlan, DecodeShape, Limits, Splits, plan_decode},
     reference::{AttentionInputs, per_group},
 };
 use gqla_model::{
@@ -24,7 +24,12 @@ pub struct Case {
     pub s_q: usize,
     /// Tokens of each sequence, the queries' own included.
     pub lengths: Vec<usize>,
-    pub pages_per_split: usize,
+    pub splits: Splits,
+}
+
+/// Splits of so many pages, however many there are.
+pub fn pages_each(least_pages: usize) -> Splits {
+    Splits { least_pages, most: 1000 }
 }
 
 /// Numbers from a normal distribution, rounded to bf16.

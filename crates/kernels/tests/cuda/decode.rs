@@ -1,11 +1,11 @@
 //! Decode along both paths: right, and with no more traffic than it takes.
 
-use gqla_kernels::device::DeviceError;
+use gqla_kernels::device::{DeviceError, Splits};
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use serde_json::json;
 
 use crate::{
-    case::Case,
+    case::{Case, pages_each},
     device::{Bench, error_of, program},
     on_stand_in,
 };
@@ -50,10 +50,13 @@ fn cases(
     let mut all = Vec::new();
     for [heads, groups] in heads.iter().copied() {
         for s_q in s_q.clone() {
-            for (lengths, pages_per_split) in
-                [(vec![s_q, 63, 65], 1), (vec![1000, 64, 128 + s_q], 4), (vec![200, s_q + 1], 16)]
-            {
-                all.push(Case { path, heads, groups, dims, s_q, lengths, pages_per_split });
+            for (lengths, splits) in [
+                (vec![s_q, 63, 65], pages_each(1)),
+                (vec![1000, 64, 128 + s_q], pages_each(4)),
+                // Splits of one page and of two.
+                (vec![200, 128, s_q + 1], Splits { least_pages: 1, most: 2 }),
+            ] {
+                all.push(Case { path, heads, groups, dims, s_q, lengths, splits });
             }
         }
     }
@@ -119,13 +122,29 @@ fn any_order_of_warps() {
 fn devices_are_tried_before_they_serve() {
     on_stand_in("decode::devices_are_tried_before_they_serve", "own-first", 2, || {
         for (path, heads, groups, dims) in [(Gqa, 10, 2, DEEPSEEK), (MqaAbsorb, 10, 1, LATENT)] {
-            let case = Case { path, heads, groups, dims, s_q: 1, lengths: vec![1], pages_per_split: 1 };
+            let case = Case { path, heads, groups, dims, s_q: 1, lengths: vec![1], splits: pages_each(1) };
             let error = Bench::of(&case).self_test(&case).unwrap();
             assert!(error > 1e-4 && error <= MAX_ERROR, "{path}: {error:.2e}");
             let right = program(&case);
             let wrong = right.text().replace("load_matrices_transposed(value,", "load_matrices(value,");
             let refused = Bench::new(1, &right.with_text(wrong)).self_test(&case).unwrap_err();
             assert!(matches!(refused, DeviceError::SelfTest { .. }), "{refused}");
+        }
+    });
+}
+
+/// Queries of one sequence on either side of a position where splits grow.
+#[test]
+fn splits_grow_between_the_queries_of_a_sequence() {
+    on_stand_in("decode::splits_grow_between_the_queries_of_a_sequence", "own-first", 1, || {
+        for (path, groups, dims) in [(Gqa, 2, DEEPSEEK), (MqaAbsorb, 1, LATENT)] {
+            let splits = Splits { least_pages: 1, most: 2 };
+            let lengths = vec![130, 257, 3];
+            let case = Case { path, heads: 10, groups, dims, s_q: 3, lengths, splits };
+            let outcome = Bench::of(&case).run(&case);
+            assert!(outcome.reports.iter().all(|report| report["faults"]["counts"] == json!({})), "{path}");
+            let error = error_of(&outcome.out.unwrap(), &case);
+            assert!(error <= MAX_ERROR, "{path}: {error:.2e}");
         }
     });
 }
@@ -142,7 +161,7 @@ fn a_batch_changes_no_result() {
                 dims,
                 s_q: 2,
                 lengths: lengths.to_vec(),
-                pages_per_split: 2,
+                splits: Splits { least_pages: 1, most: 3 },
             };
             let run = |lengths: &[usize]| {
                 let case = case(lengths);

@@ -45,7 +45,7 @@ impl Bench {
     }
 
     pub fn self_test(&self, case: &Case) -> Result<f64, DeviceError> {
-        let decode = Decode::new(&self.loaded, case.shape(), case.plan(), case.pages_per_split)?;
+        let decode = Decode::new(&self.loaded, case.shape(), case.plan())?;
         decode.self_test(&self.device)
     }
 
@@ -53,7 +53,7 @@ impl Bench {
     /// that are not there may not be read.
     pub fn run(&self, case: &Case) -> Outcome {
         let (shape, device) = (case.shape(), &self.device);
-        let decode = Decode::new(&self.loaded, shape, case.plan(), case.pages_per_split).unwrap();
+        let decode = Decode::new(&self.loaded, shape, case.plan()).unwrap();
         let batch = case.lengths.len();
         let pages = (0..batch).map(|i| case.pages(i)).sum::<usize>() + 2;
         let mut free = Noise::new(99).shuffled(pages).into_iter().map(|page| page as u32);
@@ -71,7 +71,7 @@ impl Bench {
                 blocks: &blocks[i],
             })
             .collect();
-        let tables = Tables::new(device, &segments, pages).unwrap();
+        let tables = Tables::new(device, &segments, pages, case.splits).unwrap();
         let of_row = case.heads * case.dims[2];
         let mut out: Buffer<bf16> = device.unwritten("out", tables.rows() * of_row).unwrap();
         let q_stride = q.len() / tables.rows();

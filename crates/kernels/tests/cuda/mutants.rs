@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use gqla_model::DecodePath::{Gqa, MqaAbsorb};
 
 use crate::{
-    case::Case,
+    case::{Case, pages_each},
     decode::MAX_ERROR,
     device::{Bench, Outcome, error_of, program},
     on_stand_in,
@@ -121,7 +121,7 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "splits that are not there are merged",
-        changes: &[("for (int s = 0; s < splits; s++) most", "for (int s = 0; s < p.splits; s++) most")],
+        changes: &[("for (int s = 0; s < splits; s++) most", "for (int s = 0; s < p.most_splits; s++) most")],
         by: By::Fault(&["GlobalUninitialised"]),
     },
     Mutant {
@@ -205,13 +205,13 @@ const ABSORB_MUTANTS: [Mutant; 12] = [
 
 /// Tails as first page and as later ones, and splits that are not there.
 fn gqa_case() -> Case {
-    let (lengths, pages_per_split) = (vec![300, 70, 5], 2);
-    Case { path: Gqa, heads: 80, groups: 2, dims: [128, 64, 128], s_q: 2, lengths, pages_per_split }
+    let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
+    Case { path: Gqa, heads: 80, groups: 2, dims: [128, 64, 128], s_q: 2, lengths, splits }
 }
 
 fn absorb_case() -> Case {
-    let (lengths, pages_per_split) = (vec![300, 70, 5], 2);
-    Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, pages_per_split }
+    let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
+    Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, splits }
 }
 
 fn faults(outcome: &Outcome) -> BTreeSet<String> {

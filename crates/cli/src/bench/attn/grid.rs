@@ -1,8 +1,9 @@
 //! Which passes to time, and whether they fit.
 
 use anyhow::{Context, bail};
-use gqla_engine::cpu::measure::{AttentionCase, AttentionTimer, CACHE_FORMAT};
-use gqla_model::{AttentionShape, DecodePath};
+use gqla_engine::cpu::measure::AttentionCase;
+use gqla_kernels::attention::BLOCK_TOKENS;
+use gqla_model::{AttentionShape, CacheFormat, DecodePath};
 
 /// More would be timed too briefly to mean anything.
 const MOST_CASES: usize = 256;
@@ -41,15 +42,21 @@ pub(in crate::bench) fn cases(
     Ok(cases)
 }
 
+/// Bytes that one block of a layer takes.
+pub(in crate::bench) fn block_bytes(shape: &AttentionShape, path: DecodePath, format: CacheFormat) -> u64 {
+    shape.cached_token(path).bytes(format).saturating_mul(BLOCK_TOKENS as u64)
+}
+
 /// Refuses passes that take more than `memory` bytes, with the arithmetic.
 pub(in crate::bench) fn check_memory(
     shape: &AttentionShape,
+    format: CacheFormat,
     cases: &[AttentionCase],
     memory: u64,
 ) -> anyhow::Result<()> {
     for path in DecodePath::ALL {
         for case in cases {
-            let block = AttentionTimer::block_bytes(shape, path, CACHE_FORMAT);
+            let block = block_bytes(shape, path, format);
             let (blocks, activations) = (case.blocks() as u64, activation_bytes(shape, case));
             let bytes = blocks.saturating_mul(block).saturating_add(activations);
             if bytes > memory {
@@ -87,11 +94,12 @@ fn activation_bytes(shape: &AttentionShape, case: &AttentionCase) -> u64 {
 pub(in crate::bench) fn blocks(
     shape: &AttentionShape,
     path: DecodePath,
+    format: CacheFormat,
     cases: &[AttentionCase],
     memory: u64,
     last_level_cache: u64,
 ) -> usize {
-    let block = AttentionTimer::block_bytes(shape, path, CACHE_FORMAT).max(1);
+    let block = block_bytes(shape, path, format).max(1);
     let needed = cases.iter().map(AttentionCase::blocks).max().unwrap_or(0).max(1);
     let activations = cases.iter().map(|case| activation_bytes(shape, case)).max().unwrap_or(0);
     let wanted = last_level_cache.saturating_mul(2).div_ceil(block);
@@ -129,20 +137,21 @@ mod tests {
     fn memory_is_refused_with_its_arithmetic_and_never_overflows() {
         let shape = shape(ModelName::Llama38bGqla).attention;
         let one = [AttentionCase { batch: 1, context: 4096, query_tokens: 1 }];
-        check_memory(&shape, &one, 64 * MIB).unwrap();
-        let sentence = check_memory(&shape, &one, 32 * MIB).unwrap_err().to_string();
+        check_memory(&shape, CacheFormat::F32, &one, 64 * MIB).unwrap();
+        let sentence = check_memory(&shape, CacheFormat::F32, &one, 32 * MIB).unwrap_err().to_string();
         // 64 blocks of 64 tokens of 8 × 256 + 64 numbers of 4 bytes.
         assert!(sentence.contains("along gqa: 64 cache blocks × 540672 bytes + "), "{sentence}");
         assert!(sentence.contains("over --memory-mib 32"), "{sentence}");
         let endless = [AttentionCase { batch: usize::MAX, context: usize::MAX, query_tokens: 16 }];
-        assert!(check_memory(&shape, &endless, 1 << 40).is_err());
+        assert!(check_memory(&shape, CacheFormat::F32, &endless, 1 << 40).is_err());
     }
 
     #[test]
     fn blocks_outgrow_the_cache_where_there_is_memory() {
         let shape = shape(ModelName::Llama38bGqla).attention;
         let case = [AttentionCase { batch: 1, context: 640, query_tokens: 1 }];
-        let blocks = |memory, cache| blocks(&shape, DecodePath::MqaAbsorb, &case, memory, cache);
+        let blocks =
+            |memory, cache| blocks(&shape, DecodePath::MqaAbsorb, CacheFormat::F32, &case, memory, cache);
         // A block is 64 tokens of 576 numbers: 147456 bytes.
         assert_eq!(blocks(1 << 30, 147_456 * 50), 100);
         assert_eq!(blocks(1 << 30, 0), 10);

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
-use gqla_engine::cpu::measure::{AttentionCase, CACHE_FORMAT, PassTimes};
-use gqla_planner::HostRates;
+use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_planner::GpuSpec;
 
 use super::{Bench, PathBench};
-use crate::{bench::host::percent, table::columns};
+use crate::{
+    bench::{host::percent, machine::caution},
+    table::columns,
+};
 
 pub(super) fn table(bench: &Bench) -> String {
     let header = [
@@ -17,37 +20,38 @@ pub(super) fn table(bench: &Bench) -> String {
         "ns/token·layer",
         "spread",
         "GB/s",
-        "of host",
+        "of roof",
         "GFLOP/s",
-        "of host",
+        "of roof",
         "call µs",
     ];
-    let rates =
-        bench.host.in_use().unwrap_or(HostRates { flops_per_second: f64::NAN, bytes_per_second: f64::NAN });
     let rows: Vec<_> = bench
         .paths
         .iter()
-        .flat_map(|path| path.passes.iter().map(|(case, times)| row(path, case, times, &rates)))
+        .flat_map(|path| path.passes.iter().map(|(case, times)| row(path, case, times, &bench.gpu)))
         .collect();
-    let mut text = format!("{}\n{}\n", bench.host.table(), columns(header, &rows));
+    let mut text = format!("{}\n{}\n", bench.place.table(), columns(header, &rows));
     for path in &bench.paths {
         let _ = writeln!(text, "{}", calibrated(path));
-        if let Some(caution) = bench.host.machine.caution(path.cache_bytes) {
+        if let Some(caution) = caution(path.cache_bytes, bench.place.last_level_cache()) {
             let _ = writeln!(text, "{caution}");
         }
     }
     if bench.left_out > 0 {
         let _ = writeln!(text, "caution: time was up before {} passes; raise --seconds", bench.left_out);
     }
-    text + "(medians of reading one layer's f32 cache, per query token and cached token; `call` adds storing the new \
-            tokens and the path's own projections)\n"
+    let format = bench.place.cache_format().name();
+    text + &format!(
+        "(medians of reading one layer's {format} cache, per query token and cached token; `call` adds storing the new \
+         tokens and the path's own projections)\n"
+    )
 }
 
-fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRates) -> [String; 11] {
+fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, gpu: &GpuSpec) -> [String; 11] {
     let AttentionCase { batch, context, query_tokens } = *case;
     let tokens = batch as f64 * context as f64;
     let seconds = times.core.median;
-    let bytes = case.cache_bytes(path.token, CACHE_FORMAT) / seconds;
+    let bytes = tokens * path.bytes_per_token as f64 / seconds;
     let flops = path.flops_per_token * query_tokens as f64 * tokens / seconds;
     [
         path.path.flag().to_owned(),
@@ -57,9 +61,9 @@ fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRa
         format!("{:.2}", seconds * 1e9 / tokens / query_tokens as f64),
         percent(times.core.spread()),
         format!("{:.2}", bytes / 1e9),
-        percent(bytes / rates.bytes_per_second),
+        percent(bytes / gpu.bytes_per_second),
         format!("{:.1}", flops / 1e9),
-        percent(flops / rates.flops_per_second),
+        percent(flops / gpu.flops_per_second),
         format!("{:.0}", times.call.median * 1e6),
     ]
 }
@@ -68,7 +72,7 @@ fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, rates: &HostRa
 fn calibrated(path: &PathBench) -> String {
     let kernel = &path.fit.kernel;
     format!(
-        "calibration of {}: floor {:.1} µs, bandwidth {:.3}, arithmetic {:.3} of the host's; off by {} on average",
+        "calibration of {}: floor {:.1} µs, bandwidth {:.3}, arithmetic {:.3} of the roof; off by {} on average",
         path.path.flag(),
         kernel.floor_us,
         kernel.bandwidth,

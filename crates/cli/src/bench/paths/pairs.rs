@@ -1,9 +1,8 @@
 //! Timings of both paths taken in turn.
 
-use gqla_engine::cpu::{
-    Pool,
-    measure::{AttentionCase, AttentionTimer, CaseError},
-};
+use gqla_engine::cpu::measure::AttentionCase;
+
+use crate::bench::place::Timer;
 
 /// Shorter samples are passes in a row: a scheduler's tick would drown one alone.
 const LEAST_SECONDS: f64 = 2e-3;
@@ -25,25 +24,27 @@ pub(super) struct Interval {
 impl Pairs {
     /// Times `count` pairs of `case`'s core; the path that goes first alternates.
     pub(super) fn measure(
-        timers: &mut [AttentionTimer; 2],
-        pool: &Pool,
+        timers: &mut [Box<dyn Timer + '_>; 2],
         case: &AttentionCase,
         count: u32,
-    ) -> Result<Self, CaseError> {
-        let [absorb, gqa] = timers;
-        let mut ready = [absorb.prepare(pool, case)?, gqa.prepare(pool, case)?];
-        let [first, second] = &mut ready;
-        let alone = [absorb.core_seconds(pool, first, 1), gqa.core_seconds(pool, second, 1)];
-        let passes = alone.map(|seconds| (LEAST_SECONDS / seconds).ceil().clamp(1.0, MOST_PASSES) as u32);
-        let pairs = (0..count).map(|index| {
+    ) -> anyhow::Result<Self> {
+        let mut passes = [1, 1];
+        for (timer, passes) in timers.iter_mut().zip(&mut passes) {
+            timer.prepare(case)?;
+            // The first pass may load what was never used.
+            timer.core_seconds(1)?;
+            let seconds = timer.core_seconds(1)?;
+            *passes = (LEAST_SECONDS / seconds).ceil().clamp(1.0, MOST_PASSES) as u32;
+        }
+        let pair = |index| -> anyhow::Result<[f64; 2]> {
             let mut seconds = [0.0; 2];
             let order = if index % 2 == 0 { [0, 1] } else { [1, 0] };
             for path in order {
-                seconds[path] = timers[path].core_seconds(pool, &mut ready[path], passes[path]);
+                seconds[path] = timers[path].core_seconds(passes[path])?;
             }
-            seconds
-        });
-        Ok(Self(pairs.collect()))
+            Ok(seconds)
+        };
+        Ok(Self((0..count).map(pair).collect::<Result<_, _>>()?))
     }
 
     #[cfg(test)]

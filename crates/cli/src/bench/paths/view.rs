@@ -2,13 +2,12 @@
 
 use std::fmt::Write as _;
 
-use gqla_engine::cpu::{InstructionSet, Pool};
 use gqla_planner::Calibration;
 use serde::Serialize;
 
 use super::{Judged, Prediction, pairs::Interval};
 use crate::{
-    bench::{host::percent, machine::Machine},
+    bench::{host::percent, place::Place},
     table::columns,
 };
 
@@ -16,7 +15,8 @@ use crate::{
 #[derive(Serialize)]
 pub(super) struct View<'a> {
     machine: String,
-    instruction_set: &'static str,
+    /// Version, and instruction set or architecture.
+    build: String,
     /// The system's load averages over a minute, before and after.
     load: [Option<f64>; 2],
     pairs: u32,
@@ -76,15 +76,15 @@ pub(super) fn load() -> Option<f64> {
 
 impl<'a> View<'a> {
     pub(super) fn new(
-        pool: &Pool,
+        place: &dyn Place,
         calibration: &'a Calibration,
         load_before: Option<f64>,
         pairs: u32,
         judged: Vec<Judged>,
     ) -> Self {
         Self {
-            machine: Machine::read(pool).name(),
-            instruction_set: InstructionSet::in_use().name(),
+            machine: place.name(),
+            build: place.build(),
             load: [load_before, load()],
             pairs,
             calibration,
@@ -179,7 +179,7 @@ pub(super) fn table(view: &View<'_>) -> String {
     let mut text = format!(
         "{}, {}, {} pairs a pass, load average {} before and {} after\n",
         view.machine,
-        view.instruction_set,
+        view.build,
         view.pairs,
         load(view.load[0]),
         load(view.load[1])

@@ -16,14 +16,14 @@ pub use row::RowTrial;
 
 use super::{
     Decode, DecodePlan, DecodeShape, Device, DeviceError, Gemm, ImageSource, Images, Loaded, NoKernel,
-    Program, Resources, RowKernels, decode::MERGE_WARPS, gemm, plan_decode,
+    Program, Resources, RowKernels, Splits, decode::MERGE_WARPS, gemm, plan_decode,
 };
 use crate::{attention::BLOCK_TOKENS, reference::counter_noise};
 
 /// Query tokens of a sequence: one, and one to three drafts.
 const QUERIES: RangeInclusive<usize> = 1..=4;
-/// Pages of a split, so that pages follow each other within a split and splits are merged.
-const PAGES_PER_SPLIT: usize = 2;
+/// Pages follow each other within a split, and splits are merged.
+const SPLITS: Splits = Splits { least_pages: 2, most: 32 };
 
 /// Whether a problem fills its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
         let tried = |error, bound, launched| Outcome { error, bound, source, launched, cache: Vec::new() };
         Ok(match (trial, plan) {
             (Trial::Decode(trial), Some(plan)) => {
-                let decode = Decode::new(loaded, trial.shape, plan, PAGES_PER_SPLIT)?;
+                let decode = Decode::new(loaded, trial.shape, plan)?;
                 let attended = trial.run(device, &decode)?;
                 let launched = vec![
                     self.launched(&program, plan.decode, plan.threads, plan.shared_bytes)?,

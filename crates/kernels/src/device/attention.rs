@@ -1,0 +1,293 @@
+//! One layer's attention on the device along either path: the path's up-projections, the cache, and what attends over it.
+
+use gqla_model::DecodePath;
+use half::bf16;
+
+use super::{
+    Append, Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Destination, Device, DeviceError, Gemm,
+    Heads, RowKernels, RowMap, Rows, Tables, Weights,
+};
+use crate::ops::RopeStyle;
+
+/// What the paths do with the up-projections.
+pub enum UpProjection {
+    /// `[G (d_nope + d_v), r]`
+    Gqa(Weights),
+    /// `W_UKᵀ` `[G, r, d_nope]` and `W_UV` `[G, d_v, r]`.
+    Absorb {
+        /// From a group's queries to the latent.
+        into_latent: Weights,
+        /// From weighted latents to a group's values.
+        out_of_latent: Weights,
+    },
+}
+
+impl UpProjection {
+    /// Copies `numbers`, `[G (d_nope + d_v), rank]`, to the device as `path` takes them; `rank` is the width of the latent
+    /// before it was padded.
+    ///
+    /// # Errors
+    /// When numbers are missing, or memory is short.
+    pub fn upload(
+        device: &Device,
+        what: &str,
+        shape: &DecodeShape,
+        path: DecodePath,
+        (numbers, rank): (&[bf16], usize),
+    ) -> Result<Self, DeviceError> {
+        let DecodeShape { groups, nope, value, rank: padded, .. } = *shape;
+        let [groups, nope, value, padded] = [groups, nope, value, padded].map(|dim| dim as usize);
+        let width = nope + value;
+        if numbers.len() != groups * width * rank || rank == 0 || rank > padded {
+            let reason = format!("{what}: {} numbers for {groups} groups of {width} x {rank}", numbers.len());
+            return Err(DeviceError::arguments("up-projection", reason));
+        }
+        let row = |group: usize, row: usize| &numbers[(group * width + row) * rank..][..rank];
+        let padded_row = |row: &[bf16]| {
+            let mut row = row.to_vec();
+            row.resize(padded, bf16::ZERO);
+            row
+        };
+        let upload = |numbers: &[bf16], dims| Weights::upload(device, what, numbers, dims);
+        if path == DecodePath::Gqa {
+            let rows: Vec<bf16> = numbers.chunks(rank).flat_map(padded_row).collect();
+            return Ok(Self::Gqa(upload(&rows, [1, groups * width, padded])?));
+        }
+        let mut into_latent = vec![bf16::ZERO; groups * padded * nope];
+        let mut out_of_latent = Vec::with_capacity(groups * value * padded);
+        for group in 0..groups {
+            for channel in 0..nope {
+                for (latent, weight) in row(group, channel).iter().enumerate() {
+                    into_latent[(group * padded + latent) * nope + channel] = *weight;
+                }
+            }
+            out_of_latent.extend((nope..width).flat_map(|channel| padded_row(row(group, channel))));
+        }
+        Ok(Self::Absorb {
+            into_latent: upload(&into_latent, [groups, padded, nope])?,
+            out_of_latent: upload(&out_of_latent, [groups, value, padded])?,
+        })
+    }
+}
+
+/// Cosine and sine of every position's angles.
+pub struct Turns {
+    /// `[positions, d_rope / 2, 2]`
+    pub numbers: Buffer<f32>,
+    /// Which channels turn together.
+    pub style: RopeStyle,
+}
+
+/// Rows of a projection: queries of all heads `[H, d_nope + d_rope]`, the latent padded, and the rope key.
+pub struct Projected {
+    rows: Buffer<bf16>,
+    width: usize,
+}
+
+impl Projected {
+    /// Room for `rows` rows of `shape`.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(device: &Device, shape: &DecodeShape, rows: usize) -> Result<Self, DeviceError> {
+        let width = Self::width(shape);
+        Ok(Self { rows: device.unwritten("activations", rows * width)?, width })
+    }
+
+    /// Numbers of a row.
+    pub fn width(shape: &DecodeShape) -> usize {
+        Self::latent(shape) + (shape.rank + shape.rope) as usize
+    }
+
+    /// Where the latent begins in a row.
+    fn latent(shape: &DecodeShape) -> usize {
+        (shape.heads * (shape.nope + shape.rope)) as usize
+    }
+
+    /// Where the latents are.
+    pub fn latents(&self, shape: &DecodeShape) -> Heads {
+        Heads { offset: Self::latent(shape), stride: self.width, head_stride: 0 }
+    }
+
+    /// The rows themselves.
+    pub fn buffer(&mut self) -> &mut Buffer<bf16> {
+        &mut self.rows
+    }
+}
+
+/// What attention writes besides its result, for no later step.
+pub struct AttentionScratch {
+    /// GQA: keys and values `[rows, G (d_nope + d_v)]`; absorb: queries `[rows, H, r + d_rope]`.
+    expanded: Buffer<bf16>,
+    /// Absorb: weighted latents, `[rows, H, r]`.
+    means: Buffer<bf16>,
+}
+
+impl AttentionScratch {
+    /// For steps of up to `rows` rows.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(
+        device: &Device,
+        shape: &DecodeShape,
+        path: DecodePath,
+        rows: usize,
+    ) -> Result<Self, DeviceError> {
+        let [expanded, means] = Self::widths(shape, path);
+        let room = |width: usize| device.unwritten("activations", rows * width);
+        Ok(Self { expanded: room(expanded)?, means: room(means)? })
+    }
+
+    /// Bytes of that.
+    pub fn bytes(shape: &DecodeShape, path: DecodePath, rows: usize) -> usize {
+        Self::widths(shape, path).iter().sum::<usize>() * rows * size_of::<bf16>()
+    }
+
+    fn widths(shape: &DecodeShape, path: DecodePath) -> [usize; 2] {
+        match path {
+            DecodePath::Gqa => [(shape.groups * (shape.nope + shape.value)) as usize, 0],
+            DecodePath::MqaAbsorb => {
+                [(shape.heads * (shape.rank + shape.rope)) as usize, (shape.heads * shape.rank) as usize]
+            }
+        }
+    }
+}
+
+/// Kernels of a layer's attention; all layers share them.
+pub struct Attention {
+    /// Products.
+    pub gemm: Gemm,
+    /// Rotary embedding and cache writes.
+    pub rows: RowKernels,
+    /// What attends.
+    pub decode: Decode,
+}
+
+impl Attention {
+    /// Turns queries and rope keys of `projected` in place, stores the tokens of `tables` in `cache`, and lets every row
+    /// attend up to itself: `out` is `[rows, H, d_v]`.
+    ///
+    /// # Errors
+    /// When cache and up-projection are not of one path, buffers are too small, or the device refuses.
+    pub fn forward(
+        &self,
+        device: &Device,
+        (up, turns): (&UpProjection, &Turns),
+        cache: &mut DecodeCache,
+        tables: &Tables,
+        (projected, scratch): (&mut Projected, &mut AttentionScratch),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        match up {
+            UpProjection::Gqa(up) => {
+                self.groups(device, (up, turns), cache, tables, (projected, scratch), out)
+            }
+            UpProjection::Absorb { into_latent, out_of_latent } => {
+                let up = [into_latent, out_of_latent];
+                self.latents(device, (up, turns), cache, tables, (projected, scratch), out)
+            }
+        }
+    }
+
+    fn groups(
+        &self,
+        device: &Device,
+        (up, turns): (&Weights, &Turns),
+        cache: &mut DecodeCache,
+        tables: &Tables,
+        (projected, scratch): (&mut Projected, &mut AttentionScratch),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        let shape = self.decode.shape();
+        let [nope, rope, value, rank] =
+            [shape.nope, shape.rope, shape.value, shape.rank].map(|dim| dim as usize);
+        self.turn(device, tables, turns, projected, None)?;
+        let (latents, width) = (projected.latents(shape), projected.width);
+        let (from, to) = (Rows::even(latents.offset, width)?, Rows::even(0, up.outputs())?);
+        let expanded = Destination::Bf16(&mut scratch.expanded);
+        self.gemm.launch(device, up, tables.rows(), (&projected.rows, from), (expanded, to))?;
+        let rope_key = Heads { offset: latents.offset + rank, ..latents };
+        let rope_key = Append { from: rope_key, parts: 1, width: rope };
+        let groups = (&scratch.expanded, shape.groups as usize, [nope, value]);
+        self.rows.append_groups(device, tables, groups, (&projected.rows, rope_key), cache)?;
+        self.attend(device, cache, tables, (projected, scratch), out)
+    }
+
+    fn latents(
+        &self,
+        device: &Device,
+        ([into_latent, out_of_latent], turns): ([&Weights; 2], &Turns),
+        cache: &mut DecodeCache,
+        tables: &Tables,
+        (projected, scratch): (&mut Projected, &mut AttentionScratch),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        let (shape, rows) = (self.decode.shape(), tables.rows());
+        let DecodeShape { heads, groups, nope, rope, value, rank, .. } = *shape;
+        let [heads, groups, nope, rope, value, rank] =
+            [heads, groups, nope, rope, value, rank].map(|dim| dim as usize);
+        let (per_group, query, latent, width) = (heads / groups, nope + rope, rank + rope, projected.width);
+        let expanded = &mut scratch.expanded;
+        let absorbed = Heads { offset: rank, stride: heads * latent, head_stride: latent };
+        self.turn(device, tables, turns, projected, Some((expanded, absorbed)))?;
+        // A group's heads are rows of its product; groups follow each other in a row.
+        let of_groups = |each: usize, row: usize| -> Result<Rows, DeviceError> {
+            Ok(Rows { offset: 0, map: RowMap::nested(per_group, each, row)?, apart: per_group * each })
+        };
+        let (from, to) = (of_groups(query, width)?, of_groups(latent, heads * latent)?);
+        let absorbed = Destination::Bf16(expanded);
+        self.gemm.launch(device, into_latent, rows * per_group, (&projected.rows, from), (absorbed, to))?;
+        let DecodeCache::Absorb { latents } = cache else {
+            return Err(DeviceError::arguments("append", "the cache holds keys"));
+        };
+        let row = Append { from: projected.latents(shape), parts: 1, width: latent };
+        self.rows.append(device, tables, &projected.rows, row, latents)?;
+        self.attend(device, cache, tables, (projected, scratch), out)?;
+        let (from, to) = (of_groups(rank, heads * rank)?, of_groups(value, heads * value)?);
+        let means = (&scratch.means, from);
+        self.gemm.launch(device, out_of_latent, rows * per_group, means, (Destination::Bf16(out), to))
+    }
+
+    /// The part of [`Self::forward`] that reads the cache: queries are in `projected` or `scratch`, where the path has them,
+    /// and results go to `out` along GQA, to weighted latents in `scratch` along absorb.
+    pub(super) fn attend(
+        &self,
+        device: &Device,
+        cache: &DecodeCache,
+        tables: &Tables,
+        (projected, scratch): (&Projected, &mut AttentionScratch),
+        out: &mut Buffer<bf16>,
+    ) -> Result<(), DeviceError> {
+        let AttentionScratch { expanded, means } = scratch;
+        let inputs = match cache {
+            DecodeCache::Gqa { .. } => DecodeInputs { q: &projected.rows, q_stride: projected.width, out },
+            DecodeCache::Absorb { .. } => {
+                let shape = self.decode.shape();
+                let q_stride = (shape.heads * (shape.rank + shape.rope)) as usize;
+                DecodeInputs { q: expanded, q_stride, out: means }
+            }
+        };
+        self.decode.launch(device, cache, tables, inputs)
+    }
+
+    /// Turns the rope key in place, and the queries' rope channels in place or to where `absorbed` says.
+    fn turn(
+        &self,
+        device: &Device,
+        tables: &Tables,
+        turns: &Turns,
+        projected: &mut Projected,
+        absorbed: Option<(&mut Buffer<bf16>, Heads)>,
+    ) -> Result<(), DeviceError> {
+        let shape = self.decode.shape();
+        let [nope, rope, rank] = [shape.nope, shape.rope, shape.rank].map(|dim| dim as usize);
+        let turns = (&turns.numbers, rope / 2, turns.style);
+        let latents = projected.latents(shape);
+        let queries = Heads { offset: nope, stride: projected.width, head_stride: nope + rope };
+        let (heads, rows) = (shape.heads as usize, &mut projected.rows);
+        self.rows.rope(device, tables, turns, heads, (rows, queries), absorbed)?;
+        let key = Heads { offset: latents.offset + rank, ..latents };
+        self.rows.rope(device, tables, turns, 1, (rows, key), None)
+    }
+}
