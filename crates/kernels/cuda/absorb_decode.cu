@@ -1,144 +1,223 @@
 // Decode attention along the MQA-absorb path over a paged cache: all heads' absorbed queries attend to one latent row
 // [c | rope] per token, whose first RANK numbers are its value too. Compiled per RANK and D_ROPE.
 //
-// absorb_decode_rows32/64: a block takes so many query rows and reads every latent row once for them, TOKENS at a time
-// through two stages of shared memory. Warps are tiles of 16 rows times PARTS: a warp scores its part of a stage's tokens,
-// shares the weights with the other part through shared memory, and sums its part of the value's columns. Dynamic shared
-// memory: queries, stages, weights, and two floats per row and part.
+// absorb_decode_tokensT_rowsN: a block takes N query rows and reads every latent row once for them, T tokens at a time
+// through two stages of shared memory. Warps are groups of TILES tiles of 16 rows times PARTS: a warp scores its part of a
+// stage's tokens, shares the weights with the other parts through shared memory, and sums its part of the value's columns.
+// What a warp loads of the latents serves all of its tiles. Dynamic shared memory: queries, stages, weights, and two floats
+// per row and part.
 //
 // absorb_merge: puts the splits of each row together.
 #include "attention.cuh"
 
-enum : int { R = RANK, DR = D_ROPE, WIDTH = R + DR, CHUNKS = WIDTH / 8, STAGES = 2, PARTS = 2, COLUMNS = R / PARTS };
+enum : int { R = RANK, DR = D_ROPE, WIDTH = R + DR, CHUNKS = WIDTH / 8, STEPS = WIDTH / 16, STAGES = 2 };
 
-static_assert(R % 32 == 0 && DR % 16 == 0, "two parts of 16 columns share a value, and a product takes 16 columns of a key");
+static_assert(R % 64 == 0 && DR % 16 == 0, "four parts of 16 columns share a value, and a product takes 16 columns of a key");
 
-// One warp's 16 rows against its part of the tokens and of the columns: lane 4 g + t has rows g and g + 8.
-template <int TOKENS>
+// A warp's rows against its part of the tokens and of the columns: lane 4 g + t has rows g and g + 8 of each tile.
+template <int TILES, int PARTS, int TOKENS>
 struct WarpTile {
-    enum : int { OWN = TOKENS / PARTS, WEIGHT_CHUNKS = TOKENS / 8 };
-    float o[COLUMNS / 8][4];
-    float max[2], sum[2];
+    enum : int { COLUMNS = R / PARTS, OWN = TOKENS / PARTS, WEIGHT_CHUNKS = TOKENS / 8, WEIGHTS_BYTES = 16 * TOKENS * 2 };
+    static_assert(COLUMNS % 16 == 0 && OWN % 8 == 0, "a part has whole columns and tokens of a product");
+    float o[TILES][COLUMNS / 8][4];
+    float max[TILES][2], sum[TILES][2];
     // Last token each row sees.
-    int last[2];
+    int last[TILES][2];
 
     DEV void start(const Params& p, const Tile& t, int first_row) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = first_row + threadIdx.x % WARP / 4 + 8 * half;
-            last[half] = row < t.rows() ? p.positions[t.query(row)] : -1;
-            max[half] = negative_infinity();
-            sum[half] = 0.f;
-        }
+        for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-        for (int i = 0; i < COLUMNS / 8; i++) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.f;
+            for (int half = 0; half < 2; half++) {
+                const int row = first_row + tile * 16 + threadIdx.x % WARP / 4 + 8 * half;
+                last[tile][half] = row < t.rows() ? p.positions[t.query(row)] : -1;
+                max[tile][half] = negative_infinity();
+                sum[tile][half] = 0.f;
+            }
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 8; i++) o[tile][i][0] = o[tile][i][1] = o[tile][i][2] = o[tile][i][3] = 0.f;
+        }
     }
 
-    // The warp's rows times its own tokens, from `first` of the stage on; two steps of 16 columns come with one load.
-    DEV void scores(float (&s)[OWN / 8][4], const u8* queries, const u8* latents, int first) {
-        const int lane = threadIdx.x % WARP;
+    // What two steps of 16 columns multiply: all tiles' queries and the warp's tokens.
+    struct Operands {
+        u32 query[TILES][2][4];
+        u32 key[OWN / 8][4];
+
+        DEV void load(const u8* queries, const u8* latents, int first, int k) {
+            const int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int k = 0; k < WIDTH / 16; k += 2) {
-            u32 query[2][4];
-            load_matrices(query[0], queries + (lane % 16 * CHUNKS + swizzled<CHUNKS>(lane % 16, k * 2 + lane / 16)) * 16);
-            if (k + 1 < WIDTH / 16) {
-                load_matrices(query[1], queries + (lane % 16 * CHUNKS + swizzled<CHUNKS>(lane % 16, k * 2 + 2 + lane / 16)) * 16);
+            for (int tile = 0; tile < TILES; tile++) {
+                const int row = tile * 16 + lane % 16;
+#pragma unroll
+                for (int step = 0; step < 2; step++) {
+                    if (k + step >= STEPS) continue;
+                    load_matrices(query[tile][step], queries + (row * CHUNKS + swizzled<CHUNKS>(row, (k + step) * 2 + lane / 16)) * 16);
+                }
             }
 #pragma unroll
             for (int n = 0; n < OWN / 8; n++) {
                 const int row = first + n * 8 + lane % 8;
-                if (k + 1 < WIDTH / 16) {
-                    u32 key[4];
-                    load_matrices(key, latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8)) * 16);
-                    mma_16816(s[n], query[0], key[0], key[1]);
-                    mma_16816(s[n], query[1], key[2], key[3]);
+                if (k + 1 < STEPS) {
+                    load_matrices(key[n], latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8)) * 16);
                 } else {
-                    u32 key[2];
-                    load_matrices(key, latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8 % 2)) * 16);
-                    mma_16816(s[n], query[0], key[0], key[1]);
+                    u32 half[2];
+                    load_matrices(half, latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8 % 2)) * 16);
+                    key[n][0] = half[0];
+                    key[n][1] = half[1];
                 }
             }
         }
+
+        DEV void multiply(float (&s)[TILES][OWN / 8][4], int k) const {
+#pragma unroll
+            for (int step = 0; step < 2; step++) {
+                if (k + step >= STEPS) continue;
+#pragma unroll
+                for (int n = 0; n < OWN / 8; n++) {
+#pragma unroll
+                    for (int tile = 0; tile < TILES; tile++) {
+                        mma_16816(s[tile][n], query[tile][step], key[n][2 * step], key[n][2 * step + 1]);
+                    }
+                }
+            }
+        }
+    };
+
+    // The warp's rows times its own tokens, from `first` of the stage on. The next operands are on their way while these are
+    // multiplied.
+    DEV void scores(float (&s)[TILES][OWN / 8][4], const u8* queries, const u8* latents, int first) {
+        Operands operands[2];
+        operands[0].load(queries, latents, first, 0);
+#pragma unroll
+        for (int k = 0; k < STEPS; k += 2) {
+            if (k + 2 < STEPS) operands[(k / 2 + 1) % 2].load(queries, latents, first, k + 2);
+            operands[k / 2 % 2].multiply(s, k);
+        }
     }
 
-    // Scales, hides tokens that come after a row's own, and gives each row's maximum to the other part.
-    DEV void mask(float (&s)[OWN / 8][4], int first_token, float scale_log2, float* maxima) {
+    // Scales, hides tokens that come after a row's own, and gives each row's maximum to the other parts.
+    DEV void mask(float (&s)[TILES][OWN / 8][4], int first_token, float scale_log2, float* maxima) {
         const int lane = threadIdx.x % WARP, token = first_token + lane % 4 * 2;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float most = negative_infinity();
+        for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-            for (int n = 0; n < OWN / 8; n++) {
+            for (int half = 0; half < 2; half++) {
+                float most = negative_infinity();
 #pragma unroll
-                for (int v = 2 * half; v < 2 * half + 2; v++) {
-                    s[n][v] = token + n * 8 + v % 2 <= last[half] ? s[n][v] * scale_log2 : negative_infinity();
-                    most = fmaxf(most, s[n][v]);
+                for (int n = 0; n < OWN / 8; n++) {
+#pragma unroll
+                    for (int v = 2 * half; v < 2 * half + 2; v++) {
+                        float& x = s[tile][n][v];
+                        x = token + n * 8 + v % 2 <= last[tile][half] ? x * scale_log2 : negative_infinity();
+                        most = fmaxf(most, x);
+                    }
                 }
+                most = row_max(most);
+                if (lane % 4 == 0) maxima[tile * 16 + lane / 4 + 8 * half] = most;
             }
-            most = row_max(most);
-            if (lane % 4 == 0) maxima[lane / 4 + 8 * half] = most;
         }
     }
 
-    // Turns scores into weights under the maximum of both parts so far, and what was summed under an older one into its terms.
-    DEV void softmax(const float (&s)[OWN / 8][4], const float* maxima, int rows, u8* weights, int first) {
+    // Turns scores into weights under the maximum of all parts so far, and what was summed under an older one into its terms.
+    // Parts' maxima are `rows` floats apart.
+    DEV void softmax(const float (&s)[TILES][OWN / 8][4], const float* maxima, int rows, u8* weights, int first) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = lane / 4 + 8 * half;
-            const float most = fmaxf(max[half], fmaxf(maxima[row], maxima[rows + row]));
-            const float base = most == negative_infinity() ? 0.f : most, older = exp2_approx(max[half] - base);
-            max[half] = most;
-            sum[half] *= older;
+        for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-            for (int i = 0; i < COLUMNS / 8; i++) {
-                o[i][2 * half] *= older;
-                o[i][2 * half + 1] *= older;
-            }
+            for (int half = 0; half < 2; half++) {
+                const int row = lane / 4 + 8 * half;
+                float most = max[tile][half];
 #pragma unroll
-            for (int n = 0; n < OWN / 8; n++) {
-                const float x = exp2_approx(s[n][2 * half] - base), y = exp2_approx(s[n][2 * half + 1] - base);
-                sum[half] += x + y;
-                const int chunk = first / 8 + n;
-                *(u32*)(weights + (row * WEIGHT_CHUNKS + swizzled<WEIGHT_CHUNKS>(row, chunk)) * 16 + lane % 4 * 4) = pack(x, y);
+                for (int part = 0; part < PARTS; part++) most = fmaxf(most, maxima[part * rows + tile * 16 + row]);
+                const float base = most == negative_infinity() ? 0.f : most, older = exp2_approx(max[tile][half] - base);
+                max[tile][half] = most;
+                sum[tile][half] *= older;
+#pragma unroll
+                for (int i = 0; i < COLUMNS / 8; i++) {
+                    o[tile][i][2 * half] *= older;
+                    o[tile][i][2 * half + 1] *= older;
+                }
+                u8* of_row = weights + tile * WEIGHTS_BYTES + row * WEIGHT_CHUNKS * 16;
+#pragma unroll
+                for (int n = 0; n < OWN / 8; n++) {
+                    const float x = exp2_approx(s[tile][n][2 * half] - base), y = exp2_approx(s[tile][n][2 * half + 1] - base);
+                    sum[tile][half] += x + y;
+                    *(u32*)(of_row + swizzled<WEIGHT_CHUNKS>(row, first / 8 + n) * 16 + lane % 4 * 4) = pack(x, y);
+                }
             }
         }
     }
 
     DEV void add_values(const u8* weights, const u8* latents, int part) {
-        const int lane = threadIdx.x % WARP, matrix = lane / 8;
+        const int lane = threadIdx.x % WARP, matrix = lane / 8, row = matrix % 2 * 8 + lane % 8;
+        u32 weight[2][TILES][4], value[2][4];
+        auto load_weights = [&](int k) {
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                const int chunk = swizzled<WEIGHT_CHUNKS>(lane % 16, k * 2 + lane / 16);
+                load_matrices(weight[k % 2][tile], weights + tile * WEIGHTS_BYTES + (lane % 16 * WEIGHT_CHUNKS + chunk) * 16);
+            }
+        };
+        // Sixteen tokens and sixteen columns at a time, all columns of some tokens first.
+        auto load_value = [&](int i) {
+            const int of = i / (COLUMNS / 16) * 16 + row, chunk = part * (COLUMNS / 8) + i % (COLUMNS / 16) * 2 + matrix / 2;
+            load_matrices_transposed(value[i % 2], latents + (of * CHUNKS + swizzled<CHUNKS>(of, chunk)) * 16);
+        };
+        load_weights(0);
+        load_value(0);
 #pragma unroll
         for (int k = 0; k < TOKENS / 16; k++) {
-            u32 weight[4];
-            load_matrices(weight, weights + (lane % 16 * WEIGHT_CHUNKS + swizzled<WEIGHT_CHUNKS>(lane % 16, k * 2 + lane / 16)) * 16);
-            const int row = k * 16 + matrix % 2 * 8 + lane % 8;
+            if (k + 1 < TOKENS / 16) load_weights(k + 1);
 #pragma unroll
             for (int n = 0; n < COLUMNS / 16; n++) {
-                u32 value[4];
-                const int chunk = part * (COLUMNS / 8) + n * 2 + matrix / 2;
-                load_matrices_transposed(value, latents + (row * CHUNKS + swizzled<CHUNKS>(row, chunk)) * 16);
-                mma_16816(o[2 * n], weight, value[0], value[1]);
-                mma_16816(o[2 * n + 1], weight, value[2], value[3]);
+                const int i = k * (COLUMNS / 16) + n;
+                if (i + 1 < TOKENS / 16 * (COLUMNS / 16)) load_value(i + 1);
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    mma_16816(o[tile][2 * n], weight[k % 2][tile], value[i % 2][0], value[i % 2][1]);
+                    mma_16816(o[tile][2 * n + 1], weight[k % 2][tile], value[i % 2][2], value[i % 2][3]);
+                }
             }
         }
     }
 
-    // Writes the warp's columns, divided by the sum of both parts' weights.
+    // Writes the sum of the warp's weights of each row.
+    DEV void store_sums(float* sums) {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float total = row_sum(sum[tile][half]);
+                if (lane % 4 == 0) sums[tile * 16 + lane / 4 + 8 * half] = total;
+            }
+        }
+    }
+
+    // Writes the warp's columns, divided by the sum of all parts' weights, which are `rows` floats apart.
     DEV void store(const Params& p, const Tile& t, int split, int first_row, int part, const float* sums, int rows) {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = lane / 4 + 8 * half;
-            if (first_row + row >= t.rows()) break;
-            const float total = sums[row] + sums[rows + row], inverse = total > 0.f ? 1.f / total : 0.f;
-            const u64 place = place_of(p, split, t.query(first_row + row), t.head(first_row + row));
-            float* to = p.partial + place * R + part * COLUMNS + lane % 4 * 2;
+        for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-            for (int i = 0; i < COLUMNS / 8; i++) {
-                *(float2*)(to + i * 8) = make_float2(o[i][2 * half] * inverse, o[i][2 * half + 1] * inverse);
-            }
-            if (part == 0 && lane % 4 == 0) {
-                p.partial_lse[place] = total > 0.f ? max[half] + log2_approx(total) : negative_infinity();
+            for (int half = 0; half < 2; half++) {
+                const int row = tile * 16 + lane / 4 + 8 * half;
+                if (first_row + row >= t.rows()) continue;
+                float total = 0.f;
+#pragma unroll
+                for (int other = 0; other < PARTS; other++) total += sums[other * rows + row];
+                const float inverse = total > 0.f ? 1.f / total : 0.f;
+                const u64 place = place_of(p, split, t.query(first_row + row), t.head(first_row + row));
+                float* to = p.partial + place * R + part * COLUMNS + lane % 4 * 2;
+#pragma unroll
+                for (int i = 0; i < COLUMNS / 8; i++) {
+                    *(float2*)(to + i * 8) = make_float2(o[tile][i][2 * half] * inverse, o[tile][i][2 * half + 1] * inverse);
+                }
+                if (part == 0 && lane % 4 == 0) {
+                    p.partial_lse[place] = total > 0.f ? max[tile][half] + log2_approx(total) : negative_infinity();
+                }
             }
         }
     }
@@ -152,10 +231,11 @@ DEV void load_tokens(u8* to, const Params& p, int sequence, int first, int lengt
     load_rows<TOKENS, WIDTH, CHUNKS, 0, THREADS>(to, from, min(TOKENS, length - first));
 }
 
-template <int TILES, int TOKENS>
+template <int GROUPS, int TILES, int PARTS, int TOKENS>
 DEV void decode(const Params& p) {
-    constexpr int THREADS = TILES * PARTS * WARP, ROWS = TILES * 16, STAGE_BYTES = TOKENS * WIDTH * 2;
-    const int warp = threadIdx.x / WARP, tile = warp / PARTS, part = warp % PARTS;
+    constexpr int THREADS = GROUPS * PARTS * WARP, ROWS = GROUPS * TILES * 16, STAGE_BYTES = TOKENS * WIDTH * 2;
+    constexpr int OWN = TOKENS / PARTS;
+    const int warp = threadIdx.x / WARP, first_row = warp / PARTS * TILES * 16, part = warp % PARTS;
     const int split = blockIdx.x, sequence = blockIdx.z;
     const Tile t = tile_of<ROWS>(p, sequence, 0, blockIdx.y);
     // Other sequences have more queries, or more splits.
@@ -163,18 +243,18 @@ DEV void decode(const Params& p) {
     const Range pages = pages_of(p, t.length, split);
     if (pages.first >= pages.end) return;
     const int begin = pages.first * PAGE, end = min(t.length, pages.end * PAGE);
-    // Tiles of 16 rows that there are not only help to copy.
-    const bool has_rows = tile * 16 < t.rows();
+    // Groups whose rows are not there only help to copy.
+    const bool has_rows = first_row < t.rows();
 
     u8* queries = shared_memory;
     u8* stages = queries + ROWS * WIDTH * 2;
     u8* weights = stages + STAGES * STAGE_BYTES;
     float* maxima = (float*)(weights + ROWS * TOKENS * 2);
     float* sums = maxima + PARTS * ROWS;
-    u8* own_weights = weights + tile * 16 * TOKENS * 2;
+    u8* own_weights = weights + first_row * TOKENS * 2;
 
-    WarpTile<TOKENS> mine;
-    mine.start(p, t, tile * 16);
+    WarpTile<TILES, PARTS, TOKENS> mine;
+    mine.start(p, t, first_row);
     load_queries<ROWS, WIDTH, THREADS>(queries, p, t);
     load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);
     commit_copies();
@@ -187,29 +267,35 @@ DEV void decode(const Params& p) {
             commit_copies();
         }
         const u8* latents = stages + turn * STAGE_BYTES;
-        float s[TOKENS / PARTS / 8][4] = {};
+        float s[TILES][OWN / 8][4] = {};
         if (has_rows) {
-            mine.scores(s, queries + tile * 16 * WIDTH * 2, latents, part * (TOKENS / PARTS));
-            mine.mask(s, first + part * (TOKENS / PARTS), p.scale_log2, maxima + part * ROWS + tile * 16);
+            mine.scores(s, queries + first_row * WIDTH * 2, latents, part * OWN);
+            mine.mask(s, first + part * OWN, p.scale_log2, maxima + part * ROWS + first_row);
         }
-        // Both parts' maxima are there.
+        // All parts' maxima are there.
         __syncthreads();
-        if (has_rows) mine.softmax(s, maxima + tile * 16, ROWS, own_weights, part * (TOKENS / PARTS));
-        // Both parts' weights are there.
+        if (has_rows) mine.softmax(s, maxima + first_row, ROWS, own_weights, part * OWN);
+        // All parts' weights are there.
         __syncthreads();
         if (has_rows) mine.add_values(own_weights, latents, part);
     }
-    if (has_rows) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float total = row_sum(mine.sum[half]);
-            if (threadIdx.x % 4 == 0) sums[part * ROWS + tile * 16 + threadIdx.x % WARP / 4 + 8 * half] = total;
-        }
-    }
+    if (has_rows) mine.store_sums(sums + part * ROWS + first_row);
     __syncthreads();
-    if (has_rows) mine.store(p, t, split, tile * 16, part, sums + tile * 16, ROWS);
+    if (has_rows) mine.store(p, t, split, first_row, part, sums + first_row, ROWS);
 }
 
-extern "C" __global__ void __launch_bounds__(128) absorb_decode_rows32(const __grid_constant__ Params p) { decode<2, 16>(p); }
-extern "C" __global__ void __launch_bounds__(256) absorb_decode_rows64(const __grid_constant__ Params p) { decode<4, 32>(p); }
+// Parts that share 512 columns are eight of 64 where few rows leave room for more warps.
+enum : int { WIDE_PARTS = R % 128 == 0 ? 8 : 4 };
+
+#define KERNEL(name, groups, tiles, parts, tokens)                                                              \
+    extern "C" __global__ void __launch_bounds__(groups * parts * 32, 1) name(const __grid_constant__ Params p) { \
+        decode<groups, tiles, parts, tokens>(p);                                                                \
+    }
+
+KERNEL(absorb_decode_tokens16_rows32, 2, 1, 2, 16)
+KERNEL(absorb_decode_tokens32_rows32, 1, 2, 4, 32)
+KERNEL(absorb_decode_tokens64_rows16, 1, 1, WIDE_PARTS, 64)
+KERNEL(absorb_decode_tokens64_rows32, 1, 2, WIDE_PARTS, 64)
+KERNEL(absorb_decode_tokens32_rows64, 2, 2, 4, 32)
+KERNEL(absorb_decode_tokens64_rows64, 2, 2, 4, 64)
 extern "C" __global__ void __launch_bounds__(128) absorb_merge(const __grid_constant__ Params p) { merge<R>(p); }

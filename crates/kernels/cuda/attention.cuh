@@ -111,31 +111,33 @@ DEV u64 place_of(const Params& p, int split, int query, int head) {
     return ((u64)split * p.queries + query) * p.heads + head;
 }
 
-// Puts the splits of each row together: a warp per (query, head).
+// Puts the splits of each row together: a warp per 128 columns of a (query, head).
 template <int WIDTH>
 DEV void merge(const Params& p) {
-    const int lane = threadIdx.x % WARP, row = blockIdx.x * 4 + threadIdx.x / WARP;
-    if (row >= p.queries * p.heads) return;
+    constexpr int COLUMNS = WARP * 4, PARTS = (WIDTH + COLUMNS - 1) / COLUMNS;
+    const int unit = blockIdx.x * 4 + threadIdx.x / WARP, row = unit / PARTS;
+    const int column = unit % PARTS * COLUMNS + threadIdx.x % WARP * 4;
+    if (row >= p.queries * p.heads || column >= WIDTH) return;
     const int query = row / p.heads, pages = p.positions[query] / PAGE + 1;
     const int each = pages_per_split(p, pages), splits = (pages + each - 1) / each;
     const u64 apart = (u64)p.queries * p.heads;
     float most = negative_infinity();
+#pragma unroll(8)
     for (int s = 0; s < splits; s++) most = fmaxf(most, p.partial_lse[s * apart + row]);
-    for (int column = lane * 4; column < WIDTH; column += WARP * 4) {
-        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-        float total = 0.f;
-        for (int s = 0; s < splits; s++) {
-            const float factor = exp2_below(p.partial_lse[s * apart + row], most);
-            const float4 x = *(const float4*)(p.partial + (s * apart + row) * WIDTH + column);
-            total += factor;
-            sum.x += factor * x.x;
-            sum.y += factor * x.y;
-            sum.z += factor * x.z;
-            sum.w += factor * x.w;
-        }
-        const float inverse = total > 0.f ? 1.f / total : 0.f;
-        u32* to = (u32*)(p.out + (u64)row * WIDTH + column);
-        to[0] = pack(sum.x * inverse, sum.y * inverse);
-        to[1] = pack(sum.z * inverse, sum.w * inverse);
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    float total = 0.f;
+#pragma unroll(8)
+    for (int s = 0; s < splits; s++) {
+        const float factor = exp2_below(p.partial_lse[s * apart + row], most);
+        const float4 x = *(const float4*)(p.partial + (s * apart + row) * WIDTH + column);
+        total += factor;
+        sum.x += factor * x.x;
+        sum.y += factor * x.y;
+        sum.z += factor * x.z;
+        sum.w += factor * x.w;
     }
+    const float inverse = total > 0.f ? 1.f / total : 0.f;
+    u32* to = (u32*)(p.out + (u64)row * WIDTH + column);
+    to[0] = pack(sum.x * inverse, sum.y * inverse);
+    to[1] = pack(sum.z * inverse, sum.w * inverse);
 }

@@ -1,15 +1,16 @@
 // Decode attention along the GQA path over a paged cache: for each sequence and group, the query rows of the group attend
 // to its keys [nope | rope] and values. Compiled per head dimensions: D_NOPE, D_ROPE and D_V.
 //
-// gqa_decode_rows16/32/64: a block takes so many query rows at most, and reads every key and value once for them. It takes
-// the larger of two pages (and the queries, where registers would not hold them) and WARPS * 16 rows of PITCH + 2 floats as
+// gqa_decode_stagesS_rowsN: a block takes N query rows at most, and reads every key and value once for them. It takes the
+// larger of S pages (and the queries, where registers would not hold them) and WARPS * 16 rows of PITCH + 2 floats as
 // dynamic shared memory. Warps are tiles of 16 rows times slices of a page's tokens: a slice's probabilities go from
-// accumulator to operand within a warp. Pages come through two stages of shared memory.
+// accumulator to operand within a warp. Pages come through S stages of shared memory: two where two blocks share a
+// multiprocessor, and three where one has it alone and would wait between two pages.
 //
 // gqa_merge: puts the splits of each row together.
 #include "attention.cuh"
 
-enum : int { DN = D_NOPE, DR = D_ROPE, DK = DN + DR, DV = D_V, STAGES = 2 };
+enum : int { DN = D_NOPE, DR = D_ROPE, DK = DN + DR, DV = D_V };
 enum : int { K_CHUNKS = DK / 8, V_CHUNKS = DV / 8, K_BYTES = PAGE * DK * 2, V_BYTES = PAGE * DV * 2, STAGE_BYTES = K_BYTES + V_BYTES };
 // Rows of partial sums are this many floats apart, which spreads them over the banks.
 enum : int { PITCH = DV + 4 };
@@ -196,7 +197,7 @@ DEV void merge_slices(const Params& p, const float* sums, const float* stats, in
     if (lane == 0) p.partial_lse[place] = total > 0.f ? most + log2_approx(total) : negative_infinity();
 }
 
-template <int TILES, int SLICES>
+template <int STAGES, int TILES, int SLICES>
 DEV void decode(const Params& p) {
     constexpr int WARPS = TILES * SLICES, THREADS = WARPS * WARP, TOKENS = PAGE / SLICES, ROWS = TILES * 16;
     const int warp = threadIdx.x / WARP, tile = warp / SLICES, slice = warp % SLICES;
@@ -213,23 +214,28 @@ DEV void decode(const Params& p) {
     if (QUERIES_IN_SHARED) load_queries<ROWS, DK, THREADS>(queries, p, t);
     WarpTile<TOKENS> mine;
     mine.load_queries(p, t, tile * 16);
-    load_page<THREADS>(shared_memory, p, sequence, group, pages.first, t.length);
-    commit_copies();
+    auto start = [&](int page) {
+        if (page < pages.end) {
+            u8* stage = shared_memory + (page - pages.first) % STAGES * STAGE_BYTES;
+            load_page<THREADS>(stage, p, sequence, group, page, t.length);
+        }
+        // An empty group keeps the count of those in flight.
+        commit_copies();
+    };
+    for (int ahead = 0; ahead < STAGES - 1; ahead++) start(pages.first + ahead);
     for (int page = pages.first; page < pages.end; page++) {
-        wait_copies<0>();
+        wait_copies<STAGES - 2>();
         // This page is there for all, and all are done with the one whose place the next one takes.
         __syncthreads();
         const int turn = page - pages.first;
-        if (page + 1 < pages.end) {
-            load_page<THREADS>(shared_memory + (turn + 1) % STAGES * STAGE_BYTES, p, sequence, group, page + 1, t.length);
-            commit_copies();
-        }
+        start(page + STAGES - 1);
         if (has_rows) {
             const u8* stage = shared_memory + turn % STAGES * STAGE_BYTES;
             mine.attend(stage, queries + tile * 16 * DK * 2, slice, page * PAGE, p.scale_log2);
         }
     }
-    // All are done with the last page, whose place the sums take.
+    // Groups that are empty are waited for too. All are done with the last page, whose place the sums take.
+    wait_copies<0>();
     __syncthreads();
     float* sums = (float*)shared_memory;
     float* stats = sums + WARPS * 16 * PITCH;
@@ -242,7 +248,14 @@ DEV void decode(const Params& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) gqa_decode_rows16(const __grid_constant__ Params p) { decode<1, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256) gqa_decode_rows32(const __grid_constant__ Params p) { decode<2, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256) gqa_decode_rows64(const __grid_constant__ Params p) { decode<4, 2>(p); }
+#define KERNEL(name, stages, tiles, slices)                                                                       \
+    extern "C" __global__ void __launch_bounds__(tiles * slices * 32, 1) name(const __grid_constant__ Params p) { \
+        decode<stages, tiles, slices>(p);                                                                         \
+    }
+
+KERNEL(gqa_decode_stages2_rows16, 2, 1, 4)
+KERNEL(gqa_decode_stages2_rows32, 2, 2, 4)
+KERNEL(gqa_decode_stages2_rows64, 2, 4, 2)
+KERNEL(gqa_decode_stages3_rows32, 3, 2, 4)
+KERNEL(gqa_decode_stages3_rows64, 3, 4, 2)
 extern "C" __global__ void __launch_bounds__(128) gqa_merge(const __grid_constant__ Params p) { merge<DV>(p); }

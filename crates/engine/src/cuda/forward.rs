@@ -1,7 +1,7 @@
 //! One step through the layers, launch by launch.
 
 use gqla_kernels::{
-    attention::Segment,
+    attention::{BLOCK_TOKENS, Segment},
     device::{
         AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Projected, Rows, Splits,
         Tables, Weights,
@@ -60,8 +60,7 @@ impl CudaModel {
         let of_f32 = rows * w.hidden + wanted * w.vocab;
         rows * of_bf16 * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
-            + AttentionScratch::bytes(&self.shape, self.path, rows)
-            + self.attention.decode.workspace_bytes(Splits::ENGINE, rows, context)
+            + AttentionScratch::bytes(&self.shape, self.path, Splits::ENGINE, [rows, context])
     }
 }
 
@@ -78,7 +77,13 @@ impl Workspace {
                 residual: device.unwritten("activations", rows * w.hidden)?,
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
                 projected: Projected::new(device, &model.shape, rows)?,
-                scratch: AttentionScratch::new(device, &model.shape, model.path, rows)?,
+                scratch: AttentionScratch::new(
+                    device,
+                    &model.shape,
+                    model.path,
+                    Splits::ENGINE,
+                    [rows, (pages * BLOCK_TOKENS).min(model.context_length())],
+                )?,
                 attended: room(w.attended)?,
                 gate_up: room(2 * w.inner)?,
                 activated: room(w.inner)?,

@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::{
     Append, Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Destination, Device, DeviceError, Gemm,
-    Heads, RowKernels, RowMap, Rows, Tables, Weights,
+    Heads, RowKernels, RowMap, Rows, Splits, Tables, Weights,
 };
 use crate::ops::RopeStyle;
 
@@ -121,10 +121,12 @@ pub struct AttentionScratch {
     expanded: Buffer<bf16>,
     /// Absorb: weighted latents, `[rows, H, r]`.
     means: Buffer<bf16>,
+    /// What splits have summed.
+    partial: Buffer<f32>,
 }
 
 impl AttentionScratch {
-    /// For steps of up to `rows` rows.
+    /// For steps of up to `rows` rows and sequences of up to `longest` tokens.
     ///
     /// # Errors
     /// When memory is short.
@@ -132,16 +134,28 @@ impl AttentionScratch {
         device: &Device,
         shape: &DecodeShape,
         path: DecodePath,
-        rows: usize,
+        division: Splits,
+        [rows, longest]: [usize; 2],
     ) -> Result<Self, DeviceError> {
         let [expanded, means] = Self::widths(shape, path);
         let room = |width: usize| device.unwritten("activations", rows * width);
-        Ok(Self { expanded: room(expanded)?, means: room(means)? })
+        let partial = Decode::partial_numbers(shape, path, division, rows, longest);
+        Ok(Self {
+            expanded: room(expanded)?,
+            means: room(means)?,
+            partial: device.unwritten("attention's splits", partial)?,
+        })
     }
 
     /// Bytes of that.
-    pub fn bytes(shape: &DecodeShape, path: DecodePath, rows: usize) -> usize {
+    pub fn bytes(
+        shape: &DecodeShape,
+        path: DecodePath,
+        division: Splits,
+        [rows, longest]: [usize; 2],
+    ) -> usize {
         Self::widths(shape, path).iter().sum::<usize>() * rows * size_of::<bf16>()
+            + Decode::partial_numbers(shape, path, division, rows, longest) * size_of::<f32>()
     }
 
     fn widths(shape: &DecodeShape, path: DecodePath) -> [usize; 2] {
@@ -259,13 +273,15 @@ impl Attention {
         (projected, scratch): (&Projected, &mut AttentionScratch),
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
-        let AttentionScratch { expanded, means } = scratch;
+        let AttentionScratch { expanded, means, partial } = scratch;
         let inputs = match cache {
-            DecodeCache::Gqa { .. } => DecodeInputs { q: &projected.rows, q_stride: projected.width, out },
+            DecodeCache::Gqa { .. } => {
+                DecodeInputs { q: &projected.rows, q_stride: projected.width, partial, out }
+            }
             DecodeCache::Absorb { .. } => {
                 let shape = self.decode.shape();
                 let q_stride = (shape.heads * (shape.rank + shape.rope)) as usize;
-                DecodeInputs { q: expanded, q_stride, out: means }
+                DecodeInputs { q: expanded, q_stride, partial, out: means }
             }
         };
         self.decode.launch(device, cache, tables, inputs)

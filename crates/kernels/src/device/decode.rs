@@ -10,8 +10,9 @@ use half::bf16;
 use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Splits, Tables};
 use crate::attention::BLOCK_TOKENS;
 
-/// Warps of a block of the merging kernel, and rows that it merges.
+/// Warps of a block of the merging kernel, and columns of a row that each merges.
 pub(super) const MERGE_WARPS: u32 = 4;
+const MERGE_COLUMNS: usize = 128;
 
 /// `Params` of `attention.cuh`.
 #[repr(C)]
@@ -132,6 +133,8 @@ pub struct DecodeInputs<'a> {
     pub q: &'a Buffer<bf16>,
     /// Numbers between two rows' queries.
     pub q_stride: usize,
+    /// For what splits have summed, [`Decode::partial_numbers`].
+    pub partial: &'a mut Buffer<f32>,
     /// `[rows, heads, width of a value]`
     pub out: &'a mut Buffer<bf16>,
 }
@@ -166,10 +169,15 @@ impl Decode {
         &self.plan
     }
 
-    /// Bytes that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.
-    pub fn workspace_bytes(&self, division: Splits, rows: usize, longest: usize) -> usize {
-        let width = self.shape.output(self.plan.path) as usize + 1;
-        division.most_of(longest) * rows * self.shape.heads as usize * width * size_of::<f32>()
+    /// Numbers that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.
+    pub fn partial_numbers(
+        shape: &DecodeShape,
+        path: DecodePath,
+        division: Splits,
+        rows: usize,
+        longest: usize,
+    ) -> usize {
+        division.most_of(longest) * rows * shape.heads as usize * (shape.output(path) as usize + 1)
     }
 
     /// Every row of `tables` attends to its sequence up to itself.
@@ -188,10 +196,7 @@ impl Decode {
         let (query, output) = (shape.query(path) as usize, shape.output(path) as usize);
         self.check(cache, tables, &inputs, heads * query, heads * output)?;
         let splits = tables.splits;
-        let partial: Buffer<f32> =
-            device.unwritten("attention's splits", splits * tables.rows * heads * output)?;
-        let partial_lse: Buffer<f32> =
-            device.unwritten("attention's splits", splits * tables.rows * heads)?;
+        let (partial, sums) = (inputs.partial.address(), splits * tables.rows * heads * output);
         let int = |what: &str, x: usize| int(self.plan.decode, what, x);
         let [keys, rope_keys, values] = cache.addresses();
         let params = Params {
@@ -202,8 +207,8 @@ impl Decode {
             page_table: tables.pages.address(),
             positions: tables.positions.address(),
             first_rows: tables.first_rows.address(),
-            partial: partial.address(),
-            partial_lse: partial_lse.address(),
+            partial,
+            partial_lse: partial + (sums * size_of::<f32>()) as u64,
             out: inputs.out.address(),
             queries: int("rows", tables.rows)?,
             q_stride: int("q_stride", inputs.q_stride)?,
@@ -227,7 +232,12 @@ impl Decode {
             shared_mem_bytes: self.plan.shared_bytes,
         };
         let merge = LaunchConfig {
-            grid_dim: ((int("rows", tables.rows * heads)? as u32).div_ceil(MERGE_WARPS), 1, 1),
+            grid_dim: (
+                (int("rows", tables.rows * heads * output.div_ceil(MERGE_COLUMNS))? as u32)
+                    .div_ceil(MERGE_WARPS),
+                1,
+                1,
+            ),
             block_dim: (32 * MERGE_WARPS, 1, 1),
             shared_mem_bytes: 0,
         };
@@ -271,6 +281,13 @@ impl Decode {
                 "{} queries, {} apart, for {rows} rows of {query}",
                 inputs.q.len(),
                 inputs.q_stride
+            ));
+        }
+        let partial = tables.splits * rows * (output + self.shape.heads as usize);
+        if inputs.partial.len() < partial {
+            return wrong(format!(
+                "splits sum {partial} numbers, there is room for {}",
+                inputs.partial.len()
             ));
         }
         if inputs.out.len() < rows * output {

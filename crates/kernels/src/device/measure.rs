@@ -204,7 +204,7 @@ impl<'a> AttentionTimer<'a> {
             turn: 0,
             turns: Turns { numbers, style: RopeStyle::Interleaved },
             projected,
-            scratch: AttentionScratch::new(device, &shape, path, rows)?,
+            scratch: AttentionScratch::new(device, &shape, path, self.division, [rows, case.context])?,
             out: device.unwritten("outputs", rows * (shape.heads * shape.value) as usize)?,
         })
     }

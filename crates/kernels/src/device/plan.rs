@@ -11,8 +11,9 @@ use super::Program;
 const PAGE: u32 = 64;
 /// Columns that one matrix multiplication takes of a key.
 const STEP: u32 = 16;
-/// A value's columns are shared by two warps of whole steps.
-const RANK_STEP: u32 = 2 * STEP;
+/// A value's columns are shared by four warps of whole steps, or by eight where they divide it.
+const RANK_STEP: u32 = 4 * STEP;
+const WIDE_RANK_STEP: u32 = 8 * STEP;
 
 /// What a block may use on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,8 @@ pub struct DecodePlan {
     pub decode: &'static str,
     /// The kernel that puts splits together.
     pub merge: &'static str,
+    /// How much a block has under way: stages along GQA, tokens of a stage along absorb.
+    pub depth: u32,
     /// Query rows of a block.
     pub rows: u32,
     /// Threads of a block. Kernels are bound to 255 registers a thread at most.
@@ -184,7 +187,10 @@ pub fn plan_decode(
         DecodePath::Gqa => gqa_plans(shape),
         DecodePath::MqaAbsorb => absorb_plans(shape),
     };
-    let mut fitting = plans.iter().filter(|plan| plan.shared_bytes <= limits.shared_per_block);
+    let fits = |plan: &&DecodePlan| plan.shared_bytes <= limits.shared_per_block;
+    // Of those that fit, the first has most memory accesses under way.
+    let depth = plans.iter().find(fits).map(|plan| plan.depth);
+    let mut fitting = plans.iter().filter(fits).filter(|plan| depth == Some(plan.depth));
     let enough = fitting.clone().find(|plan| plan.rows >= rows);
     enough.or_else(|| fitting.next_back()).copied().ok_or_else(|| NoKernel::SharedMemory {
         path,
@@ -198,40 +204,55 @@ pub fn plan_decode(
     })
 }
 
-/// By growing rows; `gqa_decode.cu` has the layout of shared memory.
+/// By depth, then growing rows; `gqa_decode.cu` has the layout of shared memory. Up to 16 rows, two blocks share a
+/// multiprocessor with two stages each.
 fn gqa_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
     let (key, value) = (shape.nope + shape.rope, shape.value);
-    let pages = 2 * PAGE * (key + value) * 2;
     let queries_in_shared = key / 4 + value / 2 > 160;
-    let variants = [("gqa_decode_rows16", 16, 4), ("gqa_decode_rows32", 32, 8), ("gqa_decode_rows64", 64, 8)];
-    let plan = |(decode, rows, warps): (_, u32, u32)| {
+    let plan = |decode, depth, stages: u32, rows: u32, warps: u32| {
         let queries = if queries_in_shared { rows * key * 2 } else { 0 };
         let sums = warps * 16 * (value + 4 + 2) * 4;
         DecodePlan {
             path: DecodePath::Gqa,
             decode,
             merge: "gqa_merge",
+            depth,
             rows,
             threads: 32 * warps,
-            shared_bytes: (pages + queries).max(sums),
+            shared_bytes: (stages * PAGE * (key + value) * 2 + queries).max(sums),
         }
     };
-    variants.map(plan).to_vec()
+    vec![
+        plan("gqa_decode_stages2_rows16", 3, 2, 16, 4),
+        plan("gqa_decode_stages3_rows32", 3, 3, 32, 8),
+        plan("gqa_decode_stages3_rows64", 3, 3, 64, 8),
+        plan("gqa_decode_stages2_rows16", 2, 2, 16, 4),
+        plan("gqa_decode_stages2_rows32", 2, 2, 32, 8),
+        plan("gqa_decode_stages2_rows64", 2, 2, 64, 8),
+    ]
 }
 
-/// By growing rows; `absorb_decode.cu` has the layout of shared memory.
+/// By depth, then growing rows; `absorb_decode.cu` has the layout of shared memory.
 fn absorb_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
     let row = (shape.rank + shape.rope) * 2;
-    let variants = [("absorb_decode_rows32", 32, 16), ("absorb_decode_rows64", 64, 32)];
-    let plan = |(decode, rows, tokens): (_, u32, u32)| DecodePlan {
+    let wide = if shape.rank.is_multiple_of(WIDE_RANK_STEP) { 8 } else { 4 };
+    let plan = |decode, tokens: u32, rows: u32, groups: u32, parts: u32| DecodePlan {
         path: DecodePath::MqaAbsorb,
         decode,
         merge: "absorb_merge",
+        depth: tokens,
         rows,
-        threads: rows / 16 * 2 * 32,
-        shared_bytes: rows * row + 2 * tokens * row + rows * tokens * 2 + 2 * 2 * rows * 4,
+        threads: groups * parts * 32,
+        shared_bytes: rows * row + 2 * tokens * row + rows * tokens * 2 + 2 * parts * rows * 4,
     };
-    variants.map(plan).to_vec()
+    vec![
+        plan("absorb_decode_tokens64_rows16", 64, 16, 1, wide),
+        plan("absorb_decode_tokens64_rows32", 64, 32, 1, wide),
+        plan("absorb_decode_tokens64_rows64", 64, 64, 2, 4),
+        plan("absorb_decode_tokens32_rows32", 32, 32, 1, 4),
+        plan("absorb_decode_tokens32_rows64", 32, 64, 2, 4),
+        plan("absorb_decode_tokens16_rows32", 16, 32, 2, 2),
+    ]
 }
 
 #[cfg(test)]
@@ -300,14 +321,17 @@ mod tests {
     #[test]
     fn blocks_are_as_small_as_all_rows_that_share_keys_allow() {
         let hopper = Limits { capability: (9, 0), shared_per_block: 227 * KIB };
+        let ampere = Limits { capability: (8, 0), shared_per_block: 163 * KIB };
         let ada = Limits { capability: (8, 9), shared_per_block: 99 * KIB };
         let deepseek = shape([128, 8], 512, [128, 64, 128]);
         for (path, s_q, limits, expected) in [
-            (DecodePath::Gqa, 1, hopper, ("gqa_decode_rows16", 81_920)),
-            (DecodePath::Gqa, 2, hopper, ("gqa_decode_rows32", 81_920)),
-            (DecodePath::Gqa, 4, hopper, ("gqa_decode_rows64", 81_920)),
-            (DecodePath::MqaAbsorb, 1, hopper, ("absorb_decode_rows64", 152_576)),
-            (DecodePath::MqaAbsorb, 1, ada, ("absorb_decode_rows32", 75_264)),
+            (DecodePath::Gqa, 1, hopper, ("gqa_decode_stages2_rows16", 81_920)),
+            (DecodePath::Gqa, 2, hopper, ("gqa_decode_stages3_rows32", 122_880)),
+            (DecodePath::Gqa, 4, hopper, ("gqa_decode_stages3_rows64", 122_880)),
+            (DecodePath::Gqa, 2, ada, ("gqa_decode_stages2_rows32", 81_920)),
+            (DecodePath::MqaAbsorb, 1, hopper, ("absorb_decode_tokens64_rows64", 231_424)),
+            (DecodePath::MqaAbsorb, 1, ampere, ("absorb_decode_tokens32_rows64", 153_600)),
+            (DecodePath::MqaAbsorb, 1, ada, ("absorb_decode_tokens16_rows32", 75_264)),
         ] {
             let plan = plan_decode(&deepseek, path, s_q, limits).unwrap();
             assert_eq!((plan.decode, plan.shared_bytes), expected, "{path} {s_q} {limits:?}");

@@ -179,13 +179,14 @@ impl Case {
     /// the absorbing kernel copies at a time.
     pub fn least_mma(&self) -> u64 {
         let [nope, rope, value] = self.dims;
-        let stage = match (self.path, self.plan().rows) {
-            (Gqa, _) => PAGE,
-            (MqaAbsorb, 64) => 32,
-            (MqaAbsorb, _) => 16,
+        let plan = self.plan();
+        let (stage, tile) = match self.path {
+            Gqa => (PAGE, 16),
+            // Warps take two tiles of 16 rows, where a block has more than one.
+            MqaAbsorb => (plan.depth as usize, plan.rows.min(32) as usize),
         };
         let stages: usize = self.lengths.iter().map(|length| length.div_ceil(stage)).sum();
         let of_stage = stage / 8 * ((nope + rope) / 16) + stage / 16 * (value / 8);
-        (stages * self.groups * self.rows().div_ceil(16) * of_stage) as u64
+        (stages * self.groups * self.rows().div_ceil(tile) * (tile / 16) * of_stage) as u64
     }
 }

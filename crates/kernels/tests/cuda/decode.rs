@@ -126,7 +126,7 @@ fn devices_are_tried_before_they_serve() {
             let error = Bench::of(&case).self_test(&case).unwrap();
             assert!(error > 1e-4 && error <= MAX_ERROR, "{path}: {error:.2e}");
             let right = program(&case);
-            let wrong = right.text().replace("load_matrices_transposed(value,", "load_matrices(value,");
+            let wrong = right.text().replace("load_matrices_transposed(value", "load_matrices(value");
             let refused = Bench::new(1, &right.with_text(wrong)).self_test(&case).unwrap_err();
             assert!(matches!(refused, DeviceError::SelfTest { .. }), "{refused}");
         }

@@ -77,7 +77,10 @@ impl Bench {
         let q_stride = q.len() / tables.rows();
         let q = device.upload("queries", &q).unwrap();
         let already = reports().len();
-        let inputs = DecodeInputs { q: &q, q_stride, out: &mut out };
+        let longest = case.lengths.iter().copied().max().unwrap();
+        let partial = Decode::partial_numbers(&shape, case.path, case.splits, tables.rows(), longest);
+        let mut partial = device.unwritten("splits", partial).unwrap();
+        let inputs = DecodeInputs { q: &q, q_stride, partial: &mut partial, out: &mut out };
         let launched = decode
             .launch(device, &cache, &tables, inputs)
             .and_then(|()| device.download(&out, tables.rows() * of_row));

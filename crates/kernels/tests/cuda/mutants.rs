@@ -50,7 +50,7 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "waits for a group too few",
-        changes: &[("wait_copies<0>();", "wait_copies<1>();")],
+        changes: &[("wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();")],
         by: By::Fault(&["SharedInFlight"]),
     },
     Mutant {
@@ -97,16 +97,16 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "one page too far ahead",
-        // The copies that nobody needs must at least have arrived before their place is used again.
-        changes: &[
-            ("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < t.length) {"),
-            ("sums take.\n    __syncthreads();", "sums take.\n    wait_copies<0>();\n    __syncthreads();"),
-        ],
+        changes: &[("if (page < pages.end) {", "if (page * PAGE < t.length) {")],
         by: By::Traffic,
     },
     Mutant {
         name: "one page too far ahead, into a place that is used again",
-        changes: &[("if (page + 1 < pages.end) {", "if ((page + 1) * PAGE < t.length) {")],
+        // The copies that nobody needs must at least have arrived before.
+        changes: &[
+            ("if (page < pages.end) {", "if (page * PAGE < t.length) {"),
+            ("wait_copies<0>();\n    __syncthreads();", "__syncthreads();"),
+        ],
         by: By::Fault(&["SharedInFlight"]),
     },
     Mutant {
@@ -155,32 +155,29 @@ const ABSORB_MUTANTS: [Mutant; 12] = [
     Mutant {
         name: "the other part's maximum forgotten",
         changes: &[(
-            "fmaxf(maxima[row], maxima[rows + row])",
-            "maxima[threadIdx.x / WARP % PARTS * rows + row]",
+            "maxima[part * rows + tile * 16 + row]",
+            "maxima[threadIdx.x / WARP % PARTS * rows + tile * 16 + row]",
         )],
         by: By::Error,
     },
     Mutant {
         name: "the other part's sum forgotten",
-        changes: &[("sums[row] + sums[rows + row]", "sums[row]")],
+        changes: &[("other < PARTS; other++) total", "other < 1; other++) total")],
         by: By::Error,
     },
     Mutant {
         name: "both parts sum the same columns",
-        changes: &[("part * (COLUMNS / 8) + n * 2", "n * 2")],
+        changes: &[("part * (COLUMNS / 8) + i % (COLUMNS / 16) * 2", "i % (COLUMNS / 16) * 2")],
         by: By::Error,
     },
     Mutant {
         name: "values from behind the latent",
-        changes: &[("part * (COLUMNS / 8) + n * 2", "DR / 8 + part * (COLUMNS / 8) + n * 2")],
+        changes: &[("chunk = part * (COLUMNS / 8)", "chunk = DR / 8 + part * (COLUMNS / 8)")],
         by: By::Error,
     },
     Mutant {
         name: "second step's keys for the first",
-        changes: &[(
-            "mma_16816(s[n], query[0], key[0], key[1]);\n                    mma",
-            "mma_16816(s[n], query[0], key[2], key[3]);\n                    mma",
-        )],
+        changes: &[("key[n][2 * step], key[n][2 * step + 1]", "key[n][2], key[n][3]")],
         by: By::Error,
     },
     Mutant {
@@ -210,7 +207,7 @@ fn gqa_case() -> Case {
 }
 
 fn absorb_case() -> Case {
-    let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
+    let (lengths, splits) = (vec![300, 70, 5], pages_each(3));
     Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, splits }
 }
 

@@ -155,7 +155,10 @@ impl DecodeTrial {
         let (queries, expected) = (self.query_numbers(), self.expected());
         let q = device.upload("queries", &queries)?;
         let mut out = device.unwritten("outputs", expected.len())?;
-        let inputs = DecodeInputs { q: &q, q_stride: queries.len() / rows, out: &mut out };
+        let partial = Decode::partial_numbers(&self.shape, self.path, SPLITS, rows, self.tokens);
+        let mut partial = device.unwritten("splits", partial)?;
+        let q_stride = queries.len() / rows;
+        let inputs = DecodeInputs { q: &q, q_stride, partial: &mut partial, out: &mut out };
         decode.launch(device, &cache, &tables, inputs)?;
         let got = wide(&device.download(&out, expected.len())?);
         Ok(Attended { error: relative_rms(&got, &expected), cache: cache.addresses() })
