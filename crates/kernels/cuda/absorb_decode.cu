@@ -10,7 +10,7 @@
 // absorb_merge: puts the splits of each row together.
 #include "attention.cuh"
 
-enum : int { R = RANK, DR = D_ROPE, WIDTH = R + DR, CHUNKS = WIDTH / 8, STEPS = WIDTH / 16, STAGES = 2 };
+enum : int { R = RANK, DR = D_ROPE, WIDTH = R + DR, CHUNKS = WIDTH / 8, ROW_BYTES = WIDTH * 2, STEPS = WIDTH / 16, STAGES = 2 };
 
 static_assert(R % 64 == 0 && DR % 16 == 0, "four parts of 16 columns share a value, and a product takes 16 columns of a key");
 
@@ -44,25 +44,24 @@ struct WarpTile {
         u32 query[TILES][2][4];
         u32 key[OWN / 8][4];
 
-        DEV void load(const u8* queries, const u8* latents, int first, int k) {
-            const int lane = threadIdx.x % WARP;
+        // The first query row and the first of the warp's tokens that this lane names are given.
+        DEV void load(u32 query_row, u32 key_row, int k) {
+            const int lane = threadIdx.x % WARP, turn = turn_of<CHUNKS>(lane % 8);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                const int row = tile * 16 + lane % 16;
 #pragma unroll
                 for (int step = 0; step < 2; step++) {
                     if (k + step >= STEPS) continue;
-                    load_matrices(query[tile][step], queries + (row * CHUNKS + swizzled<CHUNKS>(row, (k + step) * 2 + lane / 16)) * 16);
+                    load_matrices(query[tile][step], query_row + tile * 16 * ROW_BYTES + turned(turn, (k + step) * 2, lane / 16));
                 }
             }
 #pragma unroll
             for (int n = 0; n < OWN / 8; n++) {
-                const int row = first + n * 8 + lane % 8;
                 if (k + 1 < STEPS) {
-                    load_matrices(key[n], latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8)) * 16);
+                    load_matrices(key[n], key_row + n * 8 * ROW_BYTES + turned(turn, k * 2, lane / 8));
                 } else {
                     u32 half[2];
-                    load_matrices(half, latents + (row * CHUNKS + swizzled<CHUNKS>(row, k * 2 + lane / 8 % 2)) * 16);
+                    load_matrices(half, key_row + n * 8 * ROW_BYTES + turned(turn, k * 2, lane / 8 % 2));
                     key[n][0] = half[0];
                     key[n][1] = half[1];
                 }
@@ -87,11 +86,14 @@ struct WarpTile {
     // The warp's rows times its own tokens, from `first` of the stage on. The next operands are on their way while these are
     // multiplied.
     DEV void scores(float (&s)[TILES][OWN / 8][4], const u8* queries, const u8* latents, int first) {
+        const int lane = threadIdx.x % WARP;
+        const u32 query_row = shared_address(queries) + lane % 16 * ROW_BYTES;
+        const u32 key_row = shared_address(latents) + (first + lane % 8) * ROW_BYTES;
         Operands operands[2];
-        operands[0].load(queries, latents, first, 0);
+        operands[0].load(query_row, key_row, 0);
 #pragma unroll
         for (int k = 0; k < STEPS; k += 2) {
-            if (k + 2 < STEPS) operands[(k / 2 + 1) % 2].load(queries, latents, first, k + 2);
+            if (k + 2 < STEPS) operands[(k / 2 + 1) % 2].load(query_row, key_row, k + 2);
             operands[k / 2 % 2].multiply(s, k);
         }
     }
@@ -151,19 +153,25 @@ struct WarpTile {
     }
 
     DEV void add_values(const u8* weights, const u8* latents, int part) {
-        const int lane = threadIdx.x % WARP, matrix = lane / 8, row = matrix % 2 * 8 + lane % 8;
+        const int lane = threadIdx.x % WARP, matrix = lane / 8;
+        const u32 weight_row = shared_address(weights) + lane % 16 * WEIGHT_CHUNKS * 16;
+        const u32 value_row = shared_address(latents) + (matrix % 2 * 8 + lane % 8) * ROW_BYTES;
+        const int weight_turn = turn_of<WEIGHT_CHUNKS>(lane % 16), turn = turn_of<CHUNKS>(lane % 8);
         u32 weight[2][TILES][4], value[2][4];
         auto load_weights = [&](int k) {
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                const int chunk = swizzled<WEIGHT_CHUNKS>(lane % 16, k * 2 + lane / 16);
-                load_matrices(weight[k % 2][tile], weights + tile * WEIGHTS_BYTES + (lane % 16 * WEIGHT_CHUNKS + chunk) * 16);
+                load_matrices(weight[k % 2][tile], weight_row + tile * WEIGHTS_BYTES + turned(weight_turn, k * 2, lane / 16));
             }
         };
         // Sixteen tokens and sixteen columns at a time, all columns of some tokens first.
         auto load_value = [&](int i) {
-            const int of = i / (COLUMNS / 16) * 16 + row, chunk = part * (COLUMNS / 8) + i % (COLUMNS / 16) * 2 + matrix / 2;
-            load_matrices_transposed(value[i % 2], latents + (of * CHUNKS + swizzled<CHUNKS>(of, chunk)) * 16);
+            const u32 of = value_row + i / (COLUMNS / 16) * 16 * ROW_BYTES;
+            const int chunk = i % (COLUMNS / 16) * 2, first = part * (COLUMNS / 8);
+            // Parts of whole turns begin where their first chunk does.
+            const u32 at = COLUMNS % 64 == 0 ? first * 16 + turned(turn, chunk, matrix / 2)
+                                             : ((first + chunk + matrix / 2) ^ turn) * 16;
+            load_matrices_transposed(value[i % 2], of + at);
         };
         load_weights(0);
         load_value(0);

@@ -24,18 +24,43 @@ struct Params {
     float scale_log2;      // softmax scale times log2(e)
 };
 
-// Where chunk `chunk` (16 bytes) of row `row` lies in rows of CHUNKS: eight rows' equal chunks fall into different banks.
+// What the place of a chunk (16 bytes) of row `row` is turned by in rows of CHUNKS, so that eight rows' equal chunks fall into
+// different banks; rows that are a multiple of 8 apart have the same.
+template <int CHUNKS>
+DEV int turn_of(int row) {
+    constexpr int TURNS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
+    return row / (8 / TURNS) & (TURNS - 1);
+}
+
+// Where chunk `chunk` of row `row` lies in its row.
 template <int CHUNKS>
 DEV int swizzled(int row, int chunk) {
-    constexpr int TURNS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
-    return chunk ^ (row / (8 / TURNS) & (TURNS - 1));
+    return chunk ^ turn_of<CHUNKS>(row);
 }
+
+// The same in bytes for chunk `chunk + more` of a row with such a turn. Where `chunk` is known when compiling, and
+// chunk % 8 + more < 8, few of these are computed, and the rest is part of loads.
+DEV u32 turned(int turn, int chunk, int more) { return (chunk / 8 * 8 + ((chunk % 8 + more) ^ turn)) * 16; }
 
 // Starts copies of the first `valid` of ROWS rows of WIDTH numbers to chunks from FIRST on, in rows of TO_CHUNKS chunks;
 // rows beyond become zero.
 template <int ROWS, int WIDTH, int TO_CHUNKS, int FIRST, int THREADS>
 DEV void load_rows(u8* to, const u16* from, int valid) {
-    constexpr int CHUNKS = WIDTH / 8, COPIES = ROWS * CHUNKS;
+    constexpr int CHUNKS = WIDTH / 8, COPIES = ROWS * CHUNKS, ROWS_AT_ONCE = THREADS / 8;
+    if (CHUNKS % 8 == 0 && TO_CHUNKS % 8 == 0 && FIRST % 8 == 0 && ROWS % ROWS_AT_ONCE == 0) {
+        // A thread copies the same one of every eight chunks, and of rows that are turned alike, so that the rest of an address
+        // is known when compiling.
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+        u8* to_row = to + row * TO_CHUNKS * 16 + FIRST * 16 + (chunk ^ turn_of<TO_CHUNKS>(row)) * 16;
+        const u16* from_row = from + row * WIDTH + chunk * 8;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += ROWS_AT_ONCE) {
+            const int bytes = row + r < valid ? 16 : 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c += 8) copy_async(to_row + (r * TO_CHUNKS + c) * 16, from_row + r * WIDTH + c * 8, bytes);
+        }
+        return;
+    }
     // Addresses of more copies at once would not fit in registers beside wide heads.
 #pragma unroll(8)
     for (int n = 0; n < (COPIES + THREADS - 1) / THREADS; n++) {

@@ -27,27 +27,28 @@ DEV void mma_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 matrices of 16 bits; lane l names row l % 8 of matrix l / 8, and gets elements 2t and 2t + 1 of row g of each.
-DEV void load_matrices(u32 (&r)[4], const void* row) {
+// Four 8 x 8 matrices of 16 bits; lane l gives the shared address of row l % 8 of matrix l / 8, and gets elements 2t and
+// 2t + 1 of row g of each.
+DEV void load_matrices(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
-// Two such matrices; lanes 0 to 15 name rows.
-DEV void load_matrices(u32 (&r)[2], const void* row) {
+// Two such matrices, of lanes 0 to 15.
+DEV void load_matrices(u32 (&r)[2], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1},[%2];\n"
                  : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
 // Four, each transposed.
-DEV void load_matrices_transposed(u32 (&r)[4], const void* row) {
+DEV void load_matrices_transposed(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 

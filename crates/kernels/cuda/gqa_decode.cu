@@ -70,12 +70,14 @@ struct WarpTile {
     }
 
     DEV void scores(float (&s)[TOKENS / 8][4], const u8* keys, const u8* queries, int first) {
-        const int lane = threadIdx.x % WARP, matrix = lane / 8;
+        const int lane = threadIdx.x % WARP, matrix = lane / 8, turn = turn_of<K_CHUNKS>(lane % 8);
+        const u32 query_row = shared_address(queries) + lane % 16 * K_CHUNKS * 16;
+        const u32 key_row = shared_address(keys) + (first + matrix / 2 * 8 + lane % 8) * K_CHUNKS * 16;
 #pragma unroll
         for (int k = 0; k < DK / 16; k++) {
             u32 query[4];
             if (QUERIES_IN_SHARED) {
-                load_matrices(query, queries + (lane % 16 * K_CHUNKS + swizzled<K_CHUNKS>(lane % 16, k * 2 + lane / 16)) * 16);
+                load_matrices(query, query_row + turned(turn, k * 2, lane / 16));
             } else {
 #pragma unroll
                 for (int i = 0; i < 4; i++) query[i] = q[QUERIES_IN_SHARED ? 0 : k][i];
@@ -83,8 +85,7 @@ struct WarpTile {
 #pragma unroll
             for (int n = 0; n < TOKENS / 16; n++) {
                 u32 key[4];
-                const int row = first + n * 16 + matrix / 2 * 8 + lane % 8;
-                load_matrices(key, keys + (row * K_CHUNKS + swizzled<K_CHUNKS>(row, k * 2 + matrix % 2)) * 16);
+                load_matrices(key, key_row + n * 16 * K_CHUNKS * 16 + turned(turn, k * 2, matrix % 2));
                 mma_16816(s[2 * n], query, key[0], key[1]);
                 mma_16816(s[2 * n + 1], query, key[2], key[3]);
             }
@@ -134,14 +135,14 @@ struct WarpTile {
     }
 
     DEV void add_values(const u32 (&weights)[TOKENS / 16][4], const u8* values, int first) {
-        const int lane = threadIdx.x % WARP, matrix = lane / 8;
+        const int lane = threadIdx.x % WARP, matrix = lane / 8, turn = turn_of<V_CHUNKS>(lane % 8);
+        const u32 value_row = shared_address(values) + (first + matrix % 2 * 8 + lane % 8) * V_CHUNKS * 16;
 #pragma unroll
         for (int k = 0; k < TOKENS / 16; k++) {
 #pragma unroll
             for (int n = 0; n < DV / 16; n++) {
                 u32 value[4];
-                const int row = first + k * 16 + matrix % 2 * 8 + lane % 8;
-                load_matrices_transposed(value, values + (row * V_CHUNKS + swizzled<V_CHUNKS>(row, n * 2 + matrix / 2)) * 16);
+                load_matrices_transposed(value, value_row + k * 16 * V_CHUNKS * 16 + turned(turn, n * 2, matrix / 2));
                 mma_16816(o[2 * n], weights[k], value[0], value[1]);
                 mma_16816(o[2 * n + 1], weights[k], value[2], value[3]);
             }

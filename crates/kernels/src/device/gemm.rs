@@ -1,15 +1,44 @@
 //! Products of matrices on the device.
 
-use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg,
+    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_DYNAMIC,
+};
 use half::bf16;
 
 use super::{Buffer, Device, DeviceError, Loaded, decode::int};
 
-/// Outputs of a block, and its threads.
-const OUTPUTS: usize = 64;
+/// Threads of a block.
 pub(super) const THREADS: u32 = 128;
-/// Rows of the small kernel's block and of the large one's. A row's bits are the same in both.
-const ROWS: [usize; 2] = [16, 64];
+
+/// What a block of a kernel takes. A row's bits are the same in all kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    /// As in the kernel's name.
+    name: &'static str,
+    rows: usize,
+    outputs: usize,
+    /// Dynamic shared memory, bytes.
+    shared: u32,
+}
+
+/// By growing rows; the last takes any number, tile by tile. `gemm.cu` has the layout of shared memory.
+const BLOCKS: [Block; 3] = [
+    Block { name: "narrow16", rows: 16, outputs: 32, shared: 4 * 4 * (16 + 32) * 128 },
+    Block { name: "narrow64", rows: 64, outputs: 32, shared: 4 * 2 * (64 + 32) * 128 },
+    Block { name: "wide64", rows: 64, outputs: 64, shared: 3 * (64 + 64) * 128 },
+];
+
+/// The place in [`BLOCKS`] of the one that takes `rows` rows.
+fn block_of(rows: usize) -> usize {
+    BLOCKS[..BLOCKS.len() - 1].iter().position(|block| rows <= block.rows).unwrap_or(BLOCKS.len() - 1)
+}
+
+/// The kernel for `rows` rows by its destination's name, and bytes of shared memory that it is launched with.
+pub(super) fn kernel_for(rows: usize, to: &str) -> (String, u32) {
+    let Block { name, shared, .. } = BLOCKS[block_of(rows)];
+    (format!("gemm_{name}_{to}"), shared)
+}
 /// Numbers that are copied together.
 const CHUNK: usize = 8;
 
@@ -175,9 +204,9 @@ impl Destination<'_> {
     }
 }
 
-/// The loaded kernels, by rows and destination.
+/// The loaded kernels, by block and destination.
 pub struct Gemm {
-    kernels: [[CudaFunction; 3]; 2],
+    kernels: [[CudaFunction; 3]; 3],
 }
 
 impl Gemm {
@@ -186,11 +215,19 @@ impl Gemm {
     /// # Errors
     /// When the program lacks one.
     pub fn new(loaded: &Loaded) -> Result<Self, DeviceError> {
-        let of = |rows: &str| -> Result<[CudaFunction; 3], DeviceError> {
-            let kernel = |to: &str| loaded.kernel(&format!("gemm_rows{rows}_{to}"));
-            Ok([kernel("bf16")?, kernel("f32")?, kernel("add")?])
+        let kernel = |block: Block, to: &str| -> Result<CudaFunction, DeviceError> {
+            let name = format!("gemm_{}_{to}", block.name);
+            let (kernel, shared) =
+                (loaded.kernel(&name)?, int("gemm", "shared memory", block.shared as usize)?);
+            let doing = format!("giving `{name}` {shared} bytes of shared memory");
+            kernel.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
+            Ok(kernel)
         };
-        Ok(Self { kernels: [of("16")?, of("64")?] })
+        let of = |block: Block| -> Result<[CudaFunction; 3], DeviceError> {
+            Ok([kernel(block, "bf16")?, kernel(block, "f32")?, kernel(block, "add")?])
+        };
+        let [few, some, many] = BLOCKS;
+        Ok(Self { kernels: [of(few)?, of(some)?, of(many)?] })
     }
 
     /// `y = x Wᵀ` for `rows` rows of each product of the batch.
@@ -234,12 +271,17 @@ impl Gemm {
             x_apart: int("apart", x_rows.apart)?,
             y_apart: int("apart", y_rows.apart)?,
         };
-        let size = usize::from(rows > ROWS[0]);
+        let size = block_of(rows);
+        let block = BLOCKS[size];
         let blocks = |count: usize, each: usize| count.div_ceil(each) as u32;
         let config = LaunchConfig {
-            grid_dim: (blocks(*outputs, OUTPUTS), blocks(rows, ROWS[size]), int("batch", *batch)? as u32),
+            grid_dim: (
+                blocks(*outputs, block.outputs),
+                blocks(rows, block.rows),
+                int("batch", *batch)? as u32,
+            ),
             block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: 0,
+            shared_mem_bytes: block.shared,
         };
         device.bind()?;
         // SAFETY: the kernel takes these parameters, and the buffers hold all rows it touches.

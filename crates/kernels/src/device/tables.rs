@@ -15,7 +15,7 @@ pub struct Splits {
 
 impl Splits {
     /// What the engine decodes with.
-    pub const ENGINE: Self = Self { least_pages: 4, most: 32 };
+    pub const ENGINE: Self = Self { least_pages: 8, most: 32 };
 
     /// Pages of each split of a row whose tokens are in `pages` pages.
     fn pages_per_split(self, pages: usize) -> usize {

@@ -139,7 +139,11 @@ fn products() {
             for (x, y) in got.added.iter().zip(&got.f32) {
                 assert!((x - 1.0 - y).abs() <= 1e-6 * largest.max(1.0), "{name}: {x}, expected 1 + {y}");
             }
-            let rows = if product.rows() <= 16 { 16 } else { 64 };
+            let (rows, of_block) = match product.rows() {
+                0..=16 => (16, 32),
+                17..=64 => (64, 32),
+                _ => (64, 64),
+            };
             let (blocks, bytes) = (product.rows().div_ceil(rows), groups * outputs * inputs * 2);
             assert_eq!(
                 got.weight_bytes_read,
@@ -147,7 +151,13 @@ fn products() {
                 "{name}: weights are read once per block"
             );
             let counters = &got.reports[0]["counters"];
-            let least = blocks * groups * outputs.div_ceil(64) * (rows / 16) * 8 * inputs.div_ceil(64) * 4;
+            let least = blocks
+                * groups
+                * outputs.div_ceil(of_block)
+                * (rows / 16)
+                * (of_block / 8)
+                * inputs.div_ceil(64)
+                * 4;
             assert_eq!(counters["mma"], json!(least), "{name}");
             for way in ["ldmatrix_shared", "cp_async_shared"] {
                 assert_eq!(
@@ -159,14 +169,15 @@ fn products() {
     });
 }
 
-/// Sixteen rows go to the small kernel, sixty-four to the large one.
+/// Few rows, some and many go to different kernels.
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     on_stand_in("ops::a_row_has_the_same_bits_in_any_batch", "own-first", 1, || {
         let (device, gemm) = gemm(&Program::gemm());
-        let of = |tokens| Product { groups: 1, inner: 1, tokens, outputs: 66, inputs: 200 };
-        let (few, many) = (of(3).run(&device, &gemm).unwrap(), of(70).run(&device, &gemm).unwrap());
-        assert_eq!(few.f32, many.f32[..few.f32.len()]);
+        let of = |tokens| Product { groups: 1, inner: 1, tokens, outputs: 66, inputs: 1000 };
+        let [few, some, many] = [3, 40, 70].map(|tokens| of(tokens).run(&device, &gemm).unwrap().f32);
+        assert_eq!(few, some[..few.len()]);
+        assert_eq!(some, many[..some.len()]);
     });
 }
 
@@ -198,32 +209,50 @@ fn what_does_not_fit_is_refused() {
     });
 }
 
-/// Mistakes in the product, what is replaced by what, and the fault that tells; none where numbers must.
-const MUTANTS: [(&str, &str, &str, Option<&str>); 6] = [
-    ("no barrier", "next one takes.\n        __syncthreads();", "next one takes.", Some("Shared")),
+/// Mistakes in products of so many tokens, what is replaced by what, and the fault that tells; none where numbers must.
+const MUTANTS: [(&str, usize, &str, &str, Option<&str>); 10] = [
+    ("no barrier", 9, "next one takes.\n        __syncthreads();", "next one takes.", Some("Shared")),
+    ("no barrier among many rows", 40, "// As above.\n        __syncthreads();", "", Some("Shared")),
+    (
+        "no barrier before parts take the stages' place",
+        9,
+        "the sums take.\n    wait_copies<0>();\n    __syncthreads();",
+        "the sums take.\n    wait_copies<0>();",
+        Some("Shared"),
+    ),
+    (
+        "no barrier between parts and those who read them",
+        9,
+        "    __syncthreads();\n    for (int i = threadIdx.x",
+        "    for (int i = threadIdx.x",
+        Some("Shared"),
+    ),
     (
         "waits for a group too few",
-        "wait_copies<STAGES - 2>();",
-        "wait_copies<STAGES - 1>();",
+        9,
+        "wait_copies<STAGES - 2>();\n        // This step",
+        "wait_copies<STAGES - 1>();\n        // This step",
         Some("SharedInFlight"),
     ),
-    ("inputs beyond the last", "&& chunk0 + chunk < chunks", "", Some("Global")),
-    ("outputs beyond the last", "first + row < rows &&", "", Some("Global")),
+    ("inputs beyond the last", 9, "&& chunk0 + chunk < chunks", "", Some("Global")),
+    ("outputs beyond the last", 9, "first + row < rows &&", "", Some("Global")),
+    ("wrong matrix for a lane", 9, "lane % 8, k, matrix % 2)", "lane % 8, k, matrix / 2)", None),
     (
-        "wrong matrix for a lane",
-        "swizzled(output, k * 2 + matrix % 2)",
-        "swizzled(output, k * 2 + matrix / 2)",
+        "another group's weights",
+        9,
+        "(u64)blockIdx.z * p.outputs * p.inputs;\n    u8* stages",
+        "0;\n    u8* stages",
         None,
     ),
-    ("another group's weights", "(u64)blockIdx.z * p.outputs * p.inputs", "0", None),
+    ("a part forgotten", 9, "other < PARTS; other++", "other < PARTS - 1; other++", None),
 ];
 
 #[test]
 fn mistakes_in_products_are_noticed() {
     on_stand_in("ops::mistakes_in_products_are_noticed", "own-first", MUTANTS.len(), || {
-        let product = Product { groups: 2, inner: 2, tokens: 9, outputs: 66, inputs: 200 };
-        let expected = product.expected();
-        for (ordinal, (name, from, to, fault)) in MUTANTS.into_iter().enumerate() {
+        for (ordinal, (name, tokens, from, to, fault)) in MUTANTS.into_iter().enumerate() {
+            let product = Product { groups: 2, inner: 2, tokens, outputs: 66, inputs: 200 };
+            let expected = product.expected();
             let text = Program::gemm().text().to_owned();
             assert_eq!(text.matches(from).count(), 1, "{name}: its place is gone");
             let (device, gemm) = gemm_on(ordinal, &Program::gemm().with_text(text.replace(from, to)));

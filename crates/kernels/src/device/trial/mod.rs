@@ -119,7 +119,7 @@ impl Trial {
                 let plan = plan_decode(&trial.shape, trial.path, queries, device.limits())?;
                 (plan.decode.to_owned(), Some(plan))
             }
-            Self::Product(trial) => (trial.kernel(), None),
+            Self::Product(trial) => (trial.kernel().0, None),
             Self::Row(trial) => (trial.kernel().to_owned(), None),
         })
     }
@@ -165,7 +165,11 @@ impl<'a> Bench<'a> {
             }
             (Trial::Product(trial), _) => {
                 let error = trial.run(device, &Gemm::new(loaded)?)?;
-                tried(error, trial.bound(), vec![self.launched(&program, &kernel, gemm::THREADS, 0)?])
+                tried(
+                    error,
+                    trial.bound(),
+                    vec![self.launched(&program, &kernel, gemm::THREADS, trial.kernel().1)?],
+                )
             }
             (Trial::Row(trial), _) => {
                 let error = trial.run(device, &RowKernels::new(loaded)?)?;

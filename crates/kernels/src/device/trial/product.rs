@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::{Extent, noise, relative_rms, wide};
-use crate::device::{Buffer, Destination, Device, DeviceError, Gemm, Rows, Weights};
+use crate::device::{Buffer, Destination, Device, DeviceError, Gemm, Rows, Weights, gemm::kernel_for};
 
 /// Where a product goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Sum {
 /// `rows` rows of `inputs` times a matrix of `outputs` rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProductTrial {
-    /// Rows: up to 16 go to the small kernel.
+    /// Rows, which say which kernel.
     pub rows: usize,
     /// Rows of the matrix.
     pub outputs: usize,
@@ -30,24 +30,25 @@ pub struct ProductTrial {
 }
 
 impl ProductTrial {
-    /// Both kernels, with each destination.
+    /// All kernels, with each destination.
     pub(super) fn all(extent: Extent) -> Vec<Self> {
         let (rows, outputs, inputs) = match extent {
-            Extent::Ragged => ([13, 70], 66, 200),
-            Extent::Whole => ([16, 64], 128, 256),
+            Extent::Ragged => ([13, 40, 70], 66, 200),
+            Extent::Whole => ([16, 64, 128], 128, 256),
         };
         let to = [Sum::Bf16, Sum::F32, Sum::Add];
         let of_rows = |rows| to.map(|to| Self { rows, outputs, inputs, to });
         rows.into_iter().flat_map(of_rows).collect()
     }
 
-    pub(super) fn kernel(self) -> String {
+    /// The kernel's name and the shared memory it is launched with, bytes.
+    pub(super) fn kernel(self) -> (String, u32) {
         let to = match self.to {
             Sum::Bf16 => "bf16",
             Sum::F32 => "f32",
             Sum::Add => "add",
         };
-        format!("gemm_rows{}_{to}", if self.rows <= 16 { 16 } else { 64 })
+        kernel_for(self.rows, to)
     }
 
     /// Rounding to bf16 is off by 2^-9 at most, and sums in f32 by far less.
