@@ -98,10 +98,19 @@ DEV Tile tile_of(const Params& p, int sequence, int group, int tile) {
 template <int ROWS, int WIDTH, int THREADS>
 DEV void load_queries(u8* to, const Params& p, const Tile& t) {
     constexpr int CHUNKS = WIDTH / 8;
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const u16* from = p.q + (u64)t.query(row) * p.q_stride + t.head(row) * WIDTH + chunk * 8;
-        copy_async(to + (row * CHUNKS + swizzled<CHUNKS>(row, chunk)) * 16, from, row < t.rows() ? 16 : 0);
+    auto copy = [&](int row, const u16* from, int chunk) {
+        copy_async(to + (row * CHUNKS + swizzled<CHUNKS>(row, chunk)) * 16, from + chunk * 8, row < t.rows() ? 16 : 0);
+    };
+    auto of_row = [&](int row) { return p.q + (u64)t.query(row) * p.q_stride + t.head(row) * WIDTH; };
+    if (CHUNKS % 8 == 0) {
+        // A row is found once for all chunks that a thread copies of it.
+        for (int row = threadIdx.x / 8; row < ROWS; row += THREADS / 8) {
+            const u16* from = of_row(row);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c += 8) copy(row, from, c + threadIdx.x % 8);
+        }
+    } else {
+        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) copy(i / CHUNKS, of_row(i / CHUNKS), i % CHUNKS);
     }
 }
 

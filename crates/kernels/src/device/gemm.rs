@@ -29,14 +29,21 @@ const BLOCKS: [Block; 3] = [
     Block { name: "wide64", rows: 64, outputs: 64, shared: 3 * (64 + 64) * 128 },
 ];
 
-/// The place in [`BLOCKS`] of the one that takes `rows` rows.
-fn block_of(rows: usize) -> usize {
-    BLOCKS[..BLOCKS.len() - 1].iter().position(|block| rows <= block.rows).unwrap_or(BLOCKS.len() - 1)
+/// More outputs than this give every multiprocessor a block of the last kernel, which then reads rows less often.
+const NARROW_OUTPUTS: usize = 8192;
+
+/// The place in [`BLOCKS`] of the one that multiplies `rows` rows.
+fn block_of(rows: usize, outputs: usize) -> usize {
+    match rows {
+        0..=16 => 0,
+        17..=64 if outputs <= NARROW_OUTPUTS => 1,
+        _ => 2,
+    }
 }
 
 /// The kernel for `rows` rows by its destination's name, and bytes of shared memory that it is launched with.
-pub(super) fn kernel_for(rows: usize, to: &str) -> (String, u32) {
-    let Block { name, shared, .. } = BLOCKS[block_of(rows)];
+pub(super) fn kernel_for(rows: usize, outputs: usize, to: &str) -> (String, u32) {
+    let Block { name, shared, .. } = BLOCKS[block_of(rows, outputs)];
     (format!("gemm_{name}_{to}"), shared)
 }
 /// Numbers that are copied together.
@@ -271,7 +278,7 @@ impl Gemm {
             x_apart: int("apart", x_rows.apart)?,
             y_apart: int("apart", y_rows.apart)?,
         };
-        let size = block_of(rows);
+        let size = block_of(rows, *outputs);
         let block = BLOCKS[size];
         let blocks = |count: usize, each: usize| count.div_ceil(each) as u32;
         let config = LaunchConfig {

@@ -48,7 +48,7 @@ impl ProductTrial {
             Sum::F32 => "f32",
             Sum::Add => "add",
         };
-        kernel_for(self.rows, to)
+        kernel_for(self.rows, self.outputs, to)
     }
 
     /// Rounding to bf16 is off by 2^-9 at most, and sums in f32 by far less.
