@@ -25,6 +25,7 @@ use gqla_kernels::device::Images;
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
 
 const CHILD: &str = "GQLA_ENGINE_TEST_CHILD";
 /// Prompts' tokens that are compared: the stand-in takes seconds for what a GPU does in microseconds.
@@ -65,10 +66,12 @@ fn golden<T>(name: &str, convert: impl Fn([u8; 4]) -> T) -> Vec<T> {
     data.chunks_exact(4).map(|word| convert(word.try_into().unwrap())).collect()
 }
 
-/// The fixture with its weights rounded to bf16, as the device has them.
-fn rounded_fixture() -> tempfile::TempDir {
+/// The fixture with its weights rounded to bf16, as the device has them, and `scaling` in its config.
+fn rounded_fixture(scaling: &Value) -> tempfile::TempDir {
     let (from, to) = (fixture("llama_gqla_a"), tempfile::tempdir().unwrap());
-    fs::copy(from.join("config.json"), to.path().join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["rope_scaling"] = scaling.clone();
+    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
     let file = fs::read(from.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
     let rounded: BTreeMap<String, (Vec<usize>, Vec<u8>)> = tensors
@@ -124,7 +127,7 @@ fn load(path: DecodePath) -> CudaModel {
 #[test]
 fn logits_are_as_near_the_golden_ones_as_bf16_allows() {
     on_stand_in("logits_are_as_near_the_golden_ones_as_bf16_allows", || {
-        let rounded = rounded_fixture();
+        let rounded = rounded_fixture(&Value::Null);
         let cpu = Model::load(&Checkpoint::open(rounded.path()).unwrap(), Some(Gqa)).unwrap();
         for path in [Gqa, MqaAbsorb] {
             let model = load(path);
@@ -160,6 +163,46 @@ fn logits_are_as_near_the_golden_ones_as_bf16_allows() {
                     "{path} {i}: {equal} of {count} sure tokens are the same"
                 );
             }
+        }
+    });
+}
+
+/// Channels that turn slower, turned channels that are multiplied, and scores that are: each scaling has its share of them.
+/// On the same weights the device's gap to the CPU is what it rounds, and it is far below what scaling changes.
+#[test]
+fn scaled_ropes_change_what_the_cpu_says_they_change() {
+    on_stand_in("scaled_ropes_change_what_the_cpu_says_they_change", || {
+        let tokens = golden("ids_2", u32::from_le_bytes)[..TOKENS].to_vec();
+        let cpu = |folder: &Path| {
+            Model::load(&Checkpoint::open(folder).unwrap(), Some(Gqa)).unwrap().logits(&tokens).unwrap()
+        };
+        let unscaled = cpu(rounded_fixture(&Value::Null).path());
+        let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32 });
+        let with = |field: &str, value: f64| {
+            let mut yarn = yarn.clone();
+            yarn[field] = json!(value);
+            yarn
+        };
+        for (scaling, path) in [
+            (
+                json!({
+                    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                }),
+                Gqa,
+            ),
+            (with("attention_factor", 1.5), MqaAbsorb),
+            (with("mscale_all_dim", 4.0), Gqa),
+            (with("mscale_all_dim", 4.0), MqaAbsorb),
+        ] {
+            let folder = rounded_fixture(&scaling);
+            let expected = cpu(folder.path());
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let model = CudaModel::load(&checkpoint, Some(path), 0, &Images::default()).unwrap();
+            let (device_gap, _) = gap(&model.logits(&tokens).unwrap(), &expected);
+            let (changed, _) = gap(&unscaled, &expected);
+            println!("{path} {scaling}: relative error {device_gap:.2e}, without scaling {changed:.2e}");
+            assert!(10.0 * device_gap < changed, "{path} {scaling}: {device_gap:.2e}, of {changed:.2e}");
         }
     });
 }

@@ -6,7 +6,7 @@ use gqla_kernels::{
     device::{DecodeShape, Device, DeviceError, Norm, Turns, UpProjection, Weights},
     ops::RopeStyle,
 };
-use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
+use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 use half::bf16;
 
@@ -25,9 +25,6 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     if config.num_key_value_heads_per_layer.is_some() {
         return unsupported("layers with different num_key_value_heads: convert to one number of groups");
     }
-    if config.rope_scaling.is_some() {
-        return unsupported("scaled rotary frequencies (rope_scaling): serve it with --device cpu");
-    }
     match (config.model_type.as_str(), &config.attention) {
         ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
             unsupported("factored query projections (q_lora_rank): convert without them")
@@ -35,6 +32,13 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
         ("llama_gqla", AttentionConfig::Latent { shape, .. }) => Ok(*shape),
         (model_type, _) => Err(CudaLoadError::UnsupportedModel { model_type: model_type.to_owned() }),
     }
+}
+
+/// The same as kernels see it, with the factor that scaled rotary embeddings want of scores.
+pub(super) fn decode_shape(attention: &AttentionShape, config: &ModelConfig) -> DecodeShape {
+    let shape = DecodeShape::of(attention);
+    let factor = config.rope_scaling.as_ref().map_or(1.0, RopeScaling::score_factor);
+    DecodeShape { scale: shape.scale * factor, ..shape }
 }
 
 /// Copies all weights to the device, layer by layer.
@@ -45,7 +49,7 @@ pub(super) fn parameters(
     path: DecodePath,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
-    let shape = DecodeShape::of(attention);
+    let shape = decode_shape(attention, config);
     let source = Source { checkpoint, config, device, shape, attention, bytes_read: Cell::new(0) };
     let layers =
         (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
@@ -60,10 +64,12 @@ pub(super) fn parameters(
     })
 }
 
-/// Cosine and sine of every position's angles, computed in float64.
+/// Cosine and sine of every position's angles, times what turned channels are multiplied by, computed in float64.
 fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Turns, DeviceError> {
-    let frequencies = rotary_frequencies(dim, config.rope_theta, None);
-    let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
+    let scaling = config.rope_scaling.as_ref();
+    let frequencies = rotary_frequencies(dim, config.rope_theta, scaling);
+    let factor = scaling.map_or(1.0, RopeScaling::rotary_factor);
+    let turn = |angle: f64| [(factor * angle.cos()) as f32, (factor * angle.sin()) as f32];
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
         .collect();

@@ -63,7 +63,8 @@ impl CudaModel {
         images: &Images,
     ) -> Result<Self, CudaLoadError> {
         let attention = load::attention(checkpoint)?;
-        let (shape, path) = (DecodeShape::of(&attention), path.unwrap_or(DecodePath::Gqa));
+        let shape = load::decode_shape(&attention, checkpoint.config());
+        let path = path.unwrap_or(DecodePath::Gqa);
         let device = Device::open(ordinal)?;
         // A step of one token per sequence decides: kernels must not change with what shares a step.
         let plan = plan_decode(&shape, path, 1, device.limits())?;
