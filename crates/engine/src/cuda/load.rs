@@ -14,6 +14,7 @@ use super::{
     CudaLoadError,
     model::{Layer, Parameters},
 };
+use crate::{DraftSource, Speculation};
 
 /// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -34,7 +35,18 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     }
 }
 
-/// The same as kernels see it, with the factor that scaled rotary embeddings want of scores.
+/// Drafts of a step of one sequence at most.
+pub(super) fn drafts(speculation: Option<Speculation>) -> Result<u32, CudaLoadError> {
+    match speculation {
+        Some(speculation) if speculation.source() == DraftSource::PredictionLayer => {
+            let what = "prediction layers: draft by prompt lookup (--speculative-method ngram)".to_owned();
+            Err(CudaLoadError::UnsupportedVariant { what })
+        }
+        speculation => Ok(speculation.map_or(0, |speculation| speculation.tokens() as u32)),
+    }
+}
+
+/// The attention as kernels see it, with the factor that scaled rotary embeddings want of scores.
 pub(super) fn decode_shape(attention: &AttentionShape, config: &ModelConfig) -> DecodeShape {
     let shape = DecodeShape::of(attention);
     let factor = config.rope_scaling.as_ref().map_or(1.0, RopeScaling::score_factor);

@@ -10,7 +10,7 @@ use gqla_kernels::{
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
-use super::{CudaLoadError, forward::Workspace, load};
+use super::{CudaEngineConfig, CudaLoadError, forward::Workspace, load};
 
 /// Tokens that [`CudaModel::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -62,12 +62,21 @@ impl CudaModel {
         ordinal: usize,
         images: &Images,
     ) -> Result<Self, CudaLoadError> {
+        let images = images.clone();
+        Self::prepare(checkpoint, &CudaEngineConfig { path, device: ordinal, images, ..Default::default() })
+    }
+
+    /// The same for an engine, which may draft.
+    pub(super) fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
+        let CudaEngineConfig { images, speculation, .. } = config;
         let attention = load::attention(checkpoint)?;
+        let s_q = 1 + load::drafts(*speculation)?;
         let shape = load::decode_shape(&attention, checkpoint.config());
-        let path = path.unwrap_or(DecodePath::Gqa);
-        let device = Device::open(ordinal)?;
-        // A step of one token per sequence decides: kernels must not change with what shares a step.
-        let plan = plan_decode(&shape, path, 1, device.limits())?;
+        let path = config.path.unwrap_or(DecodePath::Gqa);
+        let device = Device::open(config.device)?;
+        // Rows of a token and all its drafts decide, whether a step has them or not: kernels must not change with what
+        // shares a step.
+        let plan = plan_decode(&shape, path, s_q, device.limits())?;
         let context = checkpoint.config().max_position_embeddings;
         let decode = decode(&device, images, shape, plan)?;
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
