@@ -7,7 +7,9 @@ mod support;
 
 use std::{
     collections::BTreeSet,
+    fs,
     ops::ControlFlow,
+    path::Path,
     sync::mpsc::{Receiver, channel},
     time::Duration,
 };
@@ -15,14 +17,16 @@ use std::{
 use gqla_engine::{
     Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Sink, Speculation,
     SpeculationStats,
-    cpu::CacheMemory,
-    cuda::{CudaEngine, CudaEngineConfig},
+    cpu::{CacheMemory, NotExpandable},
+    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use support::{
     collect, fixture, ids,
     stand_in::{launched, on_stand_in},
 };
+
+const GQLA: &str = "llama_a/llama_gqla_a";
 
 fn config(path: DecodePath) -> CudaEngineConfig {
     CudaEngineConfig {
@@ -35,7 +39,11 @@ fn config(path: DecodePath) -> CudaEngineConfig {
 }
 
 fn start(config: CudaEngineConfig) -> CudaEngine {
-    CudaEngine::start(&Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap(), config).unwrap()
+    start_model(&fixture(GQLA), config)
+}
+
+fn start_model(folder: &Path, config: CudaEngineConfig) -> CudaEngine {
+    CudaEngine::start(&Checkpoint::open(folder).unwrap(), config).unwrap()
 }
 
 /// Greedily, and few tokens: the stand-in takes a good part of a second for each.
@@ -43,10 +51,30 @@ fn greedy(max_tokens: u32) -> SamplingParams {
     SamplingParams { max_tokens, temperature: 0.0, logprobs: Some(1), ..SamplingParams::default() }
 }
 
+/// Draws from two tokens, and the one that was drawn becomes likelier: margins that no rounding crosses.
+fn of_two(tokens: [u32; 2], max_tokens: u32) -> SamplingParams {
+    SamplingParams {
+        logit_bias: tokens.map(|id| (id, 50.0)).to_vec(),
+        frequency_penalty: -1.0,
+        ..greedy(max_tokens)
+    }
+}
+
 fn submit(engine: &CudaEngine, prompt: &[u32], sampling: SamplingParams) -> Receiver<Event> {
+    submit_gated(engine, prompt, sampling, channel().1)
+}
+
+/// The engine waits with the first event until `gate` closes.
+fn submit_gated(
+    engine: &CudaEngine,
+    prompt: &[u32],
+    sampling: SamplingParams,
+    gate: Receiver<()>,
+) -> Receiver<Event> {
     let (sender, events) = channel();
     let sink: Sink = Box::new(move |event| {
         let _ = sender.send(event);
+        let _ = gate.recv();
         ControlFlow::Continue(())
     });
     engine.submit(Request::new(prompt.to_vec(), sampling, sink)).unwrap();
@@ -77,14 +105,8 @@ fn a_sequence_computes_the_same_bits_alone_among_others_and_from_the_cache() {
     });
 }
 
-/// A text that repeats itself as its prompt did, and one of two tokens that other tokens follow in the prompt. Biases leave
-/// margins that no rounding crosses.
+/// A text that repeats itself as its prompt did, and one of two tokens that other tokens follow in the prompt.
 fn drafted(engine: &CudaEngine) -> (Vec<Vec<(u32, u32)>>, SpeculationStats) {
-    let of_two = |ids: [u32; 2], max_tokens| SamplingParams {
-        logit_bias: ids.map(|id| (id, 50.0)).to_vec(),
-        frequency_penalty: -1.0,
-        ..greedy(max_tokens)
-    };
     let prompts = [
         ((0..24).map(|i| i % 4 * 9).collect::<Vec<u32>>(), of_two([9, 18], 16)),
         ([3, 7].iter().flat_map(|id| [*id, 100 + id]).chain(200..266).collect(), of_two([3, 7], 8)),
@@ -95,14 +117,16 @@ fn drafted(engine: &CudaEngine) -> (Vec<Vec<(u32, u32)>>, SpeculationStats) {
     (texts, engine.stats().speculation)
 }
 
+/// Four drafts of n-grams of so many tokens.
+fn lookup(min: usize, max: usize) -> Option<Speculation> {
+    let source = DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
+    Some(Speculation::new(source, 4).unwrap())
+}
+
 /// Four drafts take another kernel than none, which every step then runs, so that bits do not depend on what was drafted.
 #[test]
 fn drafts_that_hit_and_drafts_that_miss_leave_the_same_text() {
     on_stand_in("drafts_that_hit_and_drafts_that_miss_leave_the_same_text", || {
-        let lookup = |min, max| {
-            let source = DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
-            Some(Speculation::new(source, 4).unwrap())
-        };
         for (path, prefix, plain_kernel, drafting_kernel) in [
             (Gqa, "gqa_decode", "gqa_decode_rows16", "gqa_decode_rows32"),
             (MqaAbsorb, "absorb_decode", "absorb_decode_rows32", "absorb_decode_rows64"),
@@ -128,5 +152,60 @@ fn drafts_that_hit_and_drafts_that_miss_leave_the_same_text() {
                 |texts: &[Vec<(u32, u32)>]| -> Vec<_> { texts.iter().map(|text| ids(text)).collect() };
             assert_eq!(tokens(&hit), tokens(&plain), "{path}");
         }
+    });
+}
+
+/// The fixture's first layer alone: its latents depend on no attention, and so are the same along both paths.
+fn one_layer() -> tempfile::TempDir {
+    let (from, to) = (fixture(GQLA), tempfile::tempdir().unwrap());
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"] = 1.into();
+    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    fs::copy(from.join("model.safetensors"), to.path().join("model.safetensors")).unwrap();
+    to
+}
+
+/// More pages than are expanded at once. After the change a layer whose latents are the same computes the GQA path's bits,
+/// in the sequence that runs and in one that finds the prompt in the cache; of several layers, the token is the same.
+#[test]
+fn a_running_sequence_changes_path_and_is_not_computed_again() {
+    on_stand_in("a_running_sequence_changes_path_and_is_not_computed_again", || {
+        let single = one_layer();
+        let long: Vec<u32> = (0..270).map(|i| i * 31 % 512).collect();
+        let (three, one) = (fixture(GQLA), single.path());
+        let cases = [(one, &long[..], None), (three.as_path(), &long[..70], lookup(1, 4))];
+        for (folder, prompt, speculation) in cases {
+            let settings = |path| CudaEngineConfig { max_model_len: Some(300), speculation, ..config(path) };
+            let whole = |path| {
+                let engine = start_model(folder, settings(path));
+                collect(&submit(&engine, prompt, of_two([3, 7], 6)))
+            };
+            let (absorb, gqa) = (whole(MqaAbsorb), whole(Gqa));
+            let expandable = CudaEngineConfig { expandable: true, ..settings(MqaAbsorb) };
+            let engine = start_model(folder, expandable);
+            let (open, gate) = channel();
+            let running = submit_gated(&engine, prompt, of_two([3, 7], 6), gate);
+            let Ok(Event::Token { id, logprob }) = running.recv() else { panic!("no token") };
+            engine.switch_to_gqa().unwrap();
+            drop(open);
+            let first = (id, logprob.unwrap().logprob.to_bits());
+            let changed: Vec<_> = std::iter::once(first).chain(collect(&running)).collect();
+            assert_eq!(engine.stats().prompt_tokens, prompt.len() as u64);
+            engine.switch_to_gqa().unwrap();
+            let again = collect(&submit(&engine, prompt, of_two([3, 7], 6)));
+            assert!(engine.stats().prefix_hits >= 64, "{:?}", engine.stats());
+            assert_eq!(first, absorb[0]);
+            assert_eq!((ids(&changed), ids(&again)), (ids(&gqa), ids(&gqa)));
+            assert_ne!(absorb[1..], gqa[1..], "bits that tell the paths apart");
+            if folder == one {
+                assert_eq!(changed[1..], gqa[1..]);
+                assert_eq!(again, gqa);
+            }
+        }
+        assert_eq!(start(config(MqaAbsorb)).switch_to_gqa(), Err(NotExpandable));
+        let gqa = CudaEngineConfig { expandable: true, ..config(Gqa) };
+        let error = CudaEngine::start(&Checkpoint::open(&three).unwrap(), gqa).err().unwrap();
+        assert!(matches!(error, CudaLoadError::NotExpandable), "{error}");
     });
 }

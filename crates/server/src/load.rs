@@ -139,6 +139,7 @@ fn start_engine(
                 max_queued: config.limits.queued,
                 kv_cache: config.kv_cache,
                 speculation,
+                expandable: false,
                 device: 0,
                 images: Images::find(config.kernel_images.as_deref()),
             },

@@ -15,7 +15,7 @@ use crate::{
     Engine, EngineInfo, EngineStats, RankInfo, Request, Speculation, SubmitError,
     blocks::BlockCopy,
     cpu::{
-        CacheMemory,
+        CacheMemory, NotExpandable,
         memory::{Demand, blocks},
     },
     runner::{Bounds, Runner, StepModel},
@@ -42,6 +42,9 @@ pub struct CudaEngineConfig {
     pub kv_cache: CacheMemory,
     /// Drafts, if any, looked up in the text. They never change a text, but the kernel that attends is chosen for them.
     pub speculation: Option<Speculation>,
+    /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
+    /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
+    pub expandable: bool,
     /// The device, of those that the driver shows.
     pub device: usize,
     /// Where images of the kernels are.
@@ -57,6 +60,7 @@ impl Default for CudaEngineConfig {
             max_queued: 128,
             kv_cache: CacheMemory::FreeShare(0.9),
             speculation: None,
+            expandable: false,
             device: 0,
             images: Images::default(),
         }
@@ -67,6 +71,7 @@ impl Default for CudaEngineConfig {
 pub struct CudaEngine {
     info: EngineInfo,
     runner: Runner,
+    expands: bool,
 }
 
 impl CudaEngine {
@@ -98,7 +103,21 @@ impl CudaEngine {
         };
         let workspace = Workspace::new(&model, info.num_blocks, tokens, drawn)?;
         let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
-        Ok(Self { info, runner })
+        Ok(Self { info, runner, expands: config.expandable })
+    }
+
+    /// Changes from the absorb path to the GQA path before the next step. Running sequences go on where they are: keys and
+    /// values are those that the GQA path would have made of the latents as they are cached, and nothing is computed again.
+    /// Doing so twice does nothing.
+    ///
+    /// # Errors
+    /// [`NotExpandable`] unless [`CudaEngineConfig::expandable`] was set.
+    pub fn switch_to_gqa(&self) -> Result<(), NotExpandable> {
+        if !self.expands {
+            return Err(NotExpandable);
+        }
+        self.runner.expand();
+        Ok(())
     }
 }
 
@@ -113,7 +132,7 @@ fn plan_cache(
     let kv_bytes_per_token = model.kv_elements_per_token_layer() * model.layers() * size_of::<bf16>();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let demand = Demand {
-        block: (kv_bytes_per_token * BLOCK_TOKENS) as u64,
+        block: model.page_bytes() as u64,
         workspace: model.workspace_bytes(tokens, drawn, context) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
@@ -158,7 +177,7 @@ struct Running {
     model: CudaModel,
     workspace: Workspace,
     logits: Vec<f32>,
-    /// Why copying blocks failed, which the next step tells.
+    /// Why copying or expanding blocks failed, which the next step tells.
     failed: Option<String>,
 }
 
@@ -169,8 +188,11 @@ impl StepModel for Running {
         }
     }
 
-    /// Nobody asks for it: this engine offers no change of path.
-    fn expand(&mut self, _: &[u32]) {}
+    fn expand(&mut self, blocks: &[u32]) {
+        if let Err(error) = self.model.expand(&mut self.workspace, blocks) {
+            self.failed = Some(error.to_string());
+        }
+    }
 
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
         if let Some(failed) = self.failed.take() {

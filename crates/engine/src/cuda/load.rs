@@ -61,8 +61,7 @@ pub(super) fn parameters(
     path: DecodePath,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
-    let shape = decode_shape(attention, config);
-    let source = Source { checkpoint, config, device, shape, attention, bytes_read: Cell::new(0) };
+    let source = Source::new(checkpoint, device, attention);
     let layers =
         (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
     let head = |name: &str| source.matrix(&[(name, config.vocab_size)], config.hidden_size);
@@ -74,6 +73,16 @@ pub(super) fn parameters(
         turns: turns(device, attention.qk_rope_head_dim as usize, config)?,
         stored_bytes: source.bytes_read.get(),
     })
+}
+
+/// The GQA path's up-projections of all layers.
+pub(super) fn expanded(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    attention: &AttentionShape,
+) -> Result<Vec<UpProjection>, CudaLoadError> {
+    let source = Source::new(checkpoint, device, attention);
+    (0..checkpoint.config().num_hidden_layers).map(|layer| source.up(layer, DecodePath::Gqa)).collect()
 }
 
 /// Cosine and sine of every position's angles, times what turned channels are multiplied by, computed in float64.
@@ -98,6 +107,12 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
+    fn new(checkpoint: &'a Checkpoint, device: &'a Device, attention: &'a AttentionShape) -> Self {
+        let config = checkpoint.config();
+        let shape = decode_shape(attention, config);
+        Self { checkpoint, config, device, attention, shape, bytes_read: Cell::new(0) }
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
         let tensor = self.checkpoint.tensor(name)?.expect_shape(shape)?;
         self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
@@ -143,7 +158,7 @@ impl<'a> Source<'a> {
             input_norm: self.norm(&name("input_layernorm"), hidden, eps)?,
             projection: self.projection(&name("self_attn.q_proj"), &name("self_attn.kv_a_proj_with_mqa"))?,
             latent_norm: if normed { Some(latent_norm()?) } else { None },
-            up: self.up(&name("self_attn.kv_b_proj"), path)?,
+            up: self.up(layer, path)?,
             output: matrix(&[("self_attn.o_proj", hidden)], attended)?,
             post_norm: self.norm(&name("post_attention_layernorm"), hidden, eps)?,
             gate_up: matrix(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
@@ -166,7 +181,8 @@ impl<'a> Source<'a> {
         Ok(self.upload(queries, &numbers, [1, outputs, hidden])?)
     }
 
-    fn up(&self, name: &str, path: DecodePath) -> Result<UpProjection, CudaLoadError> {
+    fn up(&self, layer: usize, path: DecodePath) -> Result<UpProjection, CudaLoadError> {
+        let name = &format!("model.layers.{layer}.self_attn.kv_b_proj.weight");
         let rows = (self.shape.groups * (self.shape.nope + self.shape.value)) as usize;
         let rank = self.attention.kv_lora_rank as usize;
         let numbers = rounded(&self.tensor(name, &[rows, rank])?);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits,
     sys::{self, CUdevice_attribute, cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY},
 };
 
@@ -18,7 +18,7 @@ pub struct Device {
 }
 
 /// What buffers hold: plain numbers of which every bit pattern is one.
-pub trait Number: DeviceRepr + Copy + Default + private::Sealed {}
+pub trait Number: DeviceRepr + ValidAsZeroBits + Copy + Default + private::Sealed {}
 
 mod private {
     pub trait Sealed {}
@@ -149,6 +149,17 @@ impl Device {
             },
             _ => DeviceError::driver(format!("allocating {bytes} bytes for {what}"))(error),
         }
+    }
+
+    /// Makes all numbers of a buffer 0.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn clear<T: Number>(&self, buffer: &mut Buffer<T>) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.stream
+            .memset_zeros(&mut buffer.slice)
+            .map_err(DeviceError::driver("clearing memory on the device"))
     }
 
     /// Copies numbers to new memory.
