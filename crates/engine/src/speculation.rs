@@ -87,6 +87,12 @@ impl Speculation {
     }
 }
 
+/// Rows of a step of up to `rows` that logits are wanted of, at most: the last of each of `sequences` and its drafts.
+pub(crate) fn drawn_rows(speculation: Option<Speculation>, sequences: usize, rows: usize) -> usize {
+    let each = 1 + speculation.map_or(0, |speculation| speculation.tokens());
+    sequences.saturating_mul(each).min(rows)
+}
+
 /// What became of drafts; ever growing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpeculationStats {

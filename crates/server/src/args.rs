@@ -157,9 +157,12 @@ pub enum ArgsError {
     /// Several GPUs.
     #[error("--device cuda --tp {0}: this version runs on one GPU; use --tp 1, or --device cpu")]
     CudaTensorParallel(u32),
-    /// Nothing verifies drafts on a GPU.
-    #[error("--device cuda --mtp: the CUDA backend of this version does not verify drafts; use --mtp 0")]
-    CudaDrafts,
+    /// The layer that would draft does not run on a GPU.
+    #[error(
+        "--device cuda --speculative-method mtp: the CUDA backend of this version runs no multi-token-prediction layer; \
+         use ngram or auto, or --mtp 0"
+    )]
+    CudaPredictionLayer,
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
@@ -258,9 +261,6 @@ impl ServeArgs {
         if self.device == Device::Cuda && decode_path.is_none() {
             return Err(ArgsError::CudaPath);
         }
-        if self.device == Device::Cuda && drafts.is_some() {
-            return Err(ArgsError::CudaDrafts);
-        }
         let last_part = || self.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let served_name = self
             .served_model_name
@@ -304,10 +304,11 @@ impl ServeArgs {
         let mtp = of(DraftSource::PredictionLayer)?;
         let lookup = PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max);
         let ngram = of(DraftSource::PromptLookup(lookup.map_err(ArgsError::PromptLookup)?))?;
-        Ok(Some(match self.speculative_method {
-            SpeculativeMethod::Auto => Drafts::Auto { mtp, ngram },
-            SpeculativeMethod::Ngram => Drafts::Ngram(ngram),
-            SpeculativeMethod::Mtp => Drafts::Mtp(mtp),
+        Ok(Some(match (self.speculative_method, self.device) {
+            (SpeculativeMethod::Mtp, Device::Cuda) => return Err(ArgsError::CudaPredictionLayer),
+            (SpeculativeMethod::Mtp, Device::Cpu) => Drafts::Mtp(mtp),
+            (SpeculativeMethod::Auto, Device::Cpu) => Drafts::Auto { mtp, ngram },
+            (SpeculativeMethod::Auto, Device::Cuda) | (SpeculativeMethod::Ngram, _) => Drafts::Ngram(ngram),
         }))
     }
 }
@@ -400,7 +401,10 @@ mod tests {
         for (flags, error) in [
             ("--device cuda", ArgsError::CudaPath),
             ("--device cuda --decode-path gqa --tp 2", ArgsError::CudaTensorParallel(2)),
-            ("--device cuda --decode-path gqa --mtp 1", ArgsError::CudaDrafts),
+            (
+                "--device cuda --decode-path gqa --mtp 1 --speculative-method mtp",
+                ArgsError::CudaPredictionLayer,
+            ),
             ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 16", ArgsError::Drafts(SpeculationError::Tokens { tokens: 16 })),
@@ -439,6 +443,7 @@ mod tests {
                 Some(Drafts::Ngram(of(lookup(2, 5), 5))),
             ),
             ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", Some(auto(lookup(3, 3), 15))),
+            ("--device cuda --decode-path gqa --mtp 1", Some(Drafts::Ngram(of(lookup(2, 5), 1)))),
         ] {
             assert_eq!(drafts(flags), expected, "{flags}");
         }

@@ -138,6 +138,8 @@ fn start_engine(
                 max_num_seqs: config.limits.running,
                 max_queued: config.limits.queued,
                 kv_cache: config.kv_cache,
+                speculation,
+                expandable: false,
                 device: 0,
                 images: Images::find(config.kernel_images.as_deref()),
             },

@@ -5,7 +5,8 @@ use gqla_engine::Speculation;
 /// Where drafts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SpeculativeMethod {
-    /// mtp where the checkpoint has a multi-token-prediction layer, or else ngram.
+    /// mtp where the checkpoint has a multi-token-prediction layer and the device runs it, which CUDA does not yet, or else
+    /// ngram.
     Auto,
     /// What followed the same tokens earlier in the text.
     Ngram,

@@ -15,6 +15,7 @@ use crate::{
     Engine, EngineInfo, EngineStats, RankInfo, Request, Speculation, SubmitError,
     runner::{Bounds, Runner},
     scheduler::Limits,
+    speculation::drawn_rows,
 };
 
 /// Tokens of a step at least: enough rows that a prompt's matrix products reuse each weight from the cache, few enough
@@ -139,12 +140,6 @@ fn step_tokens(config: &CpuEngineConfig) -> usize {
     STEP_TOKENS.max(2 * config.max_num_seqs)
 }
 
-/// Rows of a step that logits are wanted of, at most.
-fn drawn_rows(config: &CpuEngineConfig) -> usize {
-    let each = 1 + config.speculation.map_or(0, |speculation| speculation.tokens());
-    config.max_num_seqs.saturating_mul(each).min(step_tokens(config))
-}
-
 /// Sizes the cache: no more blocks than all sequences can use, and a context that always fits. One that was asked for
 /// is kept or refused; the model's own may be cut.
 fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, LoadError> {
@@ -155,7 +150,9 @@ fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, Lo
     let format = config.kv_cache_format;
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let of_all = |bytes: &dyn Fn(&Part) -> usize| parts.iter().map(bytes).sum::<usize>();
-    let workspace = |part: &Part| part.model.workspace_bytes(step_tokens(config), drawn_rows(config));
+    let tokens = step_tokens(config);
+    let drawn = drawn_rows(config.speculation, config.max_num_seqs, tokens);
+    let workspace = |part: &Part| part.model.workspace_bytes(tokens, drawn);
     let demand = Demand {
         block: (of_all(&|part| part.model.largest_kv_bytes_per_token(format)) * BLOCK_TOKENS) as u64,
         workspace: of_all(&workspace) as u64,

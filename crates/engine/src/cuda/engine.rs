@@ -12,14 +12,15 @@ use half::bf16;
 
 use super::{CudaLoadError, CudaModel, forward::Workspace};
 use crate::{
-    Engine, EngineInfo, EngineStats, RankInfo, Request, SubmitError,
+    Engine, EngineInfo, EngineStats, RankInfo, Request, Speculation, SubmitError,
     blocks::BlockCopy,
     cpu::{
-        CacheMemory,
+        CacheMemory, NotExpandable,
         memory::{Demand, blocks},
     },
     runner::{Bounds, Runner, StepModel},
     scheduler::Limits,
+    speculation::drawn_rows,
 };
 
 /// Tokens of a step at least: prompts advance in chunks of so many, while the others decode.
@@ -39,6 +40,11 @@ pub struct CudaEngineConfig {
     pub max_queued: usize,
     /// What the cache may take of the device's memory.
     pub kv_cache: CacheMemory,
+    /// Drafts, if any, looked up in the text. They never change a text, but the kernel that attends is chosen for them.
+    pub speculation: Option<Speculation>,
+    /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
+    /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
+    pub expandable: bool,
     /// The device, of those that the driver shows.
     pub device: usize,
     /// Where images of the kernels are.
@@ -53,6 +59,8 @@ impl Default for CudaEngineConfig {
             max_num_seqs: 64,
             max_queued: 128,
             kv_cache: CacheMemory::FreeShare(0.9),
+            speculation: None,
+            expandable: false,
             device: 0,
             images: Images::default(),
         }
@@ -63,6 +71,7 @@ impl Default for CudaEngineConfig {
 pub struct CudaEngine {
     info: EngineInfo,
     runner: Runner,
+    expands: bool,
 }
 
 impl CudaEngine {
@@ -80,35 +89,51 @@ impl CudaEngine {
                 return Err(CudaLoadError::Zero { field });
             }
         }
-        let model = CudaModel::load(checkpoint, config.path, config.device, &config.images)?;
+        let model = CudaModel::prepare(checkpoint, &config)?;
         let tokens = STEP_TOKENS.max(2 * config.max_num_seqs);
-        let info = plan_cache(&model, &config, tokens)?;
+        let drawn = drawn_rows(config.speculation, config.max_num_seqs, tokens);
+        let info = plan_cache(&model, &config, tokens, drawn)?;
         let limits = Limits { sequences: config.max_num_seqs, tokens, context: info.context_length };
         let bounds = Bounds {
             limits,
             blocks: info.num_blocks,
             queued: config.max_queued,
             vocab: info.vocab_size,
-            speculation: None,
+            speculation: config.speculation,
         };
-        let workspace = Workspace::new(&model, info.num_blocks, tokens, config.max_num_seqs)?;
+        let workspace = Workspace::new(&model, info.num_blocks, tokens, drawn)?;
         let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
-        Ok(Self { info, runner })
+        Ok(Self { info, runner, expands: config.expandable })
+    }
+
+    /// Changes from the absorb path to the GQA path before the next step. Running sequences go on where they are: keys and
+    /// values are those that the GQA path would have made of the latents as they are cached, and nothing is computed again.
+    /// Doing so twice does nothing.
+    ///
+    /// # Errors
+    /// [`NotExpandable`] unless [`CudaEngineConfig::expandable`] was set.
+    pub fn switch_to_gqa(&self) -> Result<(), NotExpandable> {
+        if !self.expands {
+            return Err(NotExpandable);
+        }
+        self.runner.expand();
+        Ok(())
     }
 }
 
-/// Sizes the cache as the CPU engine does, by the device's free memory.
+/// Sizes the cache as the CPU engine does, by the device's free memory: steps compute `tokens` and draw from `drawn`.
 fn plan_cache(
     model: &CudaModel,
     config: &CudaEngineConfig,
     tokens: usize,
+    drawn: usize,
 ) -> Result<EngineInfo, CudaLoadError> {
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
     let kv_bytes_per_token = model.kv_elements_per_token_layer() * model.layers() * size_of::<bf16>();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let demand = Demand {
-        block: (kv_bytes_per_token * BLOCK_TOKENS) as u64,
-        workspace: model.workspace_bytes(tokens, config.max_num_seqs, context) as u64,
+        block: model.page_bytes() as u64,
+        workspace: model.workspace_bytes(tokens, drawn, context) as u64,
         needed: config.max_model_len.map_or(1, |_| blocks_per_sequence) as u64,
         useful: config.max_num_seqs.saturating_mul(blocks_per_sequence) as u64,
     };
@@ -117,7 +142,7 @@ fn plan_cache(
     Ok(EngineInfo {
         path: Some(model.path()),
         tensor_parallel: 1,
-        multi_token_prediction: 0,
+        multi_token_prediction: config.speculation.map_or(0, |speculation| speculation.tokens() as u32),
         context_length: context.min(num_blocks * BLOCK_TOKENS),
         block_size: BLOCK_TOKENS,
         num_blocks,
@@ -152,7 +177,7 @@ struct Running {
     model: CudaModel,
     workspace: Workspace,
     logits: Vec<f32>,
-    /// Why copying blocks failed, which the next step tells.
+    /// Why copying or expanding blocks failed, which the next step tells.
     failed: Option<String>,
 }
 
@@ -163,8 +188,11 @@ impl StepModel for Running {
         }
     }
 
-    /// Nobody asks for it: this engine offers no change of path.
-    fn expand(&mut self, _: &[u32]) {}
+    fn expand(&mut self, blocks: &[u32]) {
+        if let Err(error) = self.model.expand(&mut self.workspace, blocks) {
+            self.failed = Some(error.to_string());
+        }
+    }
 
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
         if let Some(failed) = self.failed.take() {
@@ -175,7 +203,7 @@ impl StepModel for Running {
         Ok(&self.logits)
     }
 
-    /// Nobody asks for it: this engine does not draft.
+    /// Nobody asks for it: drafts by a prediction layer are refused when the model is loaded.
     fn draft(&mut self, _: &[usize], _: &[u32], _: &[Segment<'_>], _: &[usize]) -> Result<&[f32], String> {
         Err("the CUDA backend runs no prediction layer".to_owned())
     }

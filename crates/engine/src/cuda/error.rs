@@ -35,6 +35,12 @@ pub enum CudaLoadError {
     /// The cache would be too small.
     #[error(transparent)]
     CacheTooSmall(#[from] CacheTooSmall),
+    /// A model that starts on no absorb path cannot leave it.
+    #[error(
+        "only a model that starts along `mqa-absorb` can change its path while it runs: take that path, or unset \
+         `expandable`"
+    )]
+    NotExpandable,
     /// No sequence could ever run.
     #[error("{field} is 0, expected at least 1")]
     Zero {

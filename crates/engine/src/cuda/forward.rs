@@ -14,17 +14,19 @@ use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads.
 pub(super) struct Workspace {
-    caches: Vec<DecodeCache>,
-    pages: usize,
-    activations: Activations,
+    pub caches: Vec<DecodeCache>,
+    pub pages: usize,
+    /// Tokens of a step at most.
+    pub rows: usize,
+    pub activations: Activations,
 }
 
-struct Activations {
+pub(super) struct Activations {
     /// The residual stream, `[rows, hidden]`.
     residual: Buffer<f32>,
     normed: Buffer<bf16>,
     projected: Projected,
-    scratch: AttentionScratch,
+    pub scratch: AttentionScratch,
     attended: Buffer<bf16>,
     gate_up: Buffer<bf16>,
     activated: Buffer<bf16>,
@@ -53,14 +55,16 @@ impl Widths {
 }
 
 impl CudaModel {
-    /// Bytes of the buffers of a step of `rows` tokens that draws for `wanted`, of a context of `context` tokens.
+    /// Bytes of the buffers of a step of `rows` tokens that draws for `wanted`, of a context of `context` tokens; while the
+    /// path changes, both have theirs.
     pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize, context: usize) -> usize {
         let w = Widths::of(self);
         let of_bf16 = w.hidden + Projected::width(&self.shape) + w.attended + 3 * w.inner;
         let of_f32 = rows * w.hidden + wanted * w.vocab;
+        let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
         rows * of_bf16 * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
-            + AttentionScratch::bytes(&self.shape, self.path, Splits::ENGINE, [rows, context])
+            + self.paths().map(scratch).sum::<usize>()
     }
 }
 
@@ -68,11 +72,19 @@ impl Workspace {
     /// Caches of `pages` pages for every layer, and buffers for steps of up to `rows` tokens that draw for `wanted`.
     pub fn new(model: &CudaModel, pages: usize, rows: usize, wanted: usize) -> Result<Self, DeviceError> {
         let (device, w) = (&model.device, Widths::of(model));
-        let cache = |_: &Layer| DecodeCache::new(device, &model.shape, model.path, pages);
+        let cache = |_: &Layer| -> Result<DecodeCache, DeviceError> {
+            let mut cache = DecodeCache::new(device, &model.shape, model.path, pages)?;
+            // The change of path expands whole pages, also where no token is yet.
+            if let (Some(_), DecodeCache::Absorb { latents }) = (&model.expanded, &mut cache) {
+                device.clear(latents)?;
+            }
+            Ok(cache)
+        };
         let room = |width: usize| device.unwritten("activations", rows * width);
         Ok(Self {
             caches: model.parameters.layers.iter().map(cache).collect::<Result<_, _>>()?,
             pages,
+            rows,
             activations: Activations {
                 residual: device.unwritten("activations", rows * w.hidden)?,
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
@@ -112,7 +124,7 @@ impl CudaModel {
         segments: &[Segment<'_>],
         wanted: &[usize],
     ) -> Result<Vec<f32>, DeviceError> {
-        let Workspace { caches, pages, activations: a } = workspace;
+        let Workspace { caches, pages, activations: a, .. } = workspace;
         let tables = Tables::new(&self.device, segments, *pages, Splits::ENGINE)?;
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
         for (layer, cache) in self.parameters.layers.iter().zip(caches) {

@@ -1,12 +1,12 @@
 //! From a checkpoint's tensors to weights on a device.
 
-use std::cell::Cell;
+use std::{borrow::Cow, cell::Cell};
 
 use gqla_kernels::{
     device::{DecodeShape, Device, DeviceError, Norm, Turns, UpProjection, Weights},
     ops::RopeStyle,
 };
-use gqla_model::{AttentionShape, DecodePath, rotary_frequencies};
+use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
 use half::bf16;
 
@@ -14,6 +14,7 @@ use super::{
     CudaLoadError,
     model::{Layer, Parameters},
 };
+use crate::{DraftSource, Speculation};
 
 /// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -25,9 +26,6 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     if config.num_key_value_heads_per_layer.is_some() {
         return unsupported("layers with different num_key_value_heads: convert to one number of groups");
     }
-    if config.rope_scaling.is_some() {
-        return unsupported("scaled rotary frequencies (rope_scaling): serve it with --device cpu");
-    }
     match (config.model_type.as_str(), &config.attention) {
         ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
             unsupported("factored query projections (q_lora_rank): convert without them")
@@ -35,6 +33,24 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
         ("llama_gqla", AttentionConfig::Latent { shape, .. }) => Ok(*shape),
         (model_type, _) => Err(CudaLoadError::UnsupportedModel { model_type: model_type.to_owned() }),
     }
+}
+
+/// Drafts of a step of one sequence at most.
+pub(super) fn drafts(speculation: Option<Speculation>) -> Result<u32, CudaLoadError> {
+    match speculation {
+        Some(speculation) if speculation.source() == DraftSource::PredictionLayer => {
+            let what = "prediction layers: draft by prompt lookup (--speculative-method ngram)".to_owned();
+            Err(CudaLoadError::UnsupportedVariant { what })
+        }
+        speculation => Ok(speculation.map_or(0, |speculation| speculation.tokens() as u32)),
+    }
+}
+
+/// The attention as kernels see it, with the factor that scaled rotary embeddings want of scores.
+pub(super) fn decode_shape(attention: &AttentionShape, config: &ModelConfig) -> DecodeShape {
+    let shape = DecodeShape::of(attention);
+    let factor = config.rope_scaling.as_ref().map_or(1.0, RopeScaling::score_factor);
+    DecodeShape { scale: shape.scale * factor, ..shape }
 }
 
 /// Copies all weights to the device, layer by layer.
@@ -45,8 +61,7 @@ pub(super) fn parameters(
     path: DecodePath,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
-    let shape = DecodeShape::of(attention);
-    let source = Source { checkpoint, config, device, shape, attention, bytes_read: Cell::new(0) };
+    let source = Source::new(checkpoint, device, attention);
     let layers =
         (0..config.num_hidden_layers).map(|layer| source.layer(layer, path)).collect::<Result<_, _>>()?;
     let head = |name: &str| source.matrix(&[(name, config.vocab_size)], config.hidden_size);
@@ -60,10 +75,22 @@ pub(super) fn parameters(
     })
 }
 
-/// Cosine and sine of every position's angles, computed in float64.
+/// The GQA path's up-projections of all layers.
+pub(super) fn expanded(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    attention: &AttentionShape,
+) -> Result<Vec<UpProjection>, CudaLoadError> {
+    let source = Source::new(checkpoint, device, attention);
+    (0..checkpoint.config().num_hidden_layers).map(|layer| source.up(layer, DecodePath::Gqa)).collect()
+}
+
+/// Cosine and sine of every position's angles, times what turned channels are multiplied by, computed in float64.
 fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Turns, DeviceError> {
-    let frequencies = rotary_frequencies(dim, config.rope_theta, None);
-    let turn = |angle: f64| [angle.cos() as f32, angle.sin() as f32];
+    let scaling = config.rope_scaling.as_ref();
+    let frequencies = rotary_frequencies(dim, config.rope_theta, scaling);
+    let factor = scaling.map_or(1.0, RopeScaling::rotary_factor);
+    let turn = |angle: f64| [(factor * angle.cos()) as f32, (factor * angle.sin()) as f32];
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
         .collect();
@@ -80,6 +107,12 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
+    fn new(checkpoint: &'a Checkpoint, device: &'a Device, attention: &'a AttentionShape) -> Self {
+        let config = checkpoint.config();
+        let shape = decode_shape(attention, config);
+        Self { checkpoint, config, device, attention, shape, bytes_read: Cell::new(0) }
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
         let tensor = self.checkpoint.tensor(name)?.expect_shape(shape)?;
         self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
@@ -93,11 +126,15 @@ impl<'a> Source<'a> {
 
     /// Stacks matrices of `inputs` columns.
     fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weights, CudaLoadError> {
-        let mut numbers = Vec::new();
-        for (name, outputs) in parts {
-            numbers.extend(rounded(&self.tensor(name, &[*outputs, inputs])?));
+        if let [(name, outputs)] = *parts {
+            let tensor = self.tensor(name, &[outputs, inputs])?;
+            return Ok(self.upload(name, &rounded(&tensor), [1, outputs, inputs])?);
         }
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let mut numbers = Vec::with_capacity(outputs * inputs);
+        for (name, outputs) in parts {
+            numbers.extend_from_slice(&rounded(&self.tensor(name, &[*outputs, inputs])?));
+        }
         Ok(self.upload(parts[0].0, &numbers, [1, outputs, inputs])?)
     }
 
@@ -125,7 +162,7 @@ impl<'a> Source<'a> {
             input_norm: self.norm(&name("input_layernorm"), hidden, eps)?,
             projection: self.projection(&name("self_attn.q_proj"), &name("self_attn.kv_a_proj_with_mqa"))?,
             latent_norm: if normed { Some(latent_norm()?) } else { None },
-            up: self.up(&name("self_attn.kv_b_proj"), path)?,
+            up: self.up(layer, path)?,
             output: matrix(&[("self_attn.o_proj", hidden)], attended)?,
             post_norm: self.norm(&name("post_attention_layernorm"), hidden, eps)?,
             gate_up: matrix(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
@@ -138,8 +175,9 @@ impl<'a> Source<'a> {
         let hidden = self.config.hidden_size;
         let (rank, rope) = (self.attention.kv_lora_rank as usize, self.shape.rope as usize);
         let outputs = (self.shape.heads * (self.shape.nope + self.shape.rope)) as usize;
-        let mut numbers = rounded(&self.tensor(queries, &[outputs, hidden])?);
-        let compressed = rounded(&self.tensor(latent, &[rank + rope, hidden])?);
+        let (queried, compressed) =
+            (self.tensor(queries, &[outputs, hidden])?, self.tensor(latent, &[rank + rope, hidden])?);
+        let (mut numbers, compressed) = (rounded(&queried).into_owned(), rounded(&compressed));
         let (latent, rope_key) = compressed.split_at(rank * hidden);
         numbers.extend_from_slice(latent);
         numbers.resize((outputs + self.shape.rank as usize) * hidden, bf16::ZERO);
@@ -148,19 +186,22 @@ impl<'a> Source<'a> {
         Ok(self.upload(queries, &numbers, [1, outputs, hidden])?)
     }
 
-    fn up(&self, name: &str, path: DecodePath) -> Result<UpProjection, CudaLoadError> {
+    fn up(&self, layer: usize, path: DecodePath) -> Result<UpProjection, CudaLoadError> {
+        let name = &format!("model.layers.{layer}.self_attn.kv_b_proj.weight");
         let rows = (self.shape.groups * (self.shape.nope + self.shape.value)) as usize;
         let rank = self.attention.kv_lora_rank as usize;
-        let numbers = rounded(&self.tensor(name, &[rows, rank])?);
-        Ok(UpProjection::upload(self.device, name, &self.shape, path, (&numbers, rank))?)
+        let tensor = self.tensor(name, &[rows, rank])?;
+        Ok(UpProjection::upload(self.device, name, &self.shape, path, (&rounded(&tensor), rank))?)
     }
 }
 
-/// A tensor's numbers in bf16.
-fn rounded(tensor: &Tensor<'_>) -> Vec<bf16> {
-    match tensor.dtype {
-        Dtype::BF16 => {
-            tensor.bytes().chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]])).collect()
+/// A tensor's numbers in bf16, as they lie in the file where they are that already.
+fn rounded<'a>(tensor: &'a Tensor<'_>) -> Cow<'a, [bf16]> {
+    let bytes = tensor.bytes();
+    match (tensor.dtype, bytemuck::try_cast_slice(bytes)) {
+        (Dtype::BF16, Ok(numbers)) if cfg!(target_endian = "little") => Cow::Borrowed(numbers),
+        (Dtype::BF16, _) => {
+            bytes.chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]])).collect()
         }
         _ => tensor.to_f32().into_iter().map(bf16::from_f32).collect(),
     }

@@ -5,6 +5,7 @@
 
 mod engine;
 mod error;
+mod expand;
 mod forward;
 mod load;
 mod model;

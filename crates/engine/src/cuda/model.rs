@@ -9,8 +9,9 @@ use gqla_kernels::{
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
+use half::bf16;
 
-use super::{CudaLoadError, forward::Workspace, load};
+use super::{CudaEngineConfig, CudaLoadError, expand::Expanded, forward::Workspace, load};
 
 /// Tokens that [`CudaModel::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -48,6 +49,8 @@ pub struct CudaModel {
     pub(super) shape: DecodeShape,
     pub(super) path: DecodePath,
     pub(super) parameters: Parameters,
+    /// What takes its place when the path changes.
+    pub(super) expanded: Option<Expanded>,
     context: usize,
 }
 
@@ -62,24 +65,39 @@ impl CudaModel {
         ordinal: usize,
         images: &Images,
     ) -> Result<Self, CudaLoadError> {
+        let images = images.clone();
+        Self::prepare(checkpoint, &CudaEngineConfig { path, device: ordinal, images, ..Default::default() })
+    }
+
+    /// The same for an engine, which may draft and change its path.
+    pub(super) fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
+        let CudaEngineConfig { images, speculation, expandable, .. } = config;
         let attention = load::attention(checkpoint)?;
-        let (shape, path) = (DecodeShape::of(&attention), path.unwrap_or(DecodePath::Gqa));
-        let device = Device::open(ordinal)?;
-        // A step of one token per sequence decides: kernels must not change with what shares a step.
-        let plan = plan_decode(&shape, path, 1, device.limits())?;
-        let context = checkpoint.config().max_position_embeddings;
-        let decode = decode(&device, images, shape, plan)?;
+        let s_q = 1 + load::drafts(*speculation)?;
+        let shape = load::decode_shape(&attention, checkpoint.config());
+        let path = config.path.unwrap_or(DecodePath::Gqa);
+        if *expandable && path != DecodePath::MqaAbsorb {
+            return Err(CudaLoadError::NotExpandable);
+        }
+        let device = Device::open(config.device)?;
+        // Rows of a token and all its drafts decide, whether a step has them or not: kernels must not change with what
+        // shares a step.
+        let decode = |path| decode(&device, images, shape, plan_decode(&shape, path, s_q, device.limits())?);
+        let own = decode(path)?;
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
         let parameters = load::parameters(checkpoint, &device, &attention, path)?;
-        tracing::info!(
-            device = device.name(),
-            kernel = plan.decode,
-            path = path.flag(),
-            "the model is on the device"
-        );
-        let attention = Attention { gemm, rows, decode };
-        Ok(Self { device, attention, shape, path, parameters, context })
+        let expanded = if *expandable {
+            let up = load::expanded(checkpoint, &device, &attention)?;
+            Some(Expanded { decode: decode(DecodePath::Gqa)?, up })
+        } else {
+            None
+        };
+        device.release_staging();
+        tracing::info!(device = device.name(), path = path.flag(), "the model is on the device");
+        let attention = Attention { gemm, rows, decode: own };
+        let context = checkpoint.config().max_position_embeddings;
+        Ok(Self { device, attention, shape, path, parameters, expanded, context })
     }
 
     /// The decode path.
@@ -100,6 +118,19 @@ impl CudaModel {
     /// Cache elements one token takes in one layer, padding included.
     pub fn kv_elements_per_token_layer(&self) -> usize {
         self.shape.kv_elements(self.path) as usize
+    }
+
+    /// Bytes of a page in the caches of all layers, along whichever path it takes; one layer's is there along both while
+    /// the path changes.
+    pub(super) fn page_bytes(&self) -> usize {
+        let widths = || self.paths().map(|path| self.shape.kv_elements(path) as usize);
+        let (all, most) = (widths().sum::<usize>(), widths().max().unwrap_or(0));
+        (self.layers().saturating_sub(1) * most + all) * BLOCK_TOKENS * size_of::<bf16>()
+    }
+
+    /// Its path, and the one it can change to.
+    pub(super) fn paths(&self) -> impl Iterator<Item = DecodePath> {
+        std::iter::once(self.path).chain(self.expanded.as_ref().map(|_| DecodePath::Gqa))
     }
 
     /// Decoder layers.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test binary takes what it needs")]
 
+pub mod stand_in;
+
 use std::{
     fs,
     ops::ControlFlow,
@@ -98,7 +100,7 @@ pub fn submit_to(
 pub fn collect(events: &Receiver<Event>) -> Vec<(u32, u32)> {
     let mut tokens = Vec::new();
     loop {
-        match events.recv_timeout(Duration::from_secs(60)).unwrap() {
+        match events.recv_timeout(Duration::from_secs(300)).unwrap() {
             Event::Token { id, logprob } => tokens.push((id, logprob.unwrap().logprob.to_bits())),
             Event::Finished(finish) => {
                 assert_eq!(finish, Finish::Length);

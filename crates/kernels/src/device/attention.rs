@@ -5,9 +5,9 @@ use half::bf16;
 
 use super::{
     Append, Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Destination, Device, DeviceError, Gemm,
-    Heads, RowKernels, RowMap, Rows, Splits, Tables, Weights,
+    Heads, PageRun, RowKernels, RowMap, Rows, Splits, Tables, Weights,
 };
-use crate::ops::RopeStyle;
+use crate::{attention::BLOCK_TOKENS, ops::RopeStyle};
 
 /// What the paths do with the up-projections.
 pub enum UpProjection {
@@ -261,6 +261,39 @@ impl Attention {
         let (from, to) = (of_groups(rank, heads * rank)?, of_groups(value, heads * value)?);
         let means = (&scratch.means, from);
         self.gemm.launch(device, out_of_latent, rows * per_group, means, (Destination::Bf16(out), to))
+    }
+
+    /// Fills the pages of `run` in the GQA path's `cache` from those of the absorb path's `latents`, to the bits that the GQA
+    /// path would have made of these. `up` and `scratch` are the GQA path's; the scratch has a row for every token of the run.
+    ///
+    /// # Errors
+    /// When something is the other path's or too small, or the device refuses.
+    pub fn expand(
+        &self,
+        device: &Device,
+        up: &UpProjection,
+        (latents, cache): (&DecodeCache, &mut DecodeCache),
+        run: &PageRun,
+        scratch: &mut AttentionScratch,
+    ) -> Result<(), DeviceError> {
+        let (UpProjection::Gqa(up), DecodeCache::Absorb { latents }) = (up, latents) else {
+            return Err(DeviceError::arguments(
+                "expand",
+                "expected latents, and the GQA path's up-projection",
+            ));
+        };
+        let shape = self.decode.shape();
+        let [nope, rope, value, rank] =
+            [shape.nope, shape.rope, shape.value, shape.rank].map(|dim| dim as usize);
+        let (width, tables) = (rank + rope, &run.tables);
+        let start = run.first * BLOCK_TOKENS * width;
+        let (from, to) = (Rows::even(start, width)?, Rows::even(0, up.outputs())?);
+        let expanded = Destination::Bf16(&mut scratch.expanded);
+        self.gemm.launch(device, up, tables.rows(), (latents, from), (expanded, to))?;
+        let rope_key = Heads { offset: start + rank, stride: width, head_stride: 0 };
+        let rope_key = Append { from: rope_key, parts: 1, width: rope };
+        let groups = (&scratch.expanded, shape.groups as usize, [nope, value]);
+        self.rows.append_groups(device, tables, groups, (latents, rope_key), cache)
     }
 
     /// The part of [`Self::forward`] that reads the cache: queries are in `projected` or `scratch`, where the path has them,

@@ -1,9 +1,10 @@
 //! A device with its stream, and its memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
+    ValidAsZeroBits,
     sys::{self, CUdevice_attribute, cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY},
 };
 
@@ -15,10 +16,18 @@ pub struct Device {
     pub(super) stream: Arc<CudaStream>,
     name: String,
     limits: Limits,
+    staging: Mutex<Option<Staging>>,
 }
 
+/// Page-locked memory through which large uploads go in turns: while one part is on its way, the next one is copied here.
+/// From other memory the driver copies a third as fast, and the host waits for it.
+struct Staging([PinnedHostSlice<u8>; 2]);
+
+/// Bytes of a part. What is smaller is not worth it.
+const STAGED_BYTES: usize = 16 << 20;
+
 /// What buffers hold: plain numbers of which every bit pattern is one.
-pub trait Number: DeviceRepr + Copy + Default + private::Sealed {}
+pub trait Number: DeviceRepr + ValidAsZeroBits + bytemuck::Pod + Default + private::Sealed {}
 
 mod private {
     pub trait Sealed {}
@@ -78,7 +87,7 @@ impl Device {
             )?,
         };
         let name = context.name().map_err(no_device)?;
-        Ok(Self { context, stream, name, limits })
+        Ok(Self { context, stream, name, limits, staging: Mutex::new(None) })
     }
 
     /// How many devices the driver shows.
@@ -151,6 +160,17 @@ impl Device {
         }
     }
 
+    /// Makes all numbers of a buffer 0.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn clear<T: Number>(&self, buffer: &mut Buffer<T>) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.stream
+            .memset_zeros(&mut buffer.slice)
+            .map_err(DeviceError::driver("clearing memory on the device"))
+    }
+
     /// Copies numbers to new memory.
     ///
     /// # Errors
@@ -174,7 +194,45 @@ impl Device {
             DeviceError::arguments("write", format!("{count} numbers at {at} do not fit into {len}"))
         })?;
         self.bind()?;
-        self.stream.memcpy_htod(numbers, &mut place).map_err(DeviceError::driver("copying to the device"))
+        let bytes: &[u8] = bytemuck::cast_slice(numbers);
+        let copied = if bytes.len() < STAGED_BYTES {
+            self.stream.memcpy_htod(numbers, &mut place)
+        } else {
+            // SAFETY: bytes of numbers of which every bit pattern is one.
+            let place = unsafe { place.transmute_mut::<u8>(bytes.len()) };
+            place.map_or(Ok(()), |place| self.write_staged(place, bytes))
+        };
+        copied.map_err(DeviceError::driver("copying to the device"))
+    }
+
+    fn write_staged(&self, mut to: CudaViewMut<'_, u8>, bytes: &[u8]) -> Result<(), DriverError> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let Staging(turns) = match &mut *staging {
+            Some(staging) => staging,
+            None => {
+                // SAFETY: it is written before it is read.
+                let part = || unsafe { self.context.alloc_pinned::<u8>(STAGED_BYTES) };
+                staging.insert(Staging([part()?, part()?]))
+            }
+        };
+        let parts = bytes.chunks_exact(STAGED_BYTES);
+        let (rest, whole) = (parts.remainder(), parts.len());
+        for (index, part) in parts.enumerate() {
+            let turn = &mut turns[index % 2];
+            // Waits until what was here before has left.
+            turn.as_mut_slice()?.copy_from_slice(part);
+            let mut place = to.slice_mut(index * STAGED_BYTES..(index + 1) * STAGED_BYTES);
+            self.stream.memcpy_htod(&*turn, &mut place)?;
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_htod(rest, &mut to.slice_mut(whole * STAGED_BYTES..))
+    }
+
+    /// Gives back what large uploads went through.
+    pub fn release_staging(&self) {
+        *self.staging.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits for all work and copies the first `len` numbers back.

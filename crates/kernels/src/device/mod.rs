@@ -36,5 +36,5 @@ pub use memory::{Buffer, Device, Number};
 pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
 pub use rows::{Append, Heads, Norm, RowKernels};
-pub use tables::{Splits, Tables};
+pub use tables::{PageRun, Splits, Tables};
 pub use trial::{Bench, DecodeTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, Sum, Trial};

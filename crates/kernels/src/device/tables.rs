@@ -1,5 +1,7 @@
 //! Where a step's tokens are, on the device.
 
+use std::ops::Range;
+
 use super::{Buffer, Device, DeviceError};
 use crate::attention::{BLOCK_TOKENS, Segment};
 
@@ -102,6 +104,25 @@ impl Tables {
     /// Tokens of the step.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+}
+
+/// Pages that follow each other, as what is computed for all of their tokens is stored.
+pub struct PageRun {
+    pub(super) first: usize,
+    pub(super) tables: Tables,
+}
+
+impl PageRun {
+    /// `pages` of a cache of `page_count`.
+    ///
+    /// # Errors
+    /// When there are none or some are not there; when the device refuses.
+    pub fn new(device: &Device, pages: Range<u32>, page_count: usize) -> Result<Self, DeviceError> {
+        let (first, rows) = (pages.start as usize, pages.len() * BLOCK_TOKENS);
+        let blocks: Vec<u32> = pages.collect();
+        let segment = Segment { first_row: 0, rows, start: 0, blocks: &blocks };
+        Ok(Self { first, tables: Tables::new(device, &[segment], page_count, Splits::ENGINE)? })
     }
 }
 

@@ -1,0 +1,211 @@
+//! The CUDA engine on the stand-in for libcuda: what a sequence computes depends on nothing but itself, drafts included. Nothing
+//! here has run on a GPU.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+use gqla_engine::{
+    Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Sink, Speculation,
+    SpeculationStats,
+    cpu::{CacheMemory, NotExpandable},
+    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError},
+};
+use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
+use support::{
+    collect, fixture, ids,
+    stand_in::{launched, on_stand_in},
+};
+
+const GQLA: &str = "llama_a/llama_gqla_a";
+
+fn config(path: DecodePath) -> CudaEngineConfig {
+    CudaEngineConfig {
+        path: Some(path),
+        max_model_len: Some(256),
+        max_num_seqs: 4,
+        kv_cache: CacheMemory::Bytes(16 << 20),
+        ..CudaEngineConfig::default()
+    }
+}
+
+fn start(config: CudaEngineConfig) -> CudaEngine {
+    start_model(&fixture(GQLA), config)
+}
+
+fn start_model(folder: &Path, config: CudaEngineConfig) -> CudaEngine {
+    CudaEngine::start(&Checkpoint::open(folder).unwrap(), config).unwrap()
+}
+
+/// Greedily, and few tokens: the stand-in takes a good part of a second for each.
+fn greedy(max_tokens: u32) -> SamplingParams {
+    SamplingParams { max_tokens, temperature: 0.0, logprobs: Some(1), ..SamplingParams::default() }
+}
+
+/// Draws from two tokens, and the one that was drawn becomes likelier: margins that no rounding crosses.
+fn of_two(tokens: [u32; 2], max_tokens: u32) -> SamplingParams {
+    SamplingParams {
+        logit_bias: tokens.map(|id| (id, 50.0)).to_vec(),
+        frequency_penalty: -1.0,
+        ..greedy(max_tokens)
+    }
+}
+
+fn submit(engine: &CudaEngine, prompt: &[u32], sampling: SamplingParams) -> Receiver<Event> {
+    submit_gated(engine, prompt, sampling, channel().1)
+}
+
+/// The engine waits with the first event until `gate` closes.
+fn submit_gated(
+    engine: &CudaEngine,
+    prompt: &[u32],
+    sampling: SamplingParams,
+    gate: Receiver<()>,
+) -> Receiver<Event> {
+    let (sender, events) = channel();
+    let sink: Sink = Box::new(move |event| {
+        let _ = sender.send(event);
+        let _ = gate.recv();
+        ControlFlow::Continue(())
+    });
+    engine.submit(Request::new(prompt.to_vec(), sampling, sink)).unwrap();
+    events
+}
+
+/// Prompts that share a beginning find it in the cache, a whole block and part of a copied one.
+#[test]
+fn a_sequence_computes_the_same_bits_alone_among_others_and_from_the_cache() {
+    on_stand_in("a_sequence_computes_the_same_bits_alone_among_others_and_from_the_cache", || {
+        for (path, elements) in [(Gqa, 80), (MqaAbsorb, 80)] {
+            let prompts: Vec<Vec<u32>> =
+                [5, 70, 66].iter().map(|len| (0..*len).map(|i| i * 31 % 512).collect()).collect();
+            let engine = start(config(path));
+            let info = engine.info();
+            assert_eq!((info.path, info.kv_elements_per_token_layer), (Some(path), elements));
+            assert_eq!(info.kv_bytes_per_token, elements * 3 * 2);
+            let together: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt, greedy(6))).collect();
+            let together: Vec<_> = together.iter().map(collect).collect();
+            engine.shutdown(Duration::from_secs(60));
+            let engine = start(config(path));
+            let alone: Vec<_> =
+                prompts.iter().map(|prompt| collect(&submit(&engine, prompt, greedy(6)))).collect();
+            assert_eq!(alone, together, "{path}");
+            assert!(engine.stats().prefix_hits >= 64, "{path}: {:?}", engine.stats());
+            engine.shutdown(Duration::from_secs(60));
+        }
+    });
+}
+
+/// A text that repeats itself as its prompt did, and one of two tokens that other tokens follow in the prompt.
+fn drafted(engine: &CudaEngine) -> (Vec<Vec<(u32, u32)>>, SpeculationStats) {
+    let prompts = [
+        ((0..24).map(|i| i % 4 * 9).collect::<Vec<u32>>(), of_two([9, 18], 16)),
+        ([3, 7].iter().flat_map(|id| [*id, 100 + id]).chain(200..266).collect(), of_two([3, 7], 8)),
+    ];
+    let texts = prompts.map(|(prompt, sampling)| submit(engine, &prompt, sampling));
+    let texts = texts.iter().map(collect).collect();
+    engine.shutdown(Duration::from_secs(60));
+    (texts, engine.stats().speculation)
+}
+
+/// Four drafts of n-grams of so many tokens.
+fn lookup(min: usize, max: usize) -> Option<Speculation> {
+    let source = DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
+    Some(Speculation::new(source, 4).unwrap())
+}
+
+/// Four drafts take another kernel than none, which every step then runs, so that bits do not depend on what was drafted.
+#[test]
+fn drafts_that_hit_and_drafts_that_miss_leave_the_same_text() {
+    on_stand_in("drafts_that_hit_and_drafts_that_miss_leave_the_same_text", || {
+        for (path, prefix, plain_kernel, drafting_kernel) in [
+            (Gqa, "gqa_decode", "gqa_decode_rows16", "gqa_decode_rows32"),
+            (MqaAbsorb, "absorb_decode", "absorb_decode_rows32", "absorb_decode_rows64"),
+        ] {
+            let run = |speculation: Option<Speculation>, kernel: &str| {
+                let before = launched(prefix).len();
+                let engine = start(CudaEngineConfig { speculation, ..config(path) });
+                let drafts = speculation.map_or(0, |speculation| speculation.tokens() as u32);
+                assert_eq!(engine.info().multi_token_prediction, drafts);
+                let ran = drafted(&engine);
+                let kernels: BTreeSet<_> = launched(prefix).split_off(before).into_iter().collect();
+                assert_eq!(kernels, BTreeSet::from([kernel.to_owned()]), "{path}");
+                ran
+            };
+            let (plain, nothing) = run(None, plain_kernel);
+            let (hit, stats) = run(lookup(1, 4), drafting_kernel);
+            let (missed, none) = run(lookup(16, 16), drafting_kernel);
+            assert_eq!((nothing.draft_tokens, none.draft_tokens), (0, 0));
+            println!("{path}: {stats:?}");
+            assert!(0 < stats.accepted_tokens && stats.accepted_tokens < stats.draft_tokens, "{stats:?}");
+            assert_eq!(hit, missed, "{path}");
+            let tokens =
+                |texts: &[Vec<(u32, u32)>]| -> Vec<_> { texts.iter().map(|text| ids(text)).collect() };
+            assert_eq!(tokens(&hit), tokens(&plain), "{path}");
+        }
+    });
+}
+
+/// The fixture's first layer alone: its latents depend on no attention, and so are the same along both paths.
+fn one_layer() -> tempfile::TempDir {
+    let (from, to) = (fixture(GQLA), tempfile::tempdir().unwrap());
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"] = 1.into();
+    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    fs::copy(from.join("model.safetensors"), to.path().join("model.safetensors")).unwrap();
+    to
+}
+
+/// More pages than are expanded at once. After the change a layer whose latents are the same computes the GQA path's bits,
+/// in the sequence that runs and in one that finds the prompt in the cache; of several layers, the token is the same.
+#[test]
+fn a_running_sequence_changes_path_and_is_not_computed_again() {
+    on_stand_in("a_running_sequence_changes_path_and_is_not_computed_again", || {
+        let single = one_layer();
+        let long: Vec<u32> = (0..270).map(|i| i * 31 % 512).collect();
+        let (three, one) = (fixture(GQLA), single.path());
+        let cases = [(one, &long[..], None), (three.as_path(), &long[..70], lookup(1, 4))];
+        for (folder, prompt, speculation) in cases {
+            let settings = |path| CudaEngineConfig { max_model_len: Some(300), speculation, ..config(path) };
+            let whole = |path| {
+                let engine = start_model(folder, settings(path));
+                collect(&submit(&engine, prompt, of_two([3, 7], 6)))
+            };
+            let (absorb, gqa) = (whole(MqaAbsorb), whole(Gqa));
+            let expandable = CudaEngineConfig { expandable: true, ..settings(MqaAbsorb) };
+            let engine = start_model(folder, expandable);
+            let (open, gate) = channel();
+            let running = submit_gated(&engine, prompt, of_two([3, 7], 6), gate);
+            let Ok(Event::Token { id, logprob }) = running.recv() else { panic!("no token") };
+            engine.switch_to_gqa().unwrap();
+            drop(open);
+            let first = (id, logprob.unwrap().logprob.to_bits());
+            let changed: Vec<_> = std::iter::once(first).chain(collect(&running)).collect();
+            assert_eq!(engine.stats().prompt_tokens, prompt.len() as u64);
+            engine.switch_to_gqa().unwrap();
+            let again = collect(&submit(&engine, prompt, of_two([3, 7], 6)));
+            assert!(engine.stats().prefix_hits >= 64, "{:?}", engine.stats());
+            assert_eq!(first, absorb[0]);
+            assert_eq!((ids(&changed), ids(&again)), (ids(&gqa), ids(&gqa)));
+            assert_ne!(absorb[1..], gqa[1..], "bits that tell the paths apart");
+            if folder == one {
+                assert_eq!(changed[1..], gqa[1..]);
+                assert_eq!(again, gqa);
+            }
+        }
+        assert_eq!(start(config(MqaAbsorb)).switch_to_gqa(), Err(NotExpandable));
+        let gqa = CudaEngineConfig { expandable: true, ..config(Gqa) };
+        let error = CudaEngine::start(&Checkpoint::open(&three).unwrap(), gqa).err().unwrap();
+        assert!(matches!(error, CudaLoadError::NotExpandable), "{error}");
+    });
+}
