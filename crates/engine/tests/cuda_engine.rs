@@ -128,8 +128,8 @@ fn lookup(min: usize, max: usize) -> Option<Speculation> {
 fn drafts_that_hit_and_drafts_that_miss_leave_the_same_text() {
     on_stand_in("drafts_that_hit_and_drafts_that_miss_leave_the_same_text", || {
         for (path, prefix, plain_kernel, drafting_kernel) in [
-            (Gqa, "gqa_decode", "gqa_decode_rows16", "gqa_decode_rows32"),
-            (MqaAbsorb, "absorb_decode", "absorb_decode_rows32", "absorb_decode_rows64"),
+            (Gqa, "gqa_decode", "gqa_decode_stages2_rows16", "gqa_decode_stages3_rows32"),
+            (MqaAbsorb, "absorb_decode", "absorb_decode_tokens64_rows16", "absorb_decode_tokens64_rows64"),
         ] {
             let run = |speculation: Option<Speculation>, kernel: &str| {
                 let before = launched(prefix).len();

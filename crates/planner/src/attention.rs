@@ -9,7 +9,7 @@ use crate::{
     gpu::GpuSpec,
     hardware::Hardware,
     kernel::{Kernel, Work},
-    kernels::{Runtime, kernels},
+    kernels::{Runtime, kernels, native_division},
     roofline::{AttentionCore, Bound, CacheLayout, flops_per_head},
 };
 
@@ -89,9 +89,13 @@ impl<'a> AttentionModel<'a> {
         let hardware = Hardware::of(gpu);
         let kernels = match efficiency {
             Efficiency::Peak => Vec::new(),
-            Efficiency::Calibrated => calibration
-                .kernel(runtime, path, &gpu.name)
-                .map_or_else(|| kernels(runtime, path, gpu, &hardware), |measured| vec![measured]),
+            Efficiency::Calibrated => {
+                let divided =
+                    if runtime == Runtime::Native { native_division(path, &hardware) } else { None };
+                calibration
+                    .kernel(runtime, path, &gpu.name, divided)
+                    .map_or_else(|| kernels(runtime, path, gpu, &hardware), |measured| vec![measured])
+            }
         };
         Self { gpu, hardware, path, layout, kernels }
     }

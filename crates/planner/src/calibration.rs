@@ -24,7 +24,13 @@ use std::{borrow::Cow, fmt};
 use gqla_model::DecodePath;
 use serde::{Deserialize, Serialize};
 
-use crate::{attention::Efficiency, gpu::GpuSpec, kernel::Kernel, kernels::Runtime, plan::Constraints};
+use crate::{
+    attention::Efficiency,
+    gpu::GpuSpec,
+    kernel::{Division, Kernel},
+    kernels::Runtime,
+    plan::Constraints,
+};
 
 /// The build that stands for any.
 const ANY_BUILD: &str = "*";
@@ -177,8 +183,15 @@ impl Calibration {
         }
     }
 
-    pub(crate) fn kernel(&self, runtime: Runtime, path: DecodePath, gpu: &str) -> Option<Kernel> {
-        self.measured(runtime, path, gpu).map(MeasuredKernel::kernel)
+    /// The measured kernel, where there is one; `divided` says how it divides contexts, and overlaps loads with arithmetic.
+    pub(crate) fn kernel(
+        &self,
+        runtime: Runtime,
+        path: DecodePath,
+        gpu: &str,
+        divided: Option<(Division, f64)>,
+    ) -> Option<Kernel> {
+        self.measured(runtime, path, gpu).map(|measured| measured.kernel(divided))
     }
 
     fn measured(&self, runtime: Runtime, path: DecodePath, gpu: &str) -> Option<&MeasuredKernel> {
@@ -204,7 +217,8 @@ fn check(
 }
 
 impl MeasuredKernel {
-    fn kernel(&self) -> Kernel {
+    fn kernel(&self, divided: Option<(Division, f64)>) -> Kernel {
+        let (division, overlap) = divided.unwrap_or((Division::Fills, 4.0));
         Kernel {
             name: Cow::Owned(self.provenance.build.clone()),
             floor_us: self.floor_us,
@@ -214,8 +228,8 @@ impl MeasuredKernel {
             arithmetic: self.arithmetic,
             tile_rows: self.tile_rows,
             lone_loss: 0.0,
-            overlap: 4.0,
-            splits_context: true,
+            overlap,
+            division,
             min_heads: 0,
             source: Cow::Owned(self.provenance.to_string()),
         }
@@ -254,7 +268,7 @@ mod tests {
     #[test]
     fn a_kernel_counts_for_its_class_runtime_and_path_only() {
         let calibration = Calibration { kernels: vec![measured()], ..Calibration::default() };
-        let found = |runtime, path, gpu| calibration.kernel(runtime, path, gpu).is_some();
+        let found = |runtime, path, gpu| calibration.kernel(runtime, path, gpu, None).is_some();
         assert!(found(Runtime::Native, DecodePath::Gqa, "H20"));
         assert!(!found(Runtime::Vllm, DecodePath::Gqa, "H20"));
         assert!(!found(Runtime::Native, DecodePath::MqaAbsorb, "H20"));

@@ -6,7 +6,7 @@
 //! ```text
 //! floor + (memory^p + compute^p)^(1/p)
 //! memory  = bytes / rate × (1 + lone / sequences)
-//! compute = FLOPs of whole tiles / (arithmetic × peak)
+//! compute = FLOPs of whole tiles / (arithmetic × peak), or of waves of blocks where a kernel divides by length
 //! ```
 //!
 //! where `rate` goes from the last-level cache's to `bandwidth × peak bandwidth` as the cache outgrows it. Of several
@@ -46,12 +46,63 @@ pub struct Kernel {
     pub lone_loss: f64,
     /// How well loads and arithmetic overlap: 1 not at all, large numbers fully.
     pub overlap: f64,
-    /// Whether a long context is divided over the device. Without, a block walks its sequence alone.
-    pub splits_context: bool,
+    /// How a long context is divided over the device.
+    pub division: Division,
     /// Heads of a rank below which the kernel does not exist.
     pub min_heads: u32,
     /// Where the figures come from.
     pub source: Cow<'static, str>,
+}
+
+/// How a kernel divides a context over the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Division {
+    /// As finely as it takes to keep the device busy.
+    Fills,
+    /// Not at all: a block walks its sequence alone.
+    Whole,
+    /// Into splits whose length follows from the context alone, so that a sequence's bits do not depend on what shares its
+    /// batch. Few short sequences leave multiprocessors idle.
+    ByLength(Blocks),
+}
+
+/// What a block of a kernel that divides by length takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blocks {
+    /// Microseconds of a block besides those of its pages.
+    pub start_us: f64,
+    /// A block's rate with 16 and with 32 rows, of what it reaches with 64.
+    pub few_rows: [f64; 2],
+    /// Blocks of 16 rows that share a multiprocessor.
+    pub narrow_per_multiprocessor: u32,
+}
+
+/// Tokens of a page, and how gqla-server's kernels divide a context into splits: pages of each at least, and most splits.
+pub const PAGE_TOKENS: u32 = 64;
+/// See [`PAGE_TOKENS`].
+pub const LEAST_SPLIT_PAGES: u32 = 8;
+/// See [`PAGE_TOKENS`].
+pub const MOST_SPLITS: u32 = 32;
+
+impl Blocks {
+    /// Seconds of all waves, when a multiprocessor reaches `rate` FLOP/s with 64 rows.
+    fn seconds(&self, work: &Work, rate: f64, multiprocessors: f64) -> f64 {
+        let (rows, share, together) = match work.rows {
+            0..=16 => (16.0, self.few_rows[0], f64::from(self.narrow_per_multiprocessor.max(1))),
+            17..=32 => (32.0, self.few_rows[1], 1.0),
+            _ => (64.0, 1.0, 1.0),
+        };
+        let pages = (work.context / f64::from(PAGE_TOKENS)).ceil().max(1.0);
+        let mut each = f64::from(LEAST_SPLIT_PAGES);
+        while each * f64::from(MOST_SPLITS) < pages {
+            each *= 2.0;
+        }
+        let tiles = (work.rows as f64 / rows).ceil().max(1.0);
+        let blocks = work.batch * work.groups * tiles * (pages / each).ceil();
+        let waves = (blocks / (multiprocessors * together)).ceil();
+        let page = f64::from(PAGE_TOKENS) * rows * work.flops_per_row / (rate * share);
+        waves * (self.start_us * 1e-6 + each.min(pages) * page)
+    }
 }
 
 /// What one call has to do, on one rank and for one layer.
@@ -113,12 +164,15 @@ impl Kernel {
         let tile = u64::from(self.tile_rows.max(1));
         let rows = work.rows.div_ceil(tile).saturating_mul(tile) as f64 * work.groups;
         let peak = gpu.flops_per_second * self.arithmetic;
-        if self.splits_context {
-            return work.flops_per_row * rows * work.batch * work.context / peak * 1e9;
-        }
         let units = f64::from(hardware.multiprocessors.max(1));
-        let waves = (work.batch * (rows / BLOCK_ROWS).ceil() / units).ceil();
-        waves * work.flops_per_row * BLOCK_ROWS * work.context / (peak / units) * 1e9
+        match &self.division {
+            Division::Fills => work.flops_per_row * rows * work.batch * work.context / peak * 1e9,
+            Division::Whole => {
+                let waves = (work.batch * (rows / BLOCK_ROWS).ceil() / units).ceil();
+                waves * work.flops_per_row * BLOCK_ROWS * work.context / (peak / units) * 1e9
+            }
+            Division::ByLength(blocks) => blocks.seconds(work, peak / units, units) * 1e9,
+        }
     }
 }
 
@@ -154,7 +208,7 @@ mod tests {
             tile_rows: 64,
             lone_loss: 0.0,
             overlap: 8.0,
-            splits_context: true,
+            division: Division::Fills,
             min_heads: 0,
             source: "test".into(),
         }
@@ -207,11 +261,28 @@ mod tests {
 
     #[test]
     fn a_kernel_that_does_not_split_needs_many_sequences() {
-        let unsplit = Kernel { splits_context: false, ..kernel() };
+        let unsplit = Kernel { division: Division::Whole, ..kernel() };
         let per_sequence = |batch: f64| time(&unsplit, &Work { batch, ..work() }, "A100").ns / batch;
         assert!(per_sequence(1.0) > 50.0 * per_sequence(108.0));
         let large = Kernel { min_heads: 128, ..kernel() };
         let gpu = Catalogue::builtin().get("A100").unwrap().spec.clone();
         assert_eq!(large.time(&work(), &gpu, &Hardware::of(&gpu)), None);
+    }
+
+    /// One sequence of 64 pages has eight splits, 64 of them fill the device, and 65 a little of a wave more.
+    #[test]
+    fn a_kernel_that_divides_by_length_takes_waves_of_blocks() {
+        let blocks = Blocks { start_us: 0.0, few_rows: [0.5, 0.5], narrow_per_multiprocessor: 2 };
+        let kernel = Kernel { division: Division::ByLength(blocks), floor_us: 0.0, ..kernel() };
+        let of = |batch: f64, context: f64| {
+            let work = Work { groups: 1.0, rows: 64, batch, context, bytes: 1e-9, ..work() };
+            time(&kernel, &work, "H100").ns
+        };
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
+        near(of(1.0, 4096.0), of(16.0, 4096.0));
+        near(of(17.0, 4096.0), 2.0 * of(16.0, 4096.0));
+        // Up to 32 splits more context is more blocks; beyond, each takes longer.
+        near(of(1.0, 512.0), of(1.0, 16_384.0));
+        near(of(1.0, 32_768.0), 2.0 * of(1.0, 16_384.0));
     }
 }

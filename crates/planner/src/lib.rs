@@ -50,6 +50,7 @@ pub use gpu::{
 pub use hardware::{Architecture, Hardware};
 pub use host::{AbsurdRate, HostRates};
 pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};
+pub use kernel::{LEAST_SPLIT_PAGES, MOST_SPLITS, PAGE_TOKENS};
 pub use kernels::Runtime;
 pub use live::{DraftCounters, LiveCounters, LiveError, LiveFit, LiveLoad, LivePod, Observed};
 pub use models::{ModelName, UnknownModel, shape};

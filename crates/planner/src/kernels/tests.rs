@@ -1,4 +1,4 @@
-use gqla_model::TensorParallelSplit;
+use gqla_model::{CacheFormat, TensorParallelSplit};
 
 use super::*;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     calibration::Calibration,
     catalogue::Catalogue,
     models::{ModelName, shape},
-    roofline::CacheLayout,
+    roofline::{CacheLayout, RopeLayout},
 };
 
 /// Published medians of absorb over GQA time of the fastest public kernels, by rank count 1, 2, 4 and 8.
@@ -307,4 +307,45 @@ fn only_classes_with_published_medians_claim_to_be_fitted_to_them() {
     assert_eq!(sources("H20", DecodePath::MqaAbsorb), "the published FlashMLA rate on an H20");
     let b300 = "its architecture's fit to public kernels, not measured on B300";
     assert_eq!(sources("B300", DecodePath::Gqa), b300);
+}
+
+/// What both paths took on an H200, pass by pass, as `gqla bench paths --device cuda` timed them: shapes, shares of ranks and
+/// contexts that the calibration in `deploy` was not fitted to are among them.
+#[test]
+fn on_an_h200_the_path_that_is_chosen_is_the_faster_one() {
+    #[derive(serde::Deserialize)]
+    struct Measured {
+        passes: Vec<(String, u32, u32, u32, u32, f64, f64)>,
+    }
+    let measured = include_str!("../../tests/fixtures/h200-paths.json");
+    let measured: Measured = serde_json::from_str(measured).unwrap();
+    let calibration = include_str!("../../../../deploy/calibrations/h200.json");
+    let calibration: Calibration = serde_json::from_str(calibration).unwrap();
+    calibration.validate().unwrap();
+    let gpu = Catalogue::builtin().get("H200").unwrap().spec.clone();
+    let layout = CacheLayout { rope: RopeLayout::Shared, format: CacheFormat::Bf16 };
+    let (mut regrets, mut errors) = (Vec::new(), Vec::new());
+    for (model, ranks, batch, context, queries, absorb, gqa) in &measured.passes {
+        let attention = shape(model.parse().unwrap()).attention;
+        let predicted = DecodePath::ALL.map(|path| {
+            let split = TensorParallelSplit::new(&attention, path, *ranks).unwrap();
+            let calibrated = Efficiency::Calibrated;
+            AttentionModel::new(path, &gpu, Runtime::Native, calibrated, layout, &calibration)
+                .pass(&attention, split, *queries, *batch, *context)
+                .ns
+        });
+        let took = [*absorb, *gqa];
+        let chosen = if predicted[0] < predicted[1] { took[0] } else { took[1] };
+        regrets.push(chosen / absorb.min(*gqa) - 1.0);
+        errors.extend(predicted.iter().zip(took).map(|(predicted, took)| (predicted / took).ln().abs()));
+    }
+    regrets.sort_by(f64::total_cmp);
+    let (median, worst) = (regrets[regrets.len() / 2], regrets[regrets.len() - 1]);
+    let wrong = regrets.iter().filter(|regret| **regret > 0.0).count();
+    let error = errors.iter().sum::<f64>() / errors.len() as f64;
+    println!(
+        "{} passes: regret median {median:.3}, worst {worst:.3}, {wrong} wrong; times off by {error:.3}",
+        regrets.len()
+    );
+    assert!(regrets.len() == 234 && median <= 0.05 && worst <= 0.17 && error < 0.12);
 }
