@@ -5,6 +5,7 @@ use std::time::Duration;
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::Images,
+    sample::{Choice, Draw, NoToken},
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
@@ -92,7 +93,7 @@ impl CudaEngine {
             speculation: None,
         };
         let workspace = Workspace::new(&model, info.num_blocks, tokens, config.max_num_seqs)?;
-        let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
+        let runner = Runner::start(Running { model, workspace, failed: None }, bounds)?;
         Ok(Self { info, runner })
     }
 }
@@ -148,12 +149,11 @@ impl Engine for CudaEngine {
 }
 
 /// A model and its buffers, as the engine's thread owns them.
-struct Running {
-    model: CudaModel,
-    workspace: Workspace,
-    logits: Vec<f32>,
+pub(super) struct Running {
+    pub model: CudaModel,
+    pub workspace: Workspace,
     /// Why copying blocks failed, which the next step tells.
-    failed: Option<String>,
+    pub failed: Option<String>,
 }
 
 impl StepModel for Running {
@@ -166,13 +166,16 @@ impl StepModel for Running {
     /// Nobody asks for it: this engine offers no change of path.
     fn expand(&mut self, _: &[u32]) {}
 
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        let logits = self.model.forward(&mut self.workspace, tokens, segments, wanted);
-        self.logits = logits.map_err(|error| error.to_string())?;
-        Ok(&self.logits)
+        let stepped = self.model.forward(&mut self.workspace, tokens, segments, wanted);
+        stepped.map_err(|error| error.to_string())
+    }
+
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+        self.model.choose(&mut self.workspace, draws).map_err(|error| error.to_string())
     }
 
     /// Nobody asks for it: this engine does not draft.

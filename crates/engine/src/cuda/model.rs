@@ -4,7 +4,7 @@ use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
         Attention, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
-        Turns, UpProjection, Weights, plan_decode,
+        SampleKernel, Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -45,6 +45,7 @@ pub(super) struct Parameters {
 pub struct CudaModel {
     pub(super) device: Device,
     pub(super) attention: Attention,
+    pub(super) sample: SampleKernel,
     pub(super) shape: DecodeShape,
     pub(super) path: DecodePath,
     pub(super) parameters: Parameters,
@@ -71,6 +72,7 @@ impl CudaModel {
         let decode = decode(&device, images, shape, plan)?;
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
+        let sample = SampleKernel::new(&kernels(&device, images, &Program::sample())?)?;
         let parameters = load::parameters(checkpoint, &device, &attention, path)?;
         tracing::info!(
             device = device.name(),
@@ -79,7 +81,7 @@ impl CudaModel {
             "the model is on the device"
         );
         let attention = Attention { gemm, rows, decode };
-        Ok(Self { device, attention, shape, path, parameters, context })
+        Ok(Self { device, attention, sample, shape, path, parameters, context })
     }
 
     /// The decode path.
@@ -118,7 +120,8 @@ impl CudaModel {
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
             let wanted: Vec<usize> = (0..chunk.len()).collect();
-            logits.extend(self.forward(&mut workspace, chunk, &[segment], &wanted)?);
+            self.forward(&mut workspace, chunk, &[segment], &wanted)?;
+            logits.extend(self.kept_logits(&workspace, chunk.len())?);
         }
         Ok(logits)
     }
