@@ -219,5 +219,5 @@ fn images_in_a_folder_are_taken() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let test: Value = serde_json::from_slice(&output.stdout).unwrap();
     let rows = test["devices"][0]["kernels"].as_array().unwrap();
-    assert!(rows.len() == 20 && rows.iter().all(|row| row["image"] == "PTX file"), "{test}");
+    assert!(rows.len() == 21 && rows.iter().all(|row| row["image"] == "PTX file"), "{test}");
 }

@@ -1,6 +1,6 @@
 //! The engine's thread: admits, steps, draws and delivers until told to stop.
 //!
-//! Generic over what computes logits ([`StepModel`]), so that its behaviour under errors and cancellation is tested
+//! Generic over what computes and chooses ([`StepModel`]), so that its behaviour under errors and cancellation is tested
 //! without a model. Whatever goes wrong in a step, a panic included, ends every sequence with
 //! [`Finish::Error`] and leaves the engine dead: it takes nothing more and says so in its [`EngineStats`], which is
 //! what the probes look at. What went wrong is for the log; clients only learn that something did.
@@ -35,7 +35,7 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// What clients learn of a failed step: its error or panic may quote what is not theirs.
 const STEP_FAILED: &str = "a step failed; the server's log says why";
 
-/// Computes logits for the tokens of a step.
+/// Computes the tokens of a step and chooses those that follow.
 pub(crate) trait StepModel: Send + 'static {
     /// Copies whole blocks of the cache, in this order.
     fn copy(&mut self, copies: &[BlockCopy]);

@@ -5,7 +5,7 @@
 //!
 //! A token's weight, its probability over that of the most likely one, is a whole number of 2^-40, made by additions and
 //! products that every machine rounds alike. Sums of weights are then exact in any order, so cuts and draws are the same
-//! whoever adds and with however many threads; a token 2^41 times less likely than the best is never drawn.
+//! whoever adds and with however many threads; a token more than 2^40 times less likely than the best is never drawn.
 
 mod mask;
 #[cfg(test)]
@@ -159,7 +159,14 @@ fn ranks(logits: &[f32]) -> impl Iterator<Item = u64> + '_ {
 
 /// The most likely token, the lowest id among equals; 0 of no logits.
 pub fn argmax(logits: &[f32]) -> u32 {
-    ranks(logits).max().map_or(0, id_of)
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        // A NaN wins and then stays, because nothing compares greater.
+        if *logit > logits[best] || logit.is_nan() {
+            best = id;
+        }
+    }
+    best as u32
 }
 
 /// 2^`power` of a power of at most 0, in 2^-40. Only sums and products that round to nearest: the device has the same bits.
@@ -208,28 +215,27 @@ pub fn choose_rows(logits: &[f32], vocab: usize, draws: &[Draw]) -> Vec<Result<C
 /// # Errors
 /// When a logit is not finite, or nothing may be chosen.
 pub fn choose(logits: &[f32], draw: &Draw, buffer: &mut Vec<f32>) -> Result<Choice, NoToken> {
-    if !largest(logits).is_finite() {
-        return Err(NoToken::NotFinite);
-    }
-    let changed = if draw.edits.is_empty() && draw.allowed.is_none() {
-        logits
+    let largest = best(logits).filter(|(_, max)| max.is_finite()).ok_or(NoToken::NotFinite)?;
+    let (changed, likeliest) = if draw.edits.is_empty() && draw.allowed.is_none() {
+        (logits, Some(largest))
     } else {
         buffer.clear();
         buffer.extend_from_slice(logits);
         change(buffer, draw);
-        buffer.as_slice()
+        (buffer.as_slice(), best(buffer))
     };
-    let id = match largest(changed) {
-        f32::NEG_INFINITY => return Err(NoToken::NothingAllowed),
-        max if max.is_finite() => draw_from(changed, max, &Rules::of(&draw.cuts), draw.random),
+    let id = match likeliest {
+        Some((_, f32::NEG_INFINITY)) => return Err(NoToken::NothingAllowed),
+        Some(best) if best.1.is_finite() => draw_from(changed, best, &Rules::of(&draw.cuts), draw.random),
         _ => return Err(NoToken::NotFinite),
     };
-    Ok(Choice { id, logprob: draw.logprobs.map(|top| logprobs(logits, id, top)) })
+    Ok(Choice { id, logprob: draw.logprobs.map(|top| logprobs(logits, largest.1, id, top)) })
 }
 
-/// The largest logit; not a number where there is none, or some logit is not.
-fn largest(logits: &[f32]) -> f32 {
-    logits.get(argmax(logits) as usize).copied().unwrap_or(f32::NAN)
+/// The most likely token and its logit, which is not a number where some logit is not.
+fn best(logits: &[f32]) -> Option<(u32, f32)> {
+    let id = argmax(logits);
+    logits.get(id as usize).map(|logit| (id, *logit))
 }
 
 fn change(logits: &mut [f32], draw: &Draw) {
@@ -244,10 +250,10 @@ fn change(logits: &mut [f32], draw: &Draw) {
     }
 }
 
-/// Draws from logits of which `max` is the largest, by ascending id.
-fn draw_from(logits: &[f32], max: f32, rules: &Rules, random: u64) -> u32 {
+/// Draws by ascending id from logits of which `best` has the largest.
+fn draw_from(logits: &[f32], (best, max): (u32, f32), rules: &Rules, random: u64) -> u32 {
     if rules.most == 1 {
-        return argmax(logits);
+        return best;
     }
     let weight_of = |id: u32| weight((logits[id as usize] - max) * rules.scale);
     let mut kept: Vec<u64> = ranks(logits).filter(|rank| weight_of(id_of(*rank)) >= rules.least).collect();
@@ -278,11 +284,10 @@ fn draw_from(logits: &[f32], max: f32, rules: &Rules, random: u64) -> u32 {
             None => return id,
         }
     }
-    argmax(logits)
+    best
 }
 
-fn logprobs(logits: &[f32], chosen: u32, top: u32) -> TokenLogprob {
-    let max = largest(logits);
+fn logprobs(logits: &[f32], max: f32, chosen: u32, top: u32) -> TokenLogprob {
     let total = logits.iter().map(|logit| weight((logit - max) * std::f32::consts::LOG2_E)).sum();
     let of = |id: u32| logprob(logits[id as usize], max, total);
     let mut best: Vec<u64> = ranks(logits).collect();
