@@ -66,9 +66,9 @@ DEV u64 weight_of(float power) {
     sum = __fadd_rn(__fmul_rn(sum, part), 1.540353e-4f);
     sum = __fadd_rn(__fmul_rn(sum, part), 1.3333558e-3f);
     sum = __fadd_rn(__fmul_rn(sum, part), 9.618129e-3f);
-    sum = __fadd_rn(__fmul_rn(sum, part), 5.5504109e-2f);
-    sum = __fadd_rn(__fmul_rn(sum, part), 2.4022651e-1f);
-    sum = __fadd_rn(__fmul_rn(sum, part), 6.9314718e-1f);
+    sum = __fadd_rn(__fmul_rn(sum, part), 5.550411e-2f);
+    sum = __fadd_rn(__fmul_rn(sum, part), 2.402265e-1f);
+    sum = __fadd_rn(__fmul_rn(sum, part), 6.931472e-1f);
     sum = __fadd_rn(__fmul_rn(sum, part), 1.f);
     return (u64)(u32)__fmul_rn(sum, 16777216.f) << 16 >> (u32)-whole;
 }

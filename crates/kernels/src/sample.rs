@@ -179,9 +179,9 @@ pub(crate) fn weight(power: f32) -> u64 {
         1.540_353e-4,
         1.333_355_8e-3,
         9.618_129e-3,
-        5.550_410_9e-2,
-        2.402_265_1e-1,
-        6.931_471_8e-1,
+        5.550_411e-2,
+        2.402_265e-1,
+        std::f32::consts::LN_2,
     ];
     // Not a number is no weight either.
     if !matches!(power.partial_cmp(&-41.0), Some(std::cmp::Ordering::Greater)) {
@@ -195,7 +195,7 @@ pub(crate) fn weight(power: f32) -> u64 {
 
 /// Which part of `of` a share, in 2^-64, is.
 fn part_of(share: u64, of: u64) -> u64 {
-    (u128::from(share) * u128::from(of) >> 64) as u64
+    ((u128::from(share) * u128::from(of)) >> 64) as u64
 }
 
 /// The log-probability of a logit, where `max` is the largest and `total` the sum of all weights.

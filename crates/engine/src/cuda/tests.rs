@@ -142,7 +142,7 @@ fn submit(runner: &Runner, number: usize, mut sampling: SamplingParams) -> Recei
         ControlFlow::Continue(())
     });
     let prompt = (0..6).map(|i| (i * 5 + number as u32) % 6).collect();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         sampling.logit_bias.retain(|(id, _)| *id < 6);
         sampling.logit_bias.extend((6..512).map(|id| (id, -100.0)));
     }

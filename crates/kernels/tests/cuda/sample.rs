@@ -79,11 +79,15 @@ fn draws(logits: &[f32], vocab: usize) -> Vec<Draw> {
         }
         if row % 4 == 2 {
             let mut mask = TokenMask::all(vocab);
-            (0..vocab).filter(|id| (id * 7 + row) % 3 > 0).for_each(|id| mask.forbid(id));
+            (0..vocab).filter(|id| !(id * 7 + row).is_multiple_of(3)).for_each(|id| mask.forbid(id));
             draw.allowed = Some(mask);
         }
         draw.logprobs = [None, Some(0), Some(3), Some(20)][row / 2 % 4];
-        if row % 5 < 3 { draw } else { at_an_edge(draw, &logits[row * vocab..][..vocab], row % 2 == 0) }
+        if row % 5 < 3 {
+            draw
+        } else {
+            at_an_edge(draw, &logits[row * vocab..][..vocab], row.is_multiple_of(2))
+        }
     };
     (0..logits.len() / vocab).map(draw).collect()
 }
