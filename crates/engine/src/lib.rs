@@ -1,8 +1,8 @@
 //! Model graphs, caches, scheduler and sampling behind one [`Engine`] trait.
 //!
 //! [`cpu`] and [`cuda`] compute; around them, `runner` is the engine's thread, `scheduler` decides each step over `sequence`s,
-//! `blocks` hands out cache blocks and finds beginnings again, `speculation` guesses tokens ahead, and `sampling` draws
-//! them. A sequence's tokens depend on its own prompt and parameters alone, never on what shares its steps, nor on what
+//! `blocks` hands out cache blocks and finds beginnings again, `speculation` guesses tokens ahead, and `sampling` says
+//! how each is drawn. A sequence's tokens depend on its own prompt and parameters alone, never on what shares its steps, nor on what
 //! was guessed.
 
 mod blocks;
@@ -17,11 +17,10 @@ mod speculation;
 
 use std::time::Duration;
 
+pub use gqla_kernels::sample::{TokenLogprob, TokenMask};
 use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
-pub use request::{
-    Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError, TokenLogprob,
-};
+pub use request::{Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError};
 pub use speculation::{
     DraftSource, MOST_DRAFTS, PromptLookup, Speculation, SpeculationError, SpeculationStats,
 };

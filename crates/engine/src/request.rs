@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use gqla_kernels::sample::{TokenLogprob, TokenMask};
+
 /// How the next token is drawn from the logits. The default draws greedily, up to 16 tokens, and changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -62,11 +64,11 @@ impl Default for SamplingParams {
 
 /// Says which tokens may come next, so that an answer is of a given form. It follows one sequence.
 pub trait Constraint: Send {
-    /// Sets the logits of all tokens that may not come next to minus infinity.
+    /// Forbids all tokens that may not come next.
     ///
     /// # Errors
     /// A sentence for the client; the sequence then ends.
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String>;
+    fn forbid(&mut self, allowed: &mut TokenMask) -> Result<(), String>;
 
     /// Follows a drawn token; true when nothing may come after it.
     ///
@@ -140,15 +142,6 @@ pub enum Event {
     },
     /// The last event of a sequence.
     Finished(Finish),
-}
-
-/// Log-probability of a drawn token and of the most likely ones, before temperature and truncation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprob {
-    /// Of the drawn token.
-    pub logprob: f32,
-    /// Most likely tokens, best first.
-    pub top: Vec<(u32, f32)>,
 }
 
 /// Why a sequence ended.

@@ -1,6 +1,6 @@
 //! The engine's thread: admits, steps, draws and delivers until told to stop.
 //!
-//! Generic over what computes logits ([`StepModel`]), so that its behaviour under errors and cancellation is tested
+//! Generic over what computes and chooses ([`StepModel`]), so that its behaviour under errors and cancellation is tested
 //! without a model. Whatever goes wrong in a step, a panic included, ends every sequence with
 //! [`Finish::Error`] and leaves the engine dead: it takes nothing more and says so in its [`EngineStats`], which is
 //! what the probes look at. What went wrong is for the log; clients only learn that something did.
@@ -17,14 +17,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gqla_kernels::attention::Segment;
+use gqla_kernels::{
+    attention::Segment,
+    sample::{Choice, Draw, NoToken, argmax},
+};
 
 use crate::{
     EngineStats, Event, Finish, Request, Speculation, SpeculationStats, SubmitError,
     blocks::BlockCopy,
-    sampling::argmax,
     scheduler::{Limits, Plan, Scheduler, Slice},
-    sequence::{Progress, Rank},
+    sequence::{Extension, Progress, Rank},
 };
 
 /// How often an idle engine shows that it lives.
@@ -33,7 +35,7 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// What clients learn of a failed step: its error or panic may quote what is not theirs.
 const STEP_FAILED: &str = "a step failed; the server's log says why";
 
-/// Computes logits for the tokens of a step.
+/// Computes the tokens of a step and chooses those that follow.
 pub(crate) trait StepModel: Send + 'static {
     /// Copies whole blocks of the cache, in this order.
     fn copy(&mut self, copies: &[BlockCopy]);
@@ -41,8 +43,11 @@ pub(crate) trait StepModel: Send + 'static {
     /// Goes on along the GQA path, with the content of these blocks.
     fn expand(&mut self, blocks: &[u32]);
 
-    /// Runs `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String>;
+    /// Runs `tokens`, which `segments` describe, and keeps `[wanted.len(), vocab]` logits of the rows `wanted`.
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String>;
+
+    /// Chooses a token for each of `draws`, whose rows are among those that the last step kept.
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String>;
 
     /// Runs the prediction layer: row i continues row `rows[i]` of the last step or of the last call of this, and `next[i]`
     /// is the token that follows it. `segments` describe the rows of this call. Answers `[wanted.len(), vocab]` logits, of
@@ -315,16 +320,12 @@ impl Shared {
             wanted.extend(first_row + rows - slice.wanted()..first_row + rows);
         }
         let began = Instant::now();
-        let mut logits = model.step(&tokens, &segments, &wanted)?;
-        let stepped = began.elapsed();
-        let (mut prompt, mut generated, mut buffer) = (0, 0, Vec::new());
-        for slice in &slices {
+        model.step(&tokens, &segments, &wanted)?;
+        let mut stepped = began.elapsed();
+        let extended = draw(model, scheduler, &slices, self.bounds.vocab, &mut stepped)?;
+        let (mut prompt, mut generated) = (0, 0);
+        for (slice, progress) in slices.iter().zip(extended) {
             prompt += scheduler.prompt_tokens(slice) as u64;
-            let (own, others) = logits
-                .split_at_checked(slice.wanted() * self.bounds.vocab)
-                .ok_or("the model answered too few logits")?;
-            logits = others;
-            let progress = draw_next(scheduler, slice, own, &mut buffer);
             scheduler.computed(slice, progress);
             generated += progress.delivered as u64;
         }
@@ -375,15 +376,54 @@ fn report(mut request: Request, finish: Finish) {
     let _ = (request.sink)(Event::Finished(finish));
 }
 
-/// Draws and delivers a sequence's next tokens from the logits of its last rows, if it has any.
-fn draw_next(scheduler: &mut Scheduler, slice: &Slice, logits: &[f32], buffer: &mut Vec<f32>) -> Progress {
-    if !slice.draws {
-        return Progress::default();
+/// Draws and delivers the next tokens of the sequences whose slices have a row to draw from: of all at once, and again of
+/// those whose draft was drawn. Adds to `spent` what the model took.
+fn draw(
+    model: &mut impl StepModel,
+    scheduler: &mut Scheduler,
+    slices: &[Slice],
+    vocab: usize,
+    spent: &mut Duration,
+) -> Result<Vec<Progress>, String> {
+    let (context, mut first_row) = (scheduler.context(), 0);
+    let mut extensions: Vec<Extension> = slices.iter().map(|_| Extension::default()).collect();
+    let mut drawing = Vec::new();
+    for (index, slice) in slices.iter().enumerate().filter(|(_, slice)| slice.draws) {
+        extensions[index] = scheduler.running[slice.sequence].begin();
+        drawing.push((index, first_row));
+        first_row += slice.wanted();
     }
-    let (context, vocab) = (scheduler.context(), logits.len() / slice.wanted());
-    let row = |row: usize| &logits[row * vocab..][..vocab];
-    let sequence = &mut scheduler.running[slice.sequence];
-    sequence.extend(context, |sampler, _, index| sampler.draw(row(index), buffer))
+    while !drawing.is_empty() {
+        let (mut asked, mut draws) = (Vec::new(), Vec::new());
+        for (index, first_row) in drawing {
+            let (sequence, extension) =
+                (&mut scheduler.running[slices[index].sequence], &mut extensions[index]);
+            match sequence.sampler.ask(first_row + extension.progress.accepted, vocab) {
+                Ok(draw) => {
+                    asked.push((index, first_row));
+                    draws.push(draw);
+                }
+                Err(error) => {
+                    sequence.extend(extension, Err(error), context);
+                }
+            }
+        }
+        let began = Instant::now();
+        let choices = model.choose(&draws)?;
+        *spent += began.elapsed();
+        if choices.len() != draws.len() {
+            return Err("the model chose too few tokens or too many".to_owned());
+        }
+        drawing = Vec::new();
+        for ((index, first_row), choice) in asked.into_iter().zip(choices) {
+            let sequence = &mut scheduler.running[slices[index].sequence];
+            let drawn = sequence.sampler.take(choice);
+            if sequence.extend(&mut extensions[index], drawn, context) {
+                drawing.push((index, first_row));
+            }
+        }
+    }
+    Ok(extensions.into_iter().map(|extension| extension.progress).collect())
 }
 
 /// Gives the prediction layer, if drafts come from one, what the step computed, and takes its drafts for the next.

@@ -1,16 +1,15 @@
-//! Drawing the next token from logits.
+//! What drawing one sequence's tokens depends on: its parameters, its constraint and what it has drawn.
 //!
 //! In this order: logit bias, penalties, the constraint, `min_tokens`, temperature, min-p, top-k, top-p, the draw.
-//! Log-probabilities are of the model's own distribution, before all of it, as in OpenAI's API.
+//! [`gqla_kernels::sample`] defines the steps on logits, for processor and device alike; log-probabilities are of the model's
+//! own distribution, before all of it, as in OpenAI's API.
 
 mod adjust;
 #[cfg(test)]
 mod tests;
-mod truncate;
 
-use adjust::Seen;
-pub(crate) use truncate::argmax;
-use truncate::{kept, most_likely};
+use adjust::Edits;
+use gqla_kernels::sample::{Choice, Cuts, Draw, NoToken, TokenMask};
 
 use crate::{Constraint, SamplingParams, TokenLogprob};
 
@@ -41,102 +40,80 @@ pub(crate) struct Drawn {
 pub(crate) struct Sampler {
     params: SamplingParams,
     constraint: Option<Box<dyn Constraint>>,
-    seen: Seen,
+    edits: Edits,
     drawn: u64,
 }
 
 impl Sampler {
     pub fn new(params: SamplingParams, constraint: Option<Box<dyn Constraint>>, prompt: &[u32]) -> Self {
-        let seen = Seen::new(&params, prompt);
-        Self { params, constraint, seen, drawn: 0 }
+        let edits = Edits::new(&params, prompt);
+        Self { params, constraint, edits, drawn: 0 }
     }
 
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// Draws the next token and takes it for granted. `buffer` is scratch.
-    pub fn draw(&mut self, logits: &[f32], buffer: &mut Vec<f32>) -> Result<Drawn, DrawError> {
-        if !logits.get(argmax(logits) as usize).is_some_and(|logit| logit.is_finite()) {
-            return Err(DrawError::NotFinite { index: self.drawn });
-        }
-        let id = if self.changes_logits() {
-            buffer.clear();
-            buffer.extend_from_slice(logits);
-            self.adjust(buffer)?;
-            choose(buffer, &self.params, self.drawn)
-        } else {
-            choose(logits, &self.params, self.drawn)
-        };
+    /// How the next token is drawn, from row `row` of logits of `vocab` tokens.
+    pub fn ask(&mut self, row: usize, vocab: usize) -> Result<Draw, DrawError> {
+        let SamplingParams { temperature, min_p, top_k, top_p, logprobs, seed, .. } = self.params;
+        Ok(Draw {
+            row,
+            edits: self.edits.all(),
+            allowed: self.allowed(vocab)?,
+            cuts: Cuts { temperature, min_p, top_k, top_p },
+            random: random(seed, self.drawn),
+            logprobs,
+        })
+    }
+
+    /// Takes what was chosen as asked for granted.
+    pub fn take(&mut self, choice: Result<Choice, NoToken>) -> Result<Drawn, DrawError> {
+        let Choice { id, logprob } = choice.map_err(|none| match none {
+            NoToken::NotFinite => DrawError::NotFinite { index: self.drawn },
+            NoToken::NothingAllowed => DrawError::NothingAllowed,
+        })?;
         let last = match &mut self.constraint {
             Some(constraint) => constraint.accept(id).map_err(DrawError::Constraint)?,
             None => false,
         };
-        self.seen.add(id);
+        self.edits.add(id);
         self.drawn += 1;
-        Ok(Drawn { id, logprob: self.params.logprobs.map(|top| logprobs(logits, id, top)), last })
+        Ok(Drawn { id, logprob, last })
     }
 
-    fn changes_logits(&self) -> bool {
-        self.constraint.is_some()
-            || self.seen.counts()
-            || !self.params.logit_bias.is_empty()
-            || self.withholds_stop()
-    }
-
-    fn withholds_stop(&self) -> bool {
-        self.drawn < u64::from(self.params.min_tokens) && !self.params.stop_token_ids.is_empty()
-    }
-
-    fn adjust(&mut self, logits: &mut [f32]) -> Result<(), DrawError> {
-        adjust::bias(logits, &self.params.logit_bias);
-        self.seen.penalise(logits, &self.params);
+    /// Tokens that may come next; `None` allows all. Stop tokens that are to wait may come where nothing else may.
+    fn allowed(&mut self, vocab: usize) -> Result<Option<TokenMask>, DrawError> {
+        let withholds =
+            self.drawn < u64::from(self.params.min_tokens) && !self.params.stop_token_ids.is_empty();
+        if self.constraint.is_none() && !withholds {
+            return Ok(None);
+        }
+        let mut allowed = TokenMask::all(vocab);
         if let Some(constraint) = &mut self.constraint {
-            constraint.forbid(logits).map_err(DrawError::Constraint)?;
+            constraint.forbid(&mut allowed).map_err(DrawError::Constraint)?;
         }
-        if self.withholds_stop() {
-            adjust::withhold(logits, &self.params.stop_token_ids);
+        if withholds {
+            let mut others = allowed.clone();
+            self.params.stop_token_ids.iter().for_each(|id| others.forbid(*id as usize));
+            if !others.is_empty() {
+                allowed = others;
+            }
         }
-        let allowed = logits.iter().any(|logit| *logit > f32::NEG_INFINITY);
-        if allowed { Ok(()) } else { Err(DrawError::NothingAllowed) }
+        Ok(Some(allowed))
+    }
+
+    /// Draws the next token from one row of logits.
+    #[cfg(test)]
+    pub fn draw(&mut self, logits: &[f32]) -> Result<Drawn, DrawError> {
+        let draw = self.ask(0, logits.len())?;
+        self.take(gqla_kernels::sample::choose(logits, &draw, &mut Vec::new()))
     }
 }
 
-/// Draw number `index` from adjusted logits, of which at least one is finite.
-fn choose(logits: &[f32], params: &SamplingParams, index: u64) -> u32 {
-    let best = argmax(logits);
-    if params.temperature <= 0.0 || params.top_k == 1 {
-        return best;
-    }
-    let temperature = f64::from(params.temperature);
-    let max = f64::from(logits[best as usize]);
-    let weight = |id: u32| ((f64::from(logits[id as usize]) - max) / temperature).exp();
-    let kept = kept(logits, params, weight);
-    let total: f64 = kept.iter().map(|id| weight(*id)).sum();
-    let mut left = uniform(params.seed, index) * total;
-    for id in &kept {
-        left -= weight(*id);
-        if left < 0.0 {
-            return *id;
-        }
-    }
-    best
-}
-
-/// Log-probabilities of the raw distribution: of `drawn` and of the `top` most likely tokens.
-fn logprobs(logits: &[f32], drawn: u32, top: u32) -> TokenLogprob {
-    let max = f64::from(logits[argmax(logits) as usize]);
-    let log_sum = max + logits.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln();
-    let logprob = |id: u32| (f64::from(logits[id as usize]) - log_sum) as f32;
-    let top = most_likely(logits, top as usize).into_iter().map(|id| (id, logprob(id))).collect();
-    TokenLogprob { logprob: logprob(drawn), top }
-}
-
-/// A number in [0, 1) that depends on (seed, index) alone: splitmix64 of a counter.
-fn uniform(seed: u64, index: u64) -> f64 {
-    let mut z = mix(seed).wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = mix(z);
-    (z >> 11) as f64 / (1u64 << 53) as f64
+/// A number in [0, 2^64) that depends on (seed, index) alone: splitmix64 of a counter.
+fn random(seed: u64, index: u64) -> u64 {
+    mix(mix(seed).wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
 }
 
 /// The splitmix64 finaliser.

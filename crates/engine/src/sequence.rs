@@ -42,6 +42,13 @@ pub(crate) struct Progress {
     pub accepted: usize,
 }
 
+/// Tokens that a step brings a sequence, as they are drawn one after another.
+#[derive(Debug, Default)]
+pub(crate) struct Extension {
+    drafts: Vec<u32>,
+    pub progress: Progress,
+}
+
 /// A sequence being continued.
 pub(crate) struct Sequence {
     /// Prompt and what was drawn.
@@ -116,34 +123,54 @@ impl Sequence {
         (self.sampler.params().max_tokens as usize + self.prompt).saturating_sub(self.tokens.len())
     }
 
-    /// Takes the next tokens: one, and another after every one that was drafted. `draw` answers the token that follows
-    /// the given ones, from the row of that number among the sequence's last `1 + drafts` rows.
+    /// Begins to take the step's tokens: one, and another after every one that was drafted.
+    pub fn begin(&mut self) -> Extension {
+        Extension { drafts: std::mem::take(&mut self.drafts), progress: Progress::default() }
+    }
+
+    /// Takes the token that was drawn from the next of the sequence's last `1 + drafts` rows; true when another follows in
+    /// this step, of row `progress.accepted`.
     pub fn extend(
+        &mut self,
+        extension: &mut Extension,
+        drawn: Result<Drawn, DrawError>,
+        context: usize,
+    ) -> bool {
+        let Extension { drafts, progress } = extension;
+        let was_drafted = match drawn {
+            Ok(drawn) => {
+                let was_drafted = drafts.get(progress.accepted) == Some(&drawn.id);
+                let was_delivered = self.accept(drawn, context);
+                progress.delivered += usize::from(was_delivered);
+                progress.accepted += usize::from(was_delivered && was_drafted);
+                was_drafted
+            }
+            Err(error) => {
+                self.finish = Some(Finish::Error(error.to_string()));
+                false
+            }
+        };
+        let goes_on = was_drafted && self.finish.is_none();
+        if !goes_on {
+            self.acceptance.add(drafts.len(), progress.accepted);
+        }
+        goes_on
+    }
+
+    /// Takes all of a step's tokens; `draw` answers the token that follows the given ones, from the row of that number.
+    #[cfg(test)]
+    pub fn extend_by(
         &mut self,
         context: usize,
         mut draw: impl FnMut(&mut Sampler, &[u32], usize) -> Result<Drawn, DrawError>,
     ) -> Progress {
-        let drafts = std::mem::take(&mut self.drafts);
-        let mut progress = Progress::default();
+        let mut extension = self.begin();
         loop {
-            let row = progress.accepted;
-            let drawn = match draw(&mut self.sampler, &self.tokens, row) {
-                Ok(drawn) => drawn,
-                Err(error) => {
-                    self.finish = Some(Finish::Error(error.to_string()));
-                    break;
-                }
-            };
-            let was_drafted = drafts.get(row) == Some(&drawn.id);
-            let was_delivered = self.accept(drawn, context);
-            progress.delivered += usize::from(was_delivered);
-            progress.accepted += usize::from(was_delivered && was_drafted);
-            if !was_drafted || self.finish.is_some() {
-                break;
+            let drawn = draw(&mut self.sampler, &self.tokens, extension.progress.accepted);
+            if !self.extend(&mut extension, drawn, context) {
+                return extension.progress;
             }
         }
-        self.acceptance.add(drafts.len(), progress.accepted);
-        progress
     }
 
     /// Takes a drawn token; true when it was delivered.

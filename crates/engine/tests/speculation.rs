@@ -12,7 +12,7 @@ use std::{
 
 use gqla_engine::{
     Checkpoint, Constraint, DraftSource, Engine, Event, Finish, PromptLookup, Request, SamplingParams, Sink,
-    Speculation,
+    Speculation, TokenMask,
     cpu::{CacheMemory, CpuEngine, CpuEngineConfig},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
@@ -39,11 +39,9 @@ struct Turns {
 }
 
 impl Constraint for Turns {
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String> {
-        let allowed = |id: usize| id.is_multiple_of(3) == self.divisible;
-        for (_, logit) in logits.iter_mut().enumerate().filter(|(id, _)| !allowed(*id)) {
-            *logit = f32::NEG_INFINITY;
-        }
+    fn forbid(&mut self, allowed: &mut TokenMask) -> Result<(), String> {
+        let others = |id: &usize| id.is_multiple_of(3) != self.divisible;
+        (0..512).filter(others).for_each(|id| allowed.forbid(id));
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! On the CPU everything is f32 arithmetic on f32 activations; weights stay in the checkpoint's bf16 or f32, or are rounded to
 //! int8. A processor's own units for bf16 and int8 are used where a matrix may round its inputs. The map:
 //! [`Pool`] runs parallel loops, [`Matrix`] multiplies, [`ops`] holds the row-wise operations, [`attention`] the two
-//! paths over a paged cache, [`mod@reference`] their float64 definition; [`measure`] times all of it on this machine.
+//! paths over a paged cache, [`mod@reference`] their float64 definition; [`sample`] chooses tokens from logits; [`measure`]
+//! times all of it on this machine.
 //! [`device`] runs the CUDA kernels of the folder `cuda`.
 //!
 //! **A row's result depends on that row alone**: no kernel's order of additions changes with the batch, the chunk or
@@ -23,6 +24,7 @@ mod mixture;
 pub mod ops;
 mod pool;
 pub mod reference;
+pub mod sample;
 mod shared;
 mod simd;
 mod unit;

@@ -5,7 +5,7 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
-use gqla_engine::Constraint;
+use gqla_engine::{Constraint, TokenMask};
 use gqla_protocol::{ApiError, ResponseFormat, SCHEMA_FIELD};
 use gqla_weights::{Tokenizer, TokenizerError};
 use llguidance::{
@@ -106,15 +106,11 @@ impl Grammar {
 struct Follower(Matcher);
 
 impl Constraint for Follower {
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String> {
+    fn forbid(&mut self, allowed: &mut TokenMask) -> Result<(), String> {
         let mask = self.0.compute_mask_or_eos().map_err(|error| error.to_string())?;
-        let beyond = mask.len().min(logits.len());
-        logits[beyond..].fill(f32::NEG_INFINITY);
-        mask.iter_unset_entries(|id| {
-            if let Some(logit) = logits.get_mut(id) {
-                *logit = f32::NEG_INFINITY;
-            }
-        });
+        allowed.keep(mask.as_slice());
+        // What the last word has beyond the tokenizer's vocabulary is not said.
+        (mask.len()..mask.len().next_multiple_of(32)).for_each(|id| allowed.forbid(id));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use gqla_kernels::device::{DecodePlan, RowTrial, Trial};
+use gqla_kernels::device::{DecodePlan, RowTrial, SampleTrial, Trial};
 use serde::Serialize;
 
 /// Dimensions of a trial.
@@ -50,6 +50,7 @@ impl Shape {
                 Self::Product { rows: trial.rows, outputs: trial.outputs, inputs: trial.inputs }
             }
             Trial::Row(_) => Self::Row { rows: RowTrial::ROWS, width: RowTrial::WIDTH },
+            Trial::Sample(_) => Self::Row { rows: SampleTrial::ROWS, width: SampleTrial::WIDTH },
         }
     }
 }

@@ -53,6 +53,12 @@ impl Workspace {
         Self { caches: model.cached_tokens().map(cache).collect(), activations: Activations::default(), comm }
     }
 
+    /// `[wanted.len(), vocab]` logits of the last call, on the first rank.
+    pub fn logits(&self) -> &[f32] {
+        let a = &self.activations;
+        if self.comm.world() == 1 { &a.logits } else { &a.partial }
+    }
+
     /// Bytes of the caches.
     #[cfg(test)]
     pub fn cache_bytes(&self) -> usize {

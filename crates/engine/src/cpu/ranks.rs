@@ -24,6 +24,7 @@ use std::{
 use gqla_kernels::{
     Pool,
     attention::{CacheFormat, Segment},
+    sample::{Choice, Draw, NoToken, choose_rows},
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
@@ -170,10 +171,15 @@ impl StepModel for Ranks {
         self.first.model.expand(&mut self.first.workspace, blocks);
     }
 
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String> {
         self.order(|| Order::Step(Arc::new(Step::of(tokens, segments, wanted))));
         let Stepping { model, workspace } = &mut self.first;
-        model.forward(workspace, tokens, segments, wanted).map_err(|error| error.to_string())
+        model.forward(workspace, tokens, segments, wanted).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+        let Stepping { model, workspace } = &self.first;
+        Ok(choose_rows(workspace.logits(), model.vocab_size(), draws))
     }
 
     fn draft(

@@ -5,6 +5,7 @@ use std::time::Duration;
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::Images,
+    sample::{Choice, Draw, NoToken},
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
@@ -102,7 +103,7 @@ impl CudaEngine {
             speculation: config.speculation,
         };
         let workspace = Workspace::new(&model, info.num_blocks, tokens, drawn)?;
-        let runner = Runner::start(Running { model, workspace, logits: Vec::new(), failed: None }, bounds)?;
+        let runner = Runner::start(Running { model, workspace, failed: None }, bounds)?;
         Ok(Self { info, runner, expands: config.expandable })
     }
 
@@ -173,12 +174,11 @@ impl Engine for CudaEngine {
 }
 
 /// A model and its buffers, as the engine's thread owns them.
-struct Running {
-    model: CudaModel,
-    workspace: Workspace,
-    logits: Vec<f32>,
+pub(super) struct Running {
+    pub model: CudaModel,
+    pub workspace: Workspace,
     /// Why copying or expanding blocks failed, which the next step tells.
-    failed: Option<String>,
+    pub failed: Option<String>,
 }
 
 impl StepModel for Running {
@@ -194,13 +194,16 @@ impl StepModel for Running {
         }
     }
 
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        let logits = self.model.forward(&mut self.workspace, tokens, segments, wanted);
-        self.logits = logits.map_err(|error| error.to_string())?;
-        Ok(&self.logits)
+        let stepped = self.model.forward(&mut self.workspace, tokens, segments, wanted);
+        stepped.map_err(|error| error.to_string())
+    }
+
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+        self.model.choose(&mut self.workspace, draws).map_err(|error| error.to_string())
     }
 
     /// Nobody asks for it: drafts by a prediction layer are refused when the model is loaded.

@@ -6,6 +6,7 @@ use gqla_kernels::{
         AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Projected, Rows, Splits,
         Tables, Weights,
     },
+    sample::{Choice, Draw, NoToken},
 };
 use half::bf16;
 
@@ -116,14 +117,14 @@ impl Workspace {
 }
 
 impl CudaModel {
-    /// Computes `tokens`, which `segments` describe, and answers `[wanted.len(), vocab]` logits of the rows `wanted`.
+    /// Computes `tokens`, which `segments` describe, and keeps `[wanted.len(), vocab]` logits of the rows `wanted`.
     pub(super) fn forward(
         &self,
         workspace: &mut Workspace,
         tokens: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Result<Vec<f32>, DeviceError> {
+    ) -> Result<(), DeviceError> {
         let Workspace { caches, pages, activations: a, .. } = workspace;
         let tables = Tables::new(&self.device, segments, *pages, Splits::ENGINE)?;
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
@@ -132,6 +133,20 @@ impl CudaModel {
             self.feed_forward(layer, tables.rows(), a)?;
         }
         self.head(wanted, a)
+    }
+
+    /// Chooses a token for each of `draws` from the logits that the last step kept.
+    pub(super) fn choose(
+        &self,
+        workspace: &mut Workspace,
+        draws: &[Draw],
+    ) -> Result<Vec<Result<Choice, NoToken>>, DeviceError> {
+        self.sample.choose(&self.device, &mut workspace.activations.logits, self.vocab_size(), draws)
+    }
+
+    /// The first `rows` rows of logits that the last step kept.
+    pub(super) fn kept_logits(&self, workspace: &Workspace, rows: usize) -> Result<Vec<f32>, DeviceError> {
+        self.device.download(&workspace.activations.logits, rows * self.vocab_size())
     }
 
     /// `y = x Wᵀ` of whole rows.
@@ -173,9 +188,9 @@ impl CudaModel {
         self.multiply(&layer.down, rows, &a.activated, Destination::Add(&mut a.residual))
     }
 
-    fn head(&self, wanted: &[usize], a: &mut Activations) -> Result<Vec<f32>, DeviceError> {
+    fn head(&self, wanted: &[usize], a: &mut Activations) -> Result<(), DeviceError> {
         if wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.attention.rows.norm(
             &self.device,
@@ -185,7 +200,6 @@ impl CudaModel {
             &mut a.normed,
         )?;
         let head = self.parameters.head.as_ref().unwrap_or(&self.parameters.embedding);
-        self.multiply(head, wanted.len(), &a.normed, Destination::F32(&mut a.logits))?;
-        self.device.download(&a.logits, wanted.len() * head.outputs())
+        self.multiply(head, wanted.len(), &a.normed, Destination::F32(&mut a.logits))
     }
 }

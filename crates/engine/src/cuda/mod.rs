@@ -1,7 +1,8 @@
 //! The CUDA backend: converted LLaMA-family models in bf16 on one GPU, along either path.
 //!
 //! The residual stream and all sums are f32, everything between is bf16, and so are the weights, whatever the checkpoint
-//! has. A step is launched kernel by kernel; logits go to the processor, which draws. Nothing here has run on a GPU yet.
+//! has. A step is launched kernel by kernel; tokens are chosen on the device, so that of logits only what was asked for leaves
+//! it. Nothing here has run on a GPU yet.
 
 mod engine;
 mod error;
@@ -9,6 +10,8 @@ mod expand;
 mod forward;
 mod load;
 mod model;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{CudaEngine, CudaEngineConfig};
 pub use error::CudaLoadError;

@@ -4,7 +4,7 @@ use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
         Attention, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
-        Turns, UpProjection, Weights, plan_decode,
+        SampleKernel, Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -46,6 +46,7 @@ pub(super) struct Parameters {
 pub struct CudaModel {
     pub(super) device: Device,
     pub(super) attention: Attention,
+    pub(super) sample: SampleKernel,
     pub(super) shape: DecodeShape,
     pub(super) path: DecodePath,
     pub(super) parameters: Parameters,
@@ -86,6 +87,7 @@ impl CudaModel {
         let own = decode(path)?;
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
+        let sample = SampleKernel::new(&kernels(&device, images, &Program::sample())?)?;
         let parameters = load::parameters(checkpoint, &device, &attention, path)?;
         let expanded = if *expandable {
             let up = load::expanded(checkpoint, &device, &attention)?;
@@ -97,7 +99,7 @@ impl CudaModel {
         tracing::info!(device = device.name(), path = path.flag(), "the model is on the device");
         let attention = Attention { gemm, rows, decode: own };
         let context = checkpoint.config().max_position_embeddings;
-        Ok(Self { device, attention, shape, path, parameters, expanded, context })
+        Ok(Self { device, attention, sample, shape, path, parameters, expanded, context })
     }
 
     /// The decode path.
@@ -149,7 +151,8 @@ impl CudaModel {
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
             let wanted: Vec<usize> = (0..chunk.len()).collect();
-            logits.extend(self.forward(&mut workspace, chunk, &[segment], &wanted)?);
+            self.forward(&mut workspace, chunk, &[segment], &wanted)?;
+            logits.extend(self.kept_logits(&workspace, chunk.len())?);
         }
         Ok(logits)
     }

@@ -5,6 +5,8 @@ use std::{
     sync::mpsc::{Receiver, channel},
 };
 
+use gqla_kernels::sample::choose_rows;
+
 use super::*;
 use crate::{DraftSource, PromptLookup, SamplingParams};
 
@@ -25,6 +27,7 @@ enum Break {
     Error,
     Panic,
     NotANumber,
+    Choice,
     Draft,
     DraftPanic,
     DraftLogits,
@@ -35,7 +38,7 @@ impl StepModel for Successor {
 
     fn expand(&mut self, _: &[u32]) {}
 
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String> {
         assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), tokens.len());
         thread::sleep(self.delay);
         self.steps += 1;
@@ -47,7 +50,15 @@ impl StepModel for Successor {
             Some((step, Break::NotANumber)) if step == self.steps => self.logits[3] = f32::NAN,
             _ => {}
         }
-        Ok(&self.logits)
+        Ok(())
+    }
+
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+        let mut choices = choose_rows(&self.logits, VOCAB, draws);
+        if matches!(self.break_at, Some((step, Break::Choice)) if step <= self.steps) {
+            choices.pop();
+        }
+        Ok(choices)
     }
 
     fn draft(
@@ -217,7 +228,8 @@ fn a_client_that_leaves_in_mid_prompt_frees_its_blocks() {
 
 #[test]
 fn failures_end_every_sequence_and_stop_the_heartbeat() {
-    let all = [Break::Error, Break::Panic, Break::Draft, Break::DraftPanic, Break::DraftLogits];
+    let all =
+        [Break::Error, Break::Panic, Break::Choice, Break::Draft, Break::DraftPanic, Break::DraftLogits];
     for how in all {
         let runner = start(drafting(LAYER, bounds()), Some((2, how)), Duration::from_millis(20));
         let events: Vec<_> = (0..6)

@@ -1,67 +1,55 @@
-//! What is done to logits before a token is drawn from them.
+//! What bias and penalties do to the logits of single tokens.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+
+use gqla_kernels::sample::Edit;
 
 use crate::SamplingParams;
 
-/// Adds to the logits of single tokens; ids were checked when the request came.
-pub(super) fn bias(logits: &mut [f32], biases: &[(u32, f32)]) {
-    for (id, bias) in biases {
-        if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit += bias;
-        }
-    }
-}
-
-/// Forbids the stop tokens, unless nothing else is allowed.
-pub(super) fn withhold(logits: &mut [f32], stops: &[u32]) {
-    let other = |(id, logit): (usize, &f32)| *logit > f32::NEG_INFINITY && !stops.contains(&(id as u32));
-    if !logits.iter().enumerate().any(other) {
-        return;
-    }
-    for id in stops {
-        if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-}
-
-/// Tokens that penalties look at. Nothing is kept where no penalty asks for it.
+/// Edits of tokens with a bias, and where a penalty asks for it of those that were seen.
 #[derive(Debug)]
-pub(super) struct Seen {
-    /// How often each was drawn; 0 for tokens of the prompt alone.
+pub(super) struct Edits {
+    edits: BTreeMap<u32, Edit>,
+    /// How often each token was drawn; `None` where no penalty looks at it.
     times: Option<HashMap<u32, u32>>,
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
 }
 
-impl Seen {
+impl Edits {
     pub fn new(params: &SamplingParams, prompt: &[u32]) -> Self {
-        let repetition = params.repetition_penalty != 1.0;
-        let penalised = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        let prompt = if repetition { prompt } else { &[] };
-        Self { times: penalised.then(|| prompt.iter().map(|id| (*id, 0)).collect()) }
+        let SamplingParams {
+            repetition_penalty: repetition,
+            frequency_penalty: frequency,
+            presence_penalty: presence,
+            ..
+        } = *params;
+        let repeats = repetition != 1.0;
+        let mut edits = BTreeMap::new();
+        let mut edit = |id: u32, change: &dyn Fn(&mut Edit)| {
+            change(edits.entry(id).or_insert(Edit::new(id)));
+        };
+        params.logit_bias.iter().for_each(|(id, bias)| edit(*id, &|edit| edit.bias += bias));
+        if repeats {
+            prompt.iter().for_each(|id| edit(*id, &|edit| edit.repetition = repetition));
+        }
+        let penalises = repeats || frequency != 0.0 || presence != 0.0;
+        Self { edits, times: penalises.then(HashMap::new), repetition, frequency, presence }
     }
 
-    /// Whether any penalty is in force.
-    pub fn counts(&self) -> bool {
-        self.times.is_some()
-    }
-
+    /// Notes that a token was drawn.
     pub fn add(&mut self, id: u32) {
-        if let Some(times) = &mut self.times {
-            *times.entry(id).or_default() += 1;
-        }
+        let Some(times) = &mut self.times else { return };
+        let times = times.entry(id).or_default();
+        *times += 1;
+        let edit = self.edits.entry(id).or_insert(Edit::new(id));
+        edit.repetition = self.repetition;
+        edit.less = self.frequency * *times as f32 + self.presence;
     }
 
-    /// `logit ← logit / r` (or `· r` when negative) `− f · times − p · [times > 0]`
-    pub fn penalise(&self, logits: &mut [f32], params: &SamplingParams) {
-        for (id, times) in self.times.iter().flatten() {
-            let Some(logit) = logits.get_mut(*id as usize) else { continue };
-            let r = params.repetition_penalty;
-            *logit = if *logit > 0.0 { *logit / r } else { *logit * r };
-            *logit -= params.frequency_penalty * *times as f32;
-            if *times > 0 {
-                *logit -= params.presence_penalty;
-            }
-        }
+    /// All of them, by ascending id.
+    pub fn all(&self) -> Vec<Edit> {
+        self.edits.values().copied().collect()
     }
 }

@@ -13,12 +13,12 @@ fn sampler(params: &SamplingParams) -> Sampler {
 }
 
 fn draw(logits: &[f32], params: &SamplingParams) -> u32 {
-    sampler(params).draw(logits, &mut Vec::new()).unwrap().id
+    sampler(params).draw(logits).unwrap().id
 }
 
 fn draws(logits: &[f32], params: &SamplingParams, count: usize) -> Vec<u32> {
     let mut sampler = sampler(params);
-    (0..count).map(|_| sampler.draw(logits, &mut Vec::new()).unwrap().id).collect()
+    (0..count).map(|_| sampler.draw(logits).unwrap().id).collect()
 }
 
 fn shares(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
@@ -33,12 +33,9 @@ fn shares(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
 struct Script(Vec<Vec<u32>>);
 
 impl Constraint for Script {
-    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), String> {
-        for (id, logit) in logits.iter_mut().enumerate() {
-            if !self.0[0].contains(&(id as u32)) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+    fn forbid(&mut self, allowed: &mut TokenMask) -> Result<(), String> {
+        let others = |id: &u32| !self.0[0].contains(id);
+        (0..100).filter(others).for_each(|id| allowed.forbid(id as usize));
         Ok(())
     }
 
@@ -122,8 +119,7 @@ fn a_draw_is_a_function_of_seed_and_index() {
     assert_eq!(with(1), with(1));
     assert_ne!(with(1), with(2));
     let mut after_a_prompt = Sampler::new(SamplingParams { seed: 1, ..params(1.0, 0, 1.0) }, None, &[4; 9]);
-    let after: Vec<u32> =
-        (0..50).map(|_| after_a_prompt.draw(&LOGITS, &mut Vec::new()).unwrap().id).collect();
+    let after: Vec<u32> = (0..50).map(|_| after_a_prompt.draw(&LOGITS).unwrap().id).collect();
     assert_eq!(after, with(1), "the prompt's length does not count");
 }
 
@@ -138,12 +134,15 @@ fn penalties_count_what_was_drawn_and_repetition_the_prompt_too() {
     let repetition = SamplingParams { repetition_penalty: 2.0, ..greedy };
     let first = |prompt: &[u32]| {
         let mut sampler = Sampler::new(repetition.clone(), None, prompt);
-        sampler.draw(&LOGITS, &mut Vec::new()).unwrap().id
+        sampler.draw(&LOGITS).unwrap().id
     };
     assert_eq!((first(&[]), first(&[1]), first(&[1, 3, 2])), (1, 3, 1));
-    let mut logits = [-2.0f32, 0.0];
-    Seen::new(&repetition, &[0]).penalise(&mut logits, &repetition);
-    assert_eq!(logits, [-4.0, 0.0], "a negative logit is multiplied");
+    let edits = Edits::new(&repetition, &[0]).all();
+    assert_eq!(
+        edits.iter().map(|edit| (edit.id, edit.of(-2.0))).collect::<Vec<_>>(),
+        [(0, -4.0)],
+        "multiplied"
+    );
 }
 
 #[test]
@@ -164,18 +163,18 @@ fn stop_tokens_wait_for_the_fewest_tokens() {
 fn a_constraint_decides_and_ends_the_sequence() {
     let script = Script(vec![vec![4], vec![0, 2], vec![1]]);
     let mut sampler = Sampler::new(params(0.0, 0, 1.0), Some(Box::new(script)), &[]);
-    let mut next = || sampler.draw(&LOGITS, &mut Vec::new()).unwrap();
+    let mut next = || sampler.draw(&LOGITS).unwrap();
     let drawn: Vec<_> = (0..3).map(|_| next()).map(|drawn| (drawn.id, drawn.last)).collect();
     assert_eq!(drawn, [(4, false), (2, false), (1, true)]);
     let mut stuck = Sampler::new(params(0.0, 0, 1.0), Some(Box::new(Script(vec![vec![]]))), &[]);
-    assert_eq!(stuck.draw(&LOGITS, &mut Vec::new()), Err(DrawError::NothingAllowed));
+    assert_eq!(stuck.draw(&LOGITS), Err(DrawError::NothingAllowed));
 }
 
 #[test]
 fn logprobs_are_of_the_raw_distribution() {
     let total: f64 = LOGITS.iter().map(|x| f64::from(*x).exp()).sum();
     let wanted = SamplingParams { logprobs: Some(3), logit_bias: vec![(2, 50.0)], ..params(0.3, 0, 0.5) };
-    let drawn = sampler(&wanted).draw(&LOGITS, &mut Vec::new()).unwrap();
+    let drawn = sampler(&wanted).draw(&LOGITS).unwrap();
     let TokenLogprob { logprob, top } = drawn.logprob.unwrap();
     assert_eq!(drawn.id, 2);
     assert!((f64::from(logprob) - (2.0 - total.ln())).abs() < 1e-6);
@@ -185,7 +184,7 @@ fn logprobs_are_of_the_raw_distribution() {
 
 #[test]
 fn broken_logits_are_refused() {
-    let error = sampler(&params(0.0, 0, 1.0)).draw(&[0.0, f32::NAN, 1.0], &mut Vec::new()).unwrap_err();
+    let error = sampler(&params(0.0, 0, 1.0)).draw(&[0.0, f32::NAN, 1.0]).unwrap_err();
     assert_eq!(error, DrawError::NotFinite { index: 0 });
 }
 
@@ -221,7 +220,7 @@ proptest! {
         let script = Script(vec![allowed; 20]);
         let mut sampler = Sampler::new(params, Some(Box::new(script)), &[]);
         for _ in 0..20 {
-            prop_assert_ne!(sampler.draw(&logits, &mut Vec::new()).unwrap().id, banned);
+            prop_assert_ne!(sampler.draw(&logits).unwrap().id, banned);
         }
     }
 }

@@ -136,7 +136,7 @@ impl World {
         }
         let sequence = &mut self.scheduler.running[slice.sequence];
         let computed = fed(sequence);
-        sequence.extend(LIMITS.context, |_, tokens, row| {
+        sequence.extend_by(LIMITS.context, |_, tokens, row| {
             assert_eq!(tokens, &computed[..slice.start + slice.len + row], "the row is another text's");
             Ok(Drawn { id: next(tokens), logprob: None, last: false })
         })

@@ -30,8 +30,7 @@ fn step(drafts: &[u32], params: SamplingParams) -> (Vec<u32>, Progress, Sequence
         0,
     );
     sequence.drafts = drafts.to_vec();
-    let mut buffer = Vec::new();
-    let progress = sequence.extend(100, |sampler, _, row| sampler.draw(&ROWS[row], &mut buffer));
+    let progress = sequence.extend_by(100, |sampler, _, row| sampler.draw(&ROWS[row]));
     (sequence.tokens[1..].to_vec(), progress, sequence)
 }
 
@@ -89,7 +88,7 @@ fn tokens_follow_the_models_distribution_whatever_was_drafted() {
 fn accepted_drafts_are_the_tokens_that_would_have_been_drawn() {
     for seed in 0..200 {
         let mut sampler = Sampler::new(params(seed), None, &[0]);
-        let alone: Vec<u32> = ROWS.iter().map(|row| sampler.draw(row, &mut Vec::new()).unwrap().id).collect();
+        let alone: Vec<u32> = ROWS.iter().map(|row| sampler.draw(row).unwrap().id).collect();
         let (text, progress, sequence) = step(&alone[..2], params(seed));
         assert_eq!((text, progress), (alone.clone(), Progress { delivered: 3, accepted: 2 }));
         assert_eq!(sequence.finish, Some(Finish::Length));

@@ -3,8 +3,8 @@
 //! Nothing is linked: cudarc opens libcuda and NVRTC when they are first needed, so one binary serves on nodes with and
 //! without a GPU, and what is missing is a [`DeviceError`]. The map: [`Device`] is one GPU with one stream, [`Buffer`] its
 //! memory; [`Program`]s are the kernels' texts, which `image` loads as cubin, PTX or by NVRTC; [`plan_decode`] says as
-//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`RowKernels`] and [`Decode`] launch, and
-//! [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
+//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`RowKernels`], [`SampleKernel`] and [`Decode`] launch,
+//! and [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
 //!
 //! All work goes to one stream, in order. **A row's result depends on that row alone**, as on the CPU: which kernel
 //! decodes follows from the shape, never from the batch, and products add in one order however many rows there are.
@@ -23,6 +23,7 @@ mod nvrtc;
 mod plan;
 mod program;
 mod rows;
+mod sample;
 mod tables;
 mod trial;
 
@@ -36,5 +37,8 @@ pub use memory::{Buffer, Device, Number};
 pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
 pub use rows::{Append, Heads, Norm, RowKernels};
+pub use sample::SampleKernel;
 pub use tables::{PageRun, Splits, Tables};
-pub use trial::{Bench, DecodeTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, Sum, Trial};
+pub use trial::{
+    Bench, DecodeTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, SampleTrial, Sum, Trial,
+};

@@ -1,13 +1,14 @@
 //! The kernels' texts.
 
 /// Texts by the names they include each other under.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("dev.cuh", include_str!("../../cuda/dev.cuh")),
     ("attention.cuh", include_str!("../../cuda/attention.cuh")),
     ("gqa_decode.cu", include_str!("../../cuda/gqa_decode.cu")),
     ("absorb_decode.cu", include_str!("../../cuda/absorb_decode.cu")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
     ("rows.cu", include_str!("../../cuda/rows.cu")),
+    ("sample.cu", include_str!("../../cuda/sample.cu")),
 ];
 
 /// Kernels that are compiled together, for given numbers.
@@ -31,6 +32,11 @@ impl Program {
     /// Row-wise operations.
     pub fn rows() -> Self {
         Self::new("rows", "rows.cu", Vec::new())
+    }
+
+    /// What chooses tokens from logits.
+    pub fn sample() -> Self {
+        Self::new("sample", "sample.cu", Vec::new())
     }
 
     /// Decode attention along the GQA path.
@@ -96,6 +102,7 @@ mod tests {
         let programs = [
             Program::gemm(),
             Program::rows(),
+            Program::sample(),
             Program::gqa_decode(128, 64, 128),
             Program::absorb_decode(512, 64),
         ];

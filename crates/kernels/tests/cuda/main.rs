@@ -11,6 +11,7 @@ mod device;
 mod images;
 mod mutants;
 mod ops;
+mod sample;
 
 use std::process::Command;
 

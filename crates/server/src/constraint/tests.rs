@@ -83,10 +83,9 @@ fn answer(grammar: &Grammar, seed: u64, vocabulary: usize) -> String {
     let mut state = seed | 1;
     let mut ids = Vec::new();
     for _ in 0..3000 {
-        let mut logits = vec![0.0; vocabulary];
-        constraint.forbid(&mut logits).unwrap();
-        let allowed: Vec<u32> =
-            (0..).zip(&logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY).map(|(id, _)| id).collect();
+        let mut mask = TokenMask::all(vocabulary);
+        constraint.forbid(&mut mask).unwrap();
+        let allowed: Vec<u32> = (0..vocabulary as u32).filter(|id| mask.allows(*id as usize)).collect();
         state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
         let ends = [EOS, u32::from(b'}'), u32::from(b']'), u32::from(b'"')];
         let end = ends.into_iter().find(|end| state >> 62 == 0 && allowed.contains(end));

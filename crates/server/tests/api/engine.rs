@@ -12,7 +12,7 @@ use std::{
 
 use gqla_engine::{
     Constraint, Engine, EngineInfo, EngineStats, Event, Finish, RankInfo, Request, SamplingParams,
-    SpeculationStats, SubmitError, TokenLogprob,
+    SpeculationStats, SubmitError, TokenLogprob, TokenMask,
 };
 use gqla_model::DecodePath;
 
@@ -133,10 +133,10 @@ impl Shared {
 
 /// The script's token where it is allowed, else the largest allowed id, which is no white space if it can be avoided.
 fn nearest(constraint: &mut dyn Constraint, wanted: u32) -> u32 {
-    let mut logits = vec![0.0; VOCABULARY];
-    constraint.forbid(&mut logits).unwrap();
+    let mut allowed = TokenMask::all(VOCABULARY);
+    constraint.forbid(&mut allowed).unwrap();
     let mut ids = std::iter::once(wanted).chain((0..VOCABULARY as u32).rev());
-    ids.find(|id| logits[*id as usize] == 0.0).unwrap()
+    ids.find(|id| allowed.allows(*id as usize)).unwrap()
 }
 
 impl Engine for ScriptedEngine {

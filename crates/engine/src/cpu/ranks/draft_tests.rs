@@ -103,9 +103,13 @@ impl StepModel for Overheard {
         self.ranks.expand(blocks);
     }
 
-    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<&[f32], String> {
+    fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String> {
         self.first = true;
         self.ranks.step(tokens, segments, wanted)
+    }
+
+    fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+        self.ranks.choose(draws)
     }
 
     fn draft(
@@ -264,7 +268,7 @@ fn a_running_engine_drafts_what_the_layer_says_of_the_text_so_far() {
                 expected.push(next[0]);
                 let chain = chain(&model, &text, given, &expected);
                 assert_same(logits.unwrap(), &chain[expected.len()], world, "later draft");
-                assert_eq!(next[0], crate::sampling::argmax(&chain[expected.len() - 1]), "a guess");
+                assert_eq!(next[0], gqla_kernels::sample::argmax(&chain[expected.len() - 1]), "a guess");
             }
         }
         assert!(given >= text.len() - 1 && drafted as u64 >= speculation.drafts);

@@ -4,6 +4,7 @@
 mod decode;
 mod product;
 mod row;
+mod sample;
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
@@ -13,10 +14,12 @@ use half::bf16;
 pub use decode::DecodeTrial;
 pub use product::{ProductTrial, Sum};
 pub use row::RowTrial;
+pub use sample::SampleTrial;
 
 use super::{
     Decode, DecodePlan, DecodeShape, Device, DeviceError, Gemm, ImageSource, Images, Loaded, NoKernel,
-    Program, Resources, RowKernels, Splits, decode::MERGE_WARPS, gemm, plan_decode,
+    Program, Resources, RowKernels, SampleKernel, Splits, decode::MERGE_WARPS, gemm, plan_decode,
+    sample::THREADS as SAMPLE_THREADS,
 };
 use crate::{attention::BLOCK_TOKENS, reference::counter_noise};
 
@@ -43,6 +46,8 @@ pub enum Trial {
     Product(ProductTrial),
     /// What is done row by row.
     Row(RowTrial),
+    /// Tokens chosen from logits.
+    Sample(SampleTrial),
 }
 
 /// What a trial gave.
@@ -96,7 +101,13 @@ impl Trial {
         };
         let products = ProductTrial::all(extent).into_iter().map(Self::Product);
         let rows = RowTrial::ALL.into_iter().map(Self::Row);
-        shapes.iter().flat_map(of_shape).chain(products).chain(rows).collect()
+        shapes
+            .iter()
+            .flat_map(of_shape)
+            .chain(products)
+            .chain(rows)
+            .chain([Self::Sample(SampleTrial)])
+            .collect()
     }
 
     /// The kernels that it takes one of.
@@ -105,6 +116,7 @@ impl Trial {
             Self::Decode(trial) => trial.shape.program(trial.path),
             Self::Product(_) => Program::gemm(),
             Self::Row(_) => Program::rows(),
+            Self::Sample(_) => Program::sample(),
         }
     }
 
@@ -121,6 +133,7 @@ impl Trial {
             }
             Self::Product(trial) => (trial.kernel().0, None),
             Self::Row(trial) => (trial.kernel().to_owned(), None),
+            Self::Sample(_) => ("sample".to_owned(), None),
         })
     }
 }
@@ -174,6 +187,11 @@ impl<'a> Bench<'a> {
             (Trial::Row(trial), _) => {
                 let error = trial.run(device, &RowKernels::new(loaded)?)?;
                 tried(error, trial.bound(), vec![self.launched(&program, &kernel, trial.threads(), 0)?])
+            }
+            (Trial::Sample(trial), _) => {
+                let error = trial.run(device, &SampleKernel::new(loaded)?)?;
+                let launched = vec![self.launched(&program, &kernel, SAMPLE_THREADS, 0)?];
+                tried(error, SampleTrial::BOUND, launched)
             }
             (Trial::Decode(_), None) => return Err(DeviceError::arguments("decode", "there is no plan")),
         })
