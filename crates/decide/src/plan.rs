@@ -448,7 +448,7 @@ fn note(class: &str, device: Device) -> Option<String> {
         )),
         Device::Cpu => None,
         _ => Some(
-            "gqla-server's CUDA kernels have not run on a GPU yet, and its image has them for the built-in shapes only: pods \
+            "gqla-server's CUDA kernels have run on an H200 alone, and its image has them for the built-in shapes only: pods \
              try them first, and refuse to start where they are missing or wrong"
                 .to_owned(),
         ),

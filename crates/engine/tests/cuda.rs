@@ -1,5 +1,4 @@
 //! The CUDA backend on the stand-in for libcuda, against logits of independent PyTorch code and against the CPU backend.
-//! Nothing here has run on a GPU.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 

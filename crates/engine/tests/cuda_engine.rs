@@ -1,5 +1,4 @@
-//! The CUDA engine on the stand-in for libcuda: what a sequence computes depends on nothing but itself, drafts included. Nothing
-//! here has run on a GPU.
+//! The CUDA engine on the stand-in for libcuda: what a sequence computes depends on nothing but itself, drafts included.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 

@@ -5,7 +5,7 @@
 // larger of S pages (and the queries, where registers would not hold them) and WARPS * 16 rows of PITCH + 2 floats as
 // dynamic shared memory. Warps are tiles of 16 rows times slices of a page's tokens: a slice's probabilities go from
 // accumulator to operand within a warp. Pages come through S stages of shared memory: two where two blocks share a
-// multiprocessor, and three where one has it alone and would wait between two pages.
+// multiprocessor, three where one has it alone and would wait between two pages, and one where wide heads leave no room.
 //
 // gqa_merge: puts the splits of each row together.
 #include "attention.cuh"
@@ -225,11 +225,16 @@ DEV void decode(const Params& p) {
     };
     for (int ahead = 0; ahead < STAGES - 1; ahead++) start(pages.first + ahead);
     for (int page = pages.first; page < pages.end; page++) {
-        wait_copies<STAGES - 2>();
+        const int turn = page - pages.first;
+        if (STAGES == 1) {
+            // All are done with the page before, whose place this one takes.
+            if (turn > 0) __syncthreads();
+            start(page);
+        }
+        wait_copies<STAGES == 1 ? 0 : STAGES - 2>();
         // This page is there for all, and all are done with the one whose place the next one takes.
         __syncthreads();
-        const int turn = page - pages.first;
-        start(page + STAGES - 1);
+        if (STAGES > 1) start(page + STAGES - 1);
         if (has_rows) {
             const u8* stage = shared_memory + turn % STAGES * STAGE_BYTES;
             mine.attend(stage, queries + tile * 16 * DK * 2, slice, page * PAGE, p.scale_log2);
@@ -254,6 +259,7 @@ DEV void decode(const Params& p) {
         decode<stages, tiles, slices>(p);                                                                         \
     }
 
+KERNEL(gqa_decode_stages1_rows16, 1, 1, 4)
 KERNEL(gqa_decode_stages2_rows16, 2, 1, 4)
 KERNEL(gqa_decode_stages2_rows32, 2, 2, 4)
 KERNEL(gqa_decode_stages2_rows64, 2, 4, 2)

@@ -55,7 +55,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let shape = model::resolve(&args.model)?.attention;
     let cases = grid::cases(&args.batch, &args.context, &args.s_q)?;
     let memory = u64::from(args.memory_mib) << 20;
-    grid::check_memory(&shape, args.place.cache_format(), &cases, memory)?;
+    let scratch = |path, case: &AttentionCase| args.place.scratch_bytes(&shape, path, case);
+    grid::check_memory(&shape, args.place.cache_format(), &cases, (memory, scratch))?;
     let place = args.place.measure(memory, args.seconds / HOST_SHARE)?;
     let time = args.seconds - args.seconds / HOST_SHARE;
     let bench = Bench::measure(&*place, &args.model, &shape, &cases, memory, time)?;

@@ -121,7 +121,8 @@ impl Judge {
         let judge = Self { models, degrees: args.tp.clone(), cases, memory };
         for (_, shape) in &judge.models {
             for (_, share) in judge.shares(shape) {
-                grid::check_memory(&share, format, &judge.cases, memory)?;
+                let scratch = |path, case: &AttentionCase| args.place.scratch_bytes(&share, path, case);
+                grid::check_memory(&share, format, &judge.cases, (memory, scratch))?;
             }
         }
         if judge.models.iter().all(|(_, shape)| judge.shares(shape).next().is_none()) {

@@ -7,7 +7,7 @@ use gqla_engine::cpu::{
     self, InstructionSet, Pool,
     measure::{AttentionCase, CACHE_FORMAT, Figure, PassTimes},
 };
-use gqla_kernels::device::{self, Device, Images, Splits};
+use gqla_kernels::device::{self, Decode, DecodeShape, Device, Images, Splits};
 use gqla_model::{AttentionShape, CacheFormat, DecodePath};
 use gqla_planner::{CPU_CLASS, Calibration, Catalogue, GpuSpec, Hardware, Provenance};
 
@@ -24,7 +24,9 @@ pub(crate) trait Place {
     fn build(&self) -> String;
     /// What was measured of the place itself.
     fn table(&self) -> String;
-    /// Its class, with the rates that shares are of.
+    /// Where the rates come from that shares are of.
+    fn rates(&self) -> &'static str;
+    /// Its class, with these rates.
     fn gpu(&self) -> anyhow::Result<GpuSpec>;
     /// What caches are stored as.
     fn cache_format(&self) -> CacheFormat;
@@ -82,6 +84,10 @@ impl Place for Processor {
 
     fn table(&self) -> String {
         self.report.table()
+    }
+
+    fn rates(&self) -> &'static str {
+        "measured"
     }
 
     fn gpu(&self) -> anyhow::Result<GpuSpec> {
@@ -198,6 +204,10 @@ impl Place for Card {
         text
     }
 
+    fn rates(&self) -> &'static str {
+        "of the data sheet"
+    }
+
     fn gpu(&self) -> anyhow::Result<GpuSpec> {
         Ok(self.class.clone())
     }
@@ -284,11 +294,47 @@ impl PlaceArgs {
         })
     }
 
+    /// Bytes that a pass takes there besides what every place needs.
+    pub(super) fn scratch_bytes(
+        &self,
+        shape: &AttentionShape,
+        path: DecodePath,
+        case: &AttentionCase,
+    ) -> u64 {
+        let rows = case.batch.saturating_mul(case.query_tokens);
+        match self.device {
+            Where::Cpu => 0,
+            Where::Cuda => {
+                let shape = DecodeShape::of(shape);
+                let numbers = Decode::partial_numbers(&shape, path, Splits::ENGINE, rows, case.context);
+                numbers as u64 * 4
+            }
+        }
+    }
+
     /// What caches are stored as there.
     pub(super) fn cache_format(&self) -> CacheFormat {
         match self.device {
             Where::Cpu => CACHE_FORMAT,
             Where::Cuda => CacheFormat::Bf16,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gqla_kernels::attention::BLOCK_TOKENS;
+    use gqla_planner::{LEAST_SPLIT_PAGES, MOST_SPLITS, PAGE_TOKENS};
+
+    use super::*;
+
+    /// The planner counts blocks as the kernels divide contexts.
+    #[test]
+    fn the_planner_divides_as_the_engine_does() {
+        let Splits { least_pages, most } = Splits::ENGINE;
+        assert_eq!(
+            [BLOCK_TOKENS, least_pages, most],
+            [PAGE_TOKENS, LEAST_SPLIT_PAGES, MOST_SPLITS].map(|number| number as usize)
+        );
     }
 }

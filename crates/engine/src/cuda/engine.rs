@@ -102,7 +102,7 @@ impl CudaEngine {
             vocab: info.vocab_size,
             speculation: config.speculation,
         };
-        let workspace = Workspace::new(&model, info.num_blocks, tokens, drawn)?;
+        let workspace = Workspace::new(&model, info.num_blocks, [tokens, info.context_length], drawn)?;
         let runner = Runner::start(Running { model, workspace, failed: None }, bounds)?;
         Ok(Self { info, runner, expands: config.expandable })
     }

@@ -22,10 +22,9 @@ impl CudaModel {
     /// numbers, and those of `live`, which ascend, their content. A model that was not made for it stays as it is.
     pub(super) fn expand(&mut self, workspace: &mut Workspace, live: &[u32]) -> Result<(), DeviceError> {
         let Some(Expanded { decode, up }) = self.expanded.take() else { return Ok(()) };
-        let Workspace { caches, pages, rows, activations } = workspace;
+        let Workspace { caches, pages, rows, longest, activations } = workspace;
         let (device, shape, gqa) = (&self.device, &self.shape, DecodePath::Gqa);
-        let longest = self.context_length().min(*pages * BLOCK_TOKENS);
-        activations.scratch = AttentionScratch::new(device, shape, gqa, Splits::ENGINE, [*rows, longest])?;
+        activations.scratch = AttentionScratch::new(device, shape, gqa, Splits::ENGINE, [*rows, *longest])?;
         let runs = runs(live, *rows / BLOCK_TOKENS).into_iter().map(|run| PageRun::new(device, run, *pages));
         let runs: Vec<PageRun> = runs.collect::<Result<_, _>>()?;
         for ((layer, cache), up) in self.parameters.layers.iter_mut().zip(caches).zip(up) {

@@ -1,7 +1,7 @@
 //! One step through the layers, launch by launch.
 
 use gqla_kernels::{
-    attention::{BLOCK_TOKENS, Segment},
+    attention::Segment,
     device::{
         AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Projected, Rows, Splits,
         Tables, Weights,
@@ -19,6 +19,8 @@ pub(super) struct Workspace {
     pub pages: usize,
     /// Tokens of a step at most.
     pub rows: usize,
+    /// Tokens of a sequence at most.
+    pub longest: usize,
     pub activations: Activations,
 }
 
@@ -70,8 +72,14 @@ impl CudaModel {
 }
 
 impl Workspace {
-    /// Caches of `pages` pages for every layer, and buffers for steps of up to `rows` tokens that draw for `wanted`.
-    pub fn new(model: &CudaModel, pages: usize, rows: usize, wanted: usize) -> Result<Self, DeviceError> {
+    /// Caches of `pages` pages for every layer, and buffers for steps of up to `rows` tokens, of sequences of up to `longest`,
+    /// that draw for `wanted`.
+    pub fn new(
+        model: &CudaModel,
+        pages: usize,
+        [rows, longest]: [usize; 2],
+        wanted: usize,
+    ) -> Result<Self, DeviceError> {
         let (device, w) = (&model.device, Widths::of(model));
         let cache = |_: &Layer| -> Result<DecodeCache, DeviceError> {
             let mut cache = DecodeCache::new(device, &model.shape, model.path, pages)?;
@@ -86,6 +94,7 @@ impl Workspace {
             caches: model.parameters.layers.iter().map(cache).collect::<Result<_, _>>()?,
             pages,
             rows,
+            longest,
             activations: Activations {
                 residual: device.unwritten("activations", rows * w.hidden)?,
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
@@ -95,7 +104,7 @@ impl Workspace {
                     &model.shape,
                     model.path,
                     Splits::ENGINE,
-                    [rows, (pages * BLOCK_TOKENS).min(model.context_length())],
+                    [rows, longest],
                 )?,
                 attended: room(w.attended)?,
                 gate_up: room(2 * w.inner)?,

@@ -146,7 +146,7 @@ impl CudaModel {
     /// When a token is outside the vocabulary, the sequence is longer than the context, or the device fails.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, CudaLoadError> {
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let mut workspace = Workspace::new(self, blocks.len(), CHUNK, CHUNK)?;
+        let mut workspace = Workspace::new(self, blocks.len(), [CHUNK, tokens.len()], CHUNK)?;
         let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };

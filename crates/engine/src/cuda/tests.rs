@@ -57,7 +57,8 @@ fn running() -> Running {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a/llama_gqla_a");
     let checkpoint = Checkpoint::open(&fixture).unwrap();
     let model = CudaModel::load(&checkpoint, Some(DecodePath::Gqa), 0, &Images::default()).unwrap();
-    let workspace = Workspace::new(&model, BLOCKS, STEP_TOKENS, STEP_TOKENS).unwrap();
+    let workspace =
+        Workspace::new(&model, BLOCKS, [STEP_TOKENS, model.context_length()], STEP_TOKENS).unwrap();
     Running { model, workspace, failed: None }
 }
 

@@ -13,6 +13,8 @@ use crate::attention::BLOCK_TOKENS;
 /// Warps of a block of the merging kernel, and columns of a row that each merges.
 pub(super) const MERGE_WARPS: u32 = 4;
 const MERGE_COLUMNS: usize = 128;
+/// Blocks of a grid along its second and third axes.
+const MOST_BLOCKS: usize = 65_535;
 
 /// `Params` of `attention.cuh`.
 #[repr(C)]
@@ -177,7 +179,8 @@ impl Decode {
         rows: usize,
         longest: usize,
     ) -> usize {
-        division.most_of(longest) * rows * shape.heads as usize * (shape.output(path) as usize + 1)
+        let of_row = shape.heads as usize * (shape.output(path) as usize + 1);
+        division.most_of(longest).saturating_mul(rows).saturating_mul(of_row)
     }
 
     /// Every row of `tables` attends to its sequence up to itself.
@@ -221,6 +224,11 @@ impl Decode {
         };
         let row_tiles = self.plan.row_tiles(shape, tables.most_rows);
         let blocks = (splits, row_tiles * shape.key_groups(path) as usize, tables.sequences);
+        if blocks.1.max(blocks.2) > MOST_BLOCKS {
+            let reason =
+                format!("{} tiles of {} sequences, a launch has at most {MOST_BLOCKS}", blocks.1, blocks.2);
+            return Err(DeviceError::arguments(self.plan.decode, reason));
+        }
         let grid_dim = (
             int("splits", splits)? as u32,
             int("tiles", blocks.1)? as u32,

@@ -27,7 +27,7 @@ const LEAST_SAMPLES: usize = 3;
 /// Numbers of noise that fill caches over and over; their values do not change the time.
 const NOISE: usize = 1 << 20;
 /// Different blocks that passes take in turn, at most.
-const MOST_TURNS: usize = 64;
+const MOST_TURNS: usize = 256;
 
 /// Seconds of each pass of `work`.
 fn sample(

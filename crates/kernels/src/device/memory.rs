@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
-    ValidAsZeroBits,
+    CudaContext, CudaEvent, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DeviceRepr, DriverError,
+    PinnedHostSlice, ValidAsZeroBits,
     sys::{self, CUdevice_attribute, cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY},
 };
 
@@ -21,7 +21,16 @@ pub struct Device {
 
 /// Page-locked memory through which large uploads go in turns: while one part is on its way, the next one is copied here.
 /// From other memory the driver copies a third as fast, and the host waits for it.
-struct Staging([PinnedHostSlice<u8>; 2]);
+struct Staging([(PinnedHostSlice<u8>, CudaEvent); 2]);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What is here may be freed when it has left. A device that failed reads no more.
+        for (_, left) in &self.0 {
+            let _ = left.synchronize();
+        }
+    }
+}
 
 /// Bytes of a part. What is smaller is not worth it.
 const STAGED_BYTES: usize = 16 << 20;
@@ -200,7 +209,8 @@ impl Device {
         } else {
             // SAFETY: bytes of numbers of which every bit pattern is one.
             let place = unsafe { place.transmute_mut::<u8>(bytes.len()) };
-            place.map_or(Ok(()), |place| self.write_staged(place, bytes))
+            let place = place.ok_or_else(|| DeviceError::arguments("write", "bytes exceed their numbers"))?;
+            self.write_staged(place, bytes)
         };
         copied.map_err(DeviceError::driver("copying to the device"))
     }
@@ -210,19 +220,24 @@ impl Device {
         let Staging(turns) = match &mut *staging {
             Some(staging) => staging,
             None => {
-                // SAFETY: it is written before it is read.
-                let part = || unsafe { self.context.alloc_pinned::<u8>(STAGED_BYTES) };
+                let part = || -> Result<_, DriverError> {
+                    // SAFETY: it is written before it is read.
+                    let memory = unsafe { self.context.alloc_pinned::<u8>(STAGED_BYTES) }?;
+                    Ok((memory, self.context.new_event(None)?))
+                };
                 staging.insert(Staging([part()?, part()?]))
             }
         };
         let parts = bytes.chunks_exact(STAGED_BYTES);
         let (rest, whole) = (parts.remainder(), parts.len());
         for (index, part) in parts.enumerate() {
-            let turn = &mut turns[index % 2];
-            // Waits until what was here before has left.
-            turn.as_mut_slice()?.copy_from_slice(part);
+            let (memory, left) = &mut turns[index % 2];
+            // What was here before. cudarc's own event is none, since nothing else here needs events.
+            left.synchronize()?;
+            memory.as_mut_slice()?.copy_from_slice(part);
             let mut place = to.slice_mut(index * STAGED_BYTES..(index + 1) * STAGED_BYTES);
-            self.stream.memcpy_htod(&*turn, &mut place)?;
+            self.stream.memcpy_htod(&*memory, &mut place)?;
+            left.record(&self.stream)?;
         }
         if rest.is_empty() {
             return Ok(());

@@ -157,6 +157,11 @@ struct HostTables {
 
 impl HostTables {
     fn of(segments: &[Segment<'_>], page_count: usize) -> Result<Self, String> {
+        if page_count.saturating_mul(BLOCK_TOKENS) > i32::MAX as usize {
+            return Err(format!(
+                "{page_count} pages of {BLOCK_TOKENS} tokens are more than kernels count, 2^31 - 1"
+            ));
+        }
         let pages_of = |segment: &Segment<'_>| (segment.start + segment.rows).div_ceil(BLOCK_TOKENS);
         let width = segments.iter().map(pages_of).max().unwrap_or(0);
         let mut tables = Self { first_rows: vec![0], width, ..Self::default() };
@@ -191,7 +196,7 @@ impl HostTables {
     }
 }
 
-/// What kernels count with. A cache of 2^31 tokens is more than any device has; more becomes a slot that is refused.
+/// What kernels count with; tables of larger caches are refused.
 fn number(x: usize) -> i32 {
     i32::try_from(x).unwrap_or(i32::MAX)
 }

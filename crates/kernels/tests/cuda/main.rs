@@ -1,7 +1,7 @@
 //! The CUDA kernels, compiled by NVRTC and executed through cudarc on the stand-in for libcuda.
 //!
 //! `GQLA_TEST_NVRTC` names the folder that holds NVRTC 12, as `cargo xtask test` does; `cargo xtask nvrtc` prints it.
-//! Without it these tests fail, because passing would claim something nobody checked. Nothing here has run on a GPU.
+//! Without it these tests fail, because passing would claim something nobody checked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 

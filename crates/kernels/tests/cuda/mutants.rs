@@ -40,7 +40,10 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "no barrier before shared memory is used again",
-        changes: &[("sums take.\n    __syncthreads();", "sums take.")],
+        changes: &[(
+            "sums take.\n    wait_copies<0>();\n    __syncthreads();",
+            "sums take.\n    wait_copies<0>();",
+        )],
         by: RACES,
     },
     Mutant {
@@ -50,15 +53,12 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "waits for a group too few",
-        changes: &[("wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();")],
+        changes: &[("wait_copies<STAGES == 1 ? 0 : STAGES - 2>();", "wait_copies<STAGES - 1>();")],
         by: By::Fault(&["SharedInFlight"]),
     },
     Mutant {
         name: "wrong matrix for a lane",
-        changes: &[(
-            "swizzled<K_CHUNKS>(row, k * 2 + matrix % 2)",
-            "swizzled<K_CHUNKS>(row, k * 2 + matrix / 2)",
-        )],
+        changes: &[("turned(turn, k * 2, matrix % 2)", "turned(turn, k * 2, matrix / 2)")],
         by: By::Error,
     },
     Mutant {
@@ -68,7 +68,7 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "no swizzle",
-        changes: &[("swizzled<V_CHUNKS>(row, n * 2 + matrix / 2)", "(n * 2 + matrix / 2)")],
+        changes: &[("turned(turn, n * 2, matrix / 2)", "turned(0, n * 2, matrix / 2)")],
         by: By::Error,
     },
     Mutant {
@@ -167,12 +167,12 @@ const ABSORB_MUTANTS: [Mutant; 12] = [
     },
     Mutant {
         name: "both parts sum the same columns",
-        changes: &[("part * (COLUMNS / 8) + i % (COLUMNS / 16) * 2", "i % (COLUMNS / 16) * 2")],
+        changes: &[("first = part * (COLUMNS / 8)", "first = 0")],
         by: By::Error,
     },
     Mutant {
         name: "values from behind the latent",
-        changes: &[("chunk = part * (COLUMNS / 8)", "chunk = DR / 8 + part * (COLUMNS / 8)")],
+        changes: &[("first = part * (COLUMNS / 8)", "first = DR / 8 + part * (COLUMNS / 8)")],
         by: By::Error,
     },
     Mutant {

@@ -169,6 +169,18 @@ fn products() {
     });
 }
 
+/// Three parts and a half of what goes through page-locked memory at a time, on a driver that copies as late as it may.
+#[test]
+fn large_uploads_arrive_whole() {
+    on_stand_in("ops::large_uploads_arrive_whole", "others-first", 1, || {
+        let device = Device::open(0).unwrap();
+        let numbers: Vec<i32> = (0..14 << 20).collect();
+        let buffer = device.upload("numbers", &numbers).unwrap();
+        device.release_staging();
+        assert_eq!(device.download(&buffer, numbers.len()).unwrap(), numbers);
+    });
+}
+
 /// Few rows, some and many go to different kernels.
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {

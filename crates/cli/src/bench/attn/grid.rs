@@ -47,17 +47,18 @@ pub(in crate::bench) fn block_bytes(shape: &AttentionShape, path: DecodePath, fo
     shape.cached_token(path).bytes(format).saturating_mul(BLOCK_TOKENS as u64)
 }
 
-/// Refuses passes that take more than `memory` bytes, with the arithmetic.
+/// Refuses passes that take more than `memory` bytes, `scratch` among them, with the arithmetic.
 pub(in crate::bench) fn check_memory(
     shape: &AttentionShape,
     format: CacheFormat,
     cases: &[AttentionCase],
-    memory: u64,
+    (memory, scratch): (u64, impl Fn(DecodePath, &AttentionCase) -> u64),
 ) -> anyhow::Result<()> {
     for path in DecodePath::ALL {
         for case in cases {
             let block = block_bytes(shape, path, format);
-            let (blocks, activations) = (case.blocks() as u64, activation_bytes(shape, case));
+            let blocks = case.blocks() as u64;
+            let activations = activation_bytes(shape, case).saturating_add(scratch(path, case));
             let bytes = blocks.saturating_mul(block).saturating_add(activations);
             if bytes > memory {
                 let AttentionCase { batch, context, query_tokens } = *case;
@@ -137,13 +138,14 @@ mod tests {
     fn memory_is_refused_with_its_arithmetic_and_never_overflows() {
         let shape = shape(ModelName::Llama38bGqla).attention;
         let one = [AttentionCase { batch: 1, context: 4096, query_tokens: 1 }];
-        check_memory(&shape, CacheFormat::F32, &one, 64 * MIB).unwrap();
-        let sentence = check_memory(&shape, CacheFormat::F32, &one, 32 * MIB).unwrap_err().to_string();
+        check_memory(&shape, CacheFormat::F32, &one, (64 * MIB, |_, _| 0)).unwrap();
+        let sentence =
+            check_memory(&shape, CacheFormat::F32, &one, (32 * MIB, |_, _| 0)).unwrap_err().to_string();
         // 64 blocks of 64 tokens of 8 × 256 + 64 numbers of 4 bytes.
         assert!(sentence.contains("along gqa: 64 cache blocks × 540672 bytes + "), "{sentence}");
         assert!(sentence.contains("over --memory-mib 32"), "{sentence}");
         let endless = [AttentionCase { batch: usize::MAX, context: usize::MAX, query_tokens: 16 }];
-        assert!(check_memory(&shape, CacheFormat::F32, &endless, 1 << 40).is_err());
+        assert!(check_memory(&shape, CacheFormat::F32, &endless, (1 << 40, |_, _| 0)).is_err());
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, gpu: &GpuSpec)
         batch.to_string(),
         context.to_string(),
         query_tokens.to_string(),
-        format!("{:.2}", seconds * 1e9 / tokens / query_tokens as f64),
+        format!("{:.3}", seconds * 1e9 / tokens / query_tokens as f64),
         percent(times.core.spread()),
         format!("{:.2}", bytes / 1e9),
         percent(bytes / gpu.bytes_per_second),

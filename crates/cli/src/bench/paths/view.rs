@@ -15,6 +15,9 @@ use crate::{
 #[derive(Serialize)]
 pub(super) struct View<'a> {
     machine: String,
+    /// What was measured of it, and where the rates come from.
+    #[serde(skip)]
+    place: (String, &'static str),
     /// Version, and instruction set or architecture.
     build: String,
     /// The system's load averages over a minute, before and after.
@@ -84,6 +87,7 @@ impl<'a> View<'a> {
     ) -> Self {
         Self {
             machine: place.name(),
+            place: (place.table(), place.rates()),
             build: place.build(),
             load: [load_before, load()],
             pairs,
@@ -196,9 +200,9 @@ pub(super) fn table(view: &View<'_>) -> String {
             "{path}: floor {floor:.1} µs, {bandwidth} of the bandwidth, {arithmetic} of the FLOP/s"
         );
     }
-    let count = view.passes.len();
+    let (count, (place, rates)) = (view.passes.len(), &view.place);
     format!(
-        "{text}\n{}\nrates and kernels measured: {}\nrates measured, built-in kernels: {}\n(one rank's attention core of one \
+        "{text}\n{place}\n{}\nrates {rates}, kernels measured: {}\nrates {rates}, built-in kernels: {}\n(one rank's attention core of one \
          layer; medians with 95 % intervals by the sign test; regret is how much longer the chosen path took than the faster)\n",
         columns(header, &rows),
         view.calibrated.told(count),

@@ -69,6 +69,14 @@ impl Measured {
     fn ratios(&self) -> Vec<f64> {
         self.ours.iter().zip(self.better()).map(|(ours, theirs)| ours / theirs).collect()
     }
+
+    fn row(&self) -> String {
+        let ([off, on], ratios) = (&self.theirs, self.ratios());
+        let (ours, off, on, ratio) = (median(&self.ours), median(off), median(on), median(&ratios));
+        let (low, high) =
+            ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
+        format!("{:32}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}\n", self.name)
+    }
 }
 
 /// Measures and prints.
@@ -87,7 +95,12 @@ pub fn run(args: &Args) -> Result<()> {
     let roof = rates(&["roof".to_owned()])?;
     let measured = lines(&llama, converted.as_deref())
         .iter()
-        .map(|line| step(line.name, || measure(line, args, &llama, &rates)))
+        .map(|line| {
+            let measured = step(line.name, || measure(line, args, &llama, &rates))?;
+            // All lines take half an hour: what is known is told, whatever ends the rest.
+            print!("{}", measured.row());
+            Ok(measured)
+        })
         .collect::<Result<Vec<_>>>()?;
     let attention = rates(&["attention".to_owned()])?;
     print!("{}", table(&roof, &measured, fs::metadata(llama.model("BF16"))?.len()));
@@ -199,12 +212,7 @@ fn table(roof: &Value, measured: &[Measured], model_bytes: u64) -> String {
     let mut text = format!("{set}: {read:.1} GB/s read, {dot:.1} GB/s bf16 dot, {flops:.0} GFLOP/s\n");
     text += &format!("{:32}{:>10}{:>10}{:>10}{:>8}  range\n", "tokens/s", "ours", "fa off", "fa on", "ratio");
     for m in measured {
-        let [off, on] = &m.theirs;
-        let ratios = m.ratios();
-        let (ours, off, on, ratio) = (median(&m.ours), median(off), median(on), median(&ratios));
-        let (low, high) =
-            ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
-        text += &format!("{:32}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}\n", m.name);
+        text += &m.row();
     }
     if let Some(decode) = measured.first() {
         let share = median(&decode.ours) * model_bytes as f64 / 1e9 / dot;
