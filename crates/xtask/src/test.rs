@@ -31,7 +31,12 @@ pub fn run_all() -> Result<()> {
         step(&format!("Kernel and engine tests on {isa}"), || {
             // PTX does not care what the processor has.
             let tests = ["--lib", "--test", "golden", "-p", "gqla-kernels", "-p", "gqla-engine"];
-            run(cargo()?.args(["test", "--locked", "--quiet"]).args(tests).env("GQLA_INSTRUCTION_SET", isa))
+            let test = ["test", "--locked", "--quiet"];
+            run(cargo()?
+                .args(test)
+                .args(tests)
+                .env("GQLA_INSTRUCTION_SET", isa)
+                .env("GQLA_TEST_NVRTC", &nvrtc))
         })?;
     }
     e2e::run(&e2e::Args::default())
