@@ -20,8 +20,8 @@ use super::{
 pub(crate) trait Place {
     /// What it is, for people.
     fn name(&self) -> String;
-    /// Which code computes.
-    fn build(&self) -> String;
+    /// Instruction set, or architecture.
+    fn instruction_set(&self) -> String;
     /// What was measured of the place itself.
     fn table(&self) -> String;
     /// Where the rates come from that shares are of.
@@ -45,7 +45,8 @@ pub(crate) trait Place {
     ) -> anyhow::Result<Box<dyn Timer + 'a>>;
 
     fn provenance(&self, tool: String, samples: u32) -> Provenance {
-        Provenance { tool, device: self.name(), build: self.build(), measured_at: now(), samples }
+        let build = format!("{VERSION} {}", self.instruction_set());
+        Provenance { tool, device: self.name(), build, measured_at: now(), samples }
     }
 }
 
@@ -78,8 +79,8 @@ impl Place for Processor {
         self.report.machine.name()
     }
 
-    fn build(&self) -> String {
-        format!("{VERSION} {}", InstructionSet::in_use().name())
+    fn instruction_set(&self) -> String {
+        InstructionSet::in_use().name().to_owned()
     }
 
     fn table(&self) -> String {
@@ -178,9 +179,9 @@ impl Place for Card {
         self.device.name().to_owned()
     }
 
-    fn build(&self) -> String {
+    fn instruction_set(&self) -> String {
         let (major, minor) = self.device.limits().capability;
-        format!("{VERSION} sm_{major}{minor}")
+        format!("sm_{major}{minor}")
     }
 
     fn table(&self) -> String {

@@ -18,8 +18,8 @@ pub(super) struct View<'a> {
     /// What was measured of it, and where the rates come from.
     #[serde(skip)]
     place: (String, &'static str),
-    /// Version, and instruction set or architecture.
-    build: String,
+    /// Or a GPU's architecture.
+    instruction_set: String,
     /// The system's load averages over a minute, before and after.
     load: [Option<f64>; 2],
     pairs: u32,
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
         Self {
             machine: place.name(),
             place: (place.table(), place.rates()),
-            build: place.build(),
+            instruction_set: place.instruction_set(),
             load: [load_before, load()],
             pairs,
             calibration,
@@ -183,7 +183,7 @@ pub(super) fn table(view: &View<'_>) -> String {
     let mut text = format!(
         "{}, {}, {} pairs a pass, load average {} before and {} after\n",
         view.machine,
-        view.build,
+        view.instruction_set,
         view.pairs,
         load(view.load[0]),
         load(view.load[1])
