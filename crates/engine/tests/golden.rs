@@ -7,7 +7,7 @@ mod support;
 use std::{iter::once, sync::mpsc::channel};
 
 use gqla_engine::{
-    Checkpoint, Engine, Event,
+    Checkpoint, DraftSource, Engine, Event, PromptLookup, Speculation,
     cpu::{
         CacheFormat, CacheMemory, CpuEngine, CpuEngineConfig, LoadError, Model, NotExpandable, Precision,
         Products, Weights,
@@ -74,31 +74,25 @@ fn int8_weights_compute_the_same_bits_alone_and_among_others() {
 }
 
 #[test]
-fn greedy_texts_are_the_golden_ones() {
+fn greedy_texts_are_the_golden_ones_over_any_number_of_ranks_and_with_any_drafts() {
     for (name, path) in CASES {
         let golden = Golden::open(name);
-        let engine = start(name, config(path));
-        let prompts: Vec<_> = (0..3).map(|i| golden.ids(&format!("ids_{i}"))).collect();
-        let together: Vec<_> = prompts.iter().map(|prompt| submit(&engine, prompt, 0.0, 0)).collect();
-        for (i, events) in together.iter().enumerate() {
-            assert_eq!(ids(&collect(events)), golden.ids(&format!("greedy_{i}")), "{name} {path:?} {i}");
-        }
-    }
-}
-
-#[test]
-fn greedy_texts_are_the_golden_ones_over_any_number_of_ranks() {
-    for (name, path) in CASES {
-        let golden = Golden::open(name);
-        for tensor_parallel in [2, 4, 8] {
-            let engine = start(name, CpuEngineConfig { tensor_parallel, ..config(path) });
+        let lookup = DraftSource::PromptLookup(PromptLookup::new(1, 4).unwrap());
+        let layer = name.starts_with("glm").then_some(DraftSource::PredictionLayer);
+        let sources = [None, Some(lookup)].into_iter().chain(layer.map(Some));
+        for (source, tensor_parallel) in sources.flat_map(|source| [1, 2, 4, 8].map(|world| (source, world)))
+        {
+            let speculation = source.map(|source| Speculation::new(source, 2).unwrap());
+            let engine = start(name, CpuEngineConfig { tensor_parallel, speculation, ..config(path) });
             assert_eq!(engine.info().tensor_parallel as usize, tensor_parallel);
             let prompts = (0..3).map(|i| golden.ids(&format!("ids_{i}")));
             let together: Vec<_> = prompts.map(|prompt| submit(&engine, &prompt, 0.0, 0)).collect();
             for (i, events) in together.iter().enumerate() {
-                let expected = golden.ids(&format!("greedy_{i}"));
-                assert_eq!(ids(&collect(events)), expected, "{name} {path:?} TP {tensor_parallel} {i}");
+                let (text, expected) = (ids(&collect(events)), golden.ids(&format!("greedy_{i}")));
+                assert_eq!(text, expected, "{name} {path:?} TP {tensor_parallel} {source:?} {i}");
             }
+            let drafted = engine.stats().speculation.draft_tokens;
+            assert_eq!(drafted > 0, source.is_some(), "{name} {path:?} TP {tensor_parallel} {source:?}");
         }
     }
 }

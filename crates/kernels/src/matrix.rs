@@ -42,19 +42,25 @@ impl<'a> WeightRows<'a> {
         }
     }
 
-    fn bf16_bits(&self, index: usize) -> u16 {
-        match self {
-            Self::F32(values) => half::bf16::from_f32(values[index]).to_bits(),
-            Self::Bf16(bytes) => u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]),
+    /// Fills `row` with the numbers from `start` on.
+    fn read_f32(&self, start: usize, row: &mut [f32]) {
+        match self.range(start, row.len()) {
+            Self::F32(values) => row.copy_from_slice(values),
+            Self::Bf16(bytes) => pairs(bytes).zip(row).for_each(|(bits, x)| *x = bits.to_f32()),
         }
     }
 
-    fn get(&self, index: usize) -> f32 {
-        match self {
-            Self::F32(values) => values[index],
-            Self::Bf16(_) => f32::from_bits(u32::from(self.bf16_bits(index)) << 16),
+    /// As [`Self::read_f32`], in bits of bf16.
+    fn read_bf16(&self, start: usize, row: &mut [u16]) {
+        match self.range(start, row.len()) {
+            Self::F32(values) => values.iter().zip(row).for_each(|(value, x)| *x = u16::of_f32(*value)),
+            Self::Bf16(bytes) => pairs(bytes).zip(row).for_each(|(bits, x)| *x = bits),
         }
     }
+}
+
+fn pairs(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.as_chunks().0.iter().map(|pair| u16::from_le_bytes(*pair))
 }
 
 /// Why weights cannot form a matrix.
@@ -117,9 +123,9 @@ impl Matrix {
     pub fn stack(parts: &[WeightRows<'_>], inputs: usize) -> Result<Self, MatrixError> {
         let rows = rows_of(parts, inputs)?;
         let panels = if parts.iter().all(|part| matches!(part, WeightRows::Bf16(_))) {
-            Panels::Bf16(interleave(&rows, inputs, |(part, start), i| part.bf16_bits(start + i)))
+            Panels::Bf16(interleave(&rows, inputs, |(part, start), row| part.read_bf16(start, row)))
         } else {
-            Panels::F32(interleave(&rows, inputs, |(part, start), i| part.get(start + i)))
+            Panels::F32(interleave(&rows, inputs, |(part, start), row| part.read_f32(start, row)))
         };
         Ok(Self { panels, outputs: rows.len(), inputs })
     }
@@ -138,23 +144,27 @@ impl Matrix {
     ) -> Result<Self, MatrixError> {
         let rows = rows_of(parts, inputs)?;
         let mut scales = Lines::shared(rows.len().next_multiple_of(PANEL));
-        let scaled: Vec<_> = rows
-            .iter()
-            .zip(scales.iter_mut())
-            .map(|((part, start), scale)| {
-                let largest = (*start..start + inputs).fold(0.0f32, |max, i| max.max(part.get(i).abs()));
-                *scale = largest / 127.0;
-                (*part, *start, if largest > 0.0 { 127.0 / largest } else { 0.0 })
-            })
-            .collect();
-        let rounded = |(part, start, inverse): (&WeightRows<'_>, usize, f32), i| {
-            i8::of_f32(part.get(start + i) * inverse)
+        let mut exact = vec![0.0; inputs];
+        for ((part, start), scale) in rows.iter().zip(scales.iter_mut()) {
+            part.read_f32(*start, &mut exact);
+            *scale = exact.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
+        }
+        let scaled: Vec<_> =
+            rows.iter().zip(scales.iter()).map(|((part, start), scale)| (*part, *start, *scale)).collect();
+        let mut exact = vec![0.0; inputs];
+        let mut rounded = |(part, start, scale): (&WeightRows<'_>, usize, f32), row: &mut [i8]| {
+            part.read_f32(start, &mut exact);
+            let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+            row.iter_mut().zip(&exact).for_each(|(number, x)| *number = i8::of_f32(x * inverse));
         };
         let panels = match unit.filter(|_| inputs.is_multiple_of(STEP) && inputs <= INT8_INPUTS) {
             None => Panels::Int8 { numbers: interleave(&scaled, inputs, rounded), scales },
             Some(unit) => {
-                let offset = |row, i| ((i32::from(rounded(row, i)) + INT8_OFFSET) as u8).cast_signed();
-                let bytes = interleave_by(4, &scaled, inputs, offset);
+                let offset = |from, row: &mut [i8]| {
+                    rounded(from, row);
+                    row.iter_mut().for_each(|x| *x = ((i32::from(*x) + INT8_OFFSET) as u8).cast_signed());
+                };
+                let bytes = interleave_by::<4, _, _>(&scaled, inputs, offset);
                 Panels::Unit { unit, numbers: Narrow::Int8, bytes, scales: Some(scales) }
             }
         };
@@ -177,10 +187,13 @@ impl Matrix {
             return Self::stack(parts, inputs);
         };
         let rows = rows_of(parts, inputs)?;
-        let byte = |(part, start): (&WeightRows<'_>, usize), i: usize| {
-            part.bf16_bits(start + i / 2).to_le_bytes()[i % 2].cast_signed()
+        let mut bits = vec![0; inputs];
+        let halves = |(part, start): (&WeightRows<'_>, usize), row: &mut [i8]| {
+            part.read_bf16(start, &mut bits);
+            let places = row.as_chunks_mut().0.iter_mut();
+            places.zip(&bits).for_each(|(pair, bits)| *pair = bits.to_le_bytes().map(u8::cast_signed));
         };
-        let bytes = interleave_by(4, &rows, 2 * inputs, byte);
+        let bytes = interleave_by::<4, _, _>(&rows, 2 * inputs, halves);
         let panels = Panels::Unit { unit, numbers: Narrow::Bf16, bytes, scales: None };
         Ok(Self { panels, outputs: rows.len(), inputs })
     }
@@ -383,25 +396,31 @@ fn rows_of<'a, 'w>(
     Ok(parts.iter().flat_map(rows).collect())
 }
 
-/// Puts sixteen rows beside each other: `[row / 16][input][16]`.
-fn interleave<E: Element, Row: Copy>(rows: &[Row], inputs: usize, get: impl Fn(Row, usize) -> E) -> Lines<E> {
-    interleave_by(1, rows, inputs, get)
-}
-
-/// The same with `together` inputs of a row beside each other: `[row / 16][input / together][16][together]`.
-fn interleave_by<E: Element, Row: Copy>(
-    together: usize,
+/// Puts sixteen rows beside each other: `[row / 16][input][16]`; `read` fills a row's numbers.
+fn interleave<E: Element, Row: Copy>(
     rows: &[Row],
     inputs: usize,
-    get: impl Fn(Row, usize) -> E,
+    read: impl FnMut(Row, &mut [E]),
+) -> Lines<E> {
+    interleave_by::<1, _, _>(rows, inputs, read)
+}
+
+/// The same with `TOGETHER` inputs of a row beside each other: `[row / 16][input / TOGETHER][16][TOGETHER]`.
+fn interleave_by<const TOGETHER: usize, E: Element, Row: Copy>(
+    rows: &[Row],
+    inputs: usize,
+    mut read: impl FnMut(Row, &mut [E]),
 ) -> Lines<E> {
     let mut numbers = Lines::shared(rows.len().div_ceil(PANEL) * inputs * PANEL);
+    // Rows that pad the last panel stay zero.
+    let mut apart = vec![E::default(); PANEL * inputs];
     for (panel, rows) in numbers.chunks_exact_mut(inputs * PANEL).zip(rows.chunks(PANEL)) {
-        for (lane, row) in rows.iter().enumerate() {
-            let places = panel
-                .chunks_exact_mut(together * PANEL)
-                .flat_map(|step| step[lane * together..].iter_mut().take(together));
-            places.enumerate().for_each(|(i, place)| *place = get(*row, i));
+        apart[rows.len() * inputs..].fill(E::default());
+        rows.iter().zip(apart.chunks_exact_mut(inputs)).for_each(|(row, place)| read(*row, place));
+        for (step, places) in panel.chunks_exact_mut(PANEL * TOGETHER).enumerate() {
+            for (lane, place) in places.as_chunks_mut::<TOGETHER>().0.iter_mut().enumerate() {
+                place.copy_from_slice(&apart[lane * inputs + step * TOGETHER..][..TOGETHER]);
+            }
         }
     }
     numbers

@@ -94,6 +94,14 @@ impl Pool {
         }
     }
 
+    /// What `make` makes of every number below `count`, in their order; as [`Self::run`].
+    pub fn map<T: Send>(&self, count: usize, make: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let made: Vec<_> = (0..count).map(|_| Mutex::new(None)).collect();
+        let put = |i: usize| *made[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(make(i));
+        self.run(count, &put);
+        made.into_iter().filter_map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+
     fn wake(&self) {
         for (worker, asleep) in self.workers.iter().zip(&self.shared.asleep) {
             if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
@@ -191,6 +199,13 @@ mod tests {
             });
             assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{tasks} tasks");
         }
+    }
+
+    #[test]
+    fn what_is_made_is_in_order() {
+        let pool = Pool::new(Some(3)).unwrap();
+        assert_eq!(pool.map(100, |i| i * i), (0..100).map(|i| i * i).collect::<Vec<_>>());
+        assert!(pool.map(0, |i| i).is_empty());
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Unit {
             Narrow::Bf16 => is_x86_feature_detected!("avx512bf16"),
             Narrow::Int8 => is_x86_feature_detected!("avx512vnni"),
         };
-        is_x86_feature_detected!("avx512f") && dots && (self == Self::Avx512 || amx::has(numbers))
+        crate::simd::has_avx512() && dots && (self == Self::Avx512 || amx::has(numbers))
     }
 
     #[cfg(not(target_arch = "x86_64"))]

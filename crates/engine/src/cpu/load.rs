@@ -32,14 +32,15 @@ pub(super) fn model(
     let config = checkpoint.config();
     let kind = Kind::of(config, path)?;
     let (rope, rotary) = kind.rotary(config);
-    let layers = (0..config.num_hidden_layers)
-        .map(|layer| Source { checkpoint, precision, layer }.layer(kind))
+    let layers = pool
+        .map(config.num_hidden_layers, |layer| Source { checkpoint, precision, layer }.layer(kind))
+        .into_iter()
         .collect::<Result<_, _>>()?;
     let head = |name| matrix_of(checkpoint, precision, name, [config.vocab_size, config.hidden_size]);
     Ok(Model {
-        pool,
         embedding: head("model.embed_tokens.weight")?,
         head: if config.tie_word_embeddings { None } else { Some(head("lm_head.weight")?) },
+        pool,
         layers,
         draft: None,
         norm: checkpoint.tensor("model.norm.weight")?.expect_shape(&[config.hidden_size])?.to_f32(),

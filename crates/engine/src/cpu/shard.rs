@@ -8,7 +8,10 @@
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::{cell::Cell, ops::Range};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use gqla_model::{AttentionShape, DecodePath, SplitError, TensorParallelSplit};
 use gqla_weights::{AttentionConfig, Checkpoint, Expert, ModelConfig, Tensor, TensorError};
@@ -38,14 +41,14 @@ pub(super) struct Shard<'a> {
     rank: Rank,
     /// The configuration of the rank's part.
     config: ModelConfig,
-    bytes_read: Cell<u64>,
+    bytes_read: AtomicU64,
 }
 
 impl<'a> Shard<'a> {
     /// The whole checkpoint.
     pub fn whole(checkpoint: &'a Checkpoint) -> Self {
         let config = checkpoint.config().clone();
-        Self { checkpoint, rank: Rank::ONLY, config, bytes_read: Cell::new(0) }
+        Self { checkpoint, rank: Rank::ONLY, config, bytes_read: AtomicU64::new(0) }
     }
 
     /// A rank's part of it; `path` is the one the model decodes along, and [`DecodePath::Gqa`] for a plain model.
@@ -73,7 +76,7 @@ impl<'a> Shard<'a> {
 
     /// Bytes of the tensors read so far, as they are stored.
     pub fn bytes_read(&self) -> u64 {
-        self.bytes_read.get()
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// A tensor, cut to this rank's part.
@@ -108,7 +111,7 @@ impl<'a> Shard<'a> {
     }
 
     fn count(&self, tensor: &Tensor<'_>) {
-        self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
+        self.bytes_read.fetch_add(tensor.bytes().len() as u64, Ordering::Relaxed);
     }
 
     /// Groups of this rank's part of layer `layer`, which may be a prediction layer; `None` for plain attention.

@@ -8,14 +8,17 @@
 
 #![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
+use std::ops::Range;
+
 use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment, Stored};
 use crate::{
     Pool,
     gemm::RowMap,
     memory::{give_back, scratch},
     shared::SharedMut,
-    simd::{Simd, dispatch},
+    simd::{Simd, dispatch, prefetch},
 };
+use ahead::Ahead;
 use blocks::{Block, Blocks};
 use division::{Division, Work};
 use merge::{divide, merge};
@@ -44,6 +47,7 @@ macro_rules! for_tiles {
     }};
 }
 
+mod ahead;
 mod blocks;
 mod division;
 mod merge;
@@ -103,6 +107,38 @@ pub(super) struct HeadSet {
 
 // SAFETY: the pointers are used by `attend` only, whose caller vouches for them; tasks write disjoint rows.
 unsafe impl Sync for HeadSet {}
+
+impl HeadSet {
+    /// Where the keys of a block lie.
+    fn keys_in<E>(&self, block: Block<E>) -> [Range<*const E>; 2] {
+        match self.keys {
+            Keys::Panels(parts) => parts.map(|part| block.stretch(part.block, BLOCK_TOKENS * part.dim)),
+            Keys::Rows([first, _], stride) => {
+                [block.stretch(first.block, BLOCK_TOKENS * stride), block.stretch(0, 0)]
+            }
+        }
+    }
+
+    /// Where the values of a block lie.
+    fn values_in<E>(&self, block: Block<E>) -> [Range<*const E>; 2] {
+        let Values { block: first, stride, .. } = self.values;
+        [block.stretch(first, BLOCK_TOKENS * stride), block.stretch(0, 0)]
+    }
+
+    /// Asks for the scales of a block.
+    #[inline(always)]
+    fn ask_for_scales<E: Stored>(&self, block: Block<E>) {
+        if E::SCALED {
+            let (Keys::Panels(keys) | Keys::Rows(keys, _)) = self.keys;
+            for part in [keys[0].part, keys[1].part, self.values.part] {
+                let first = block.scales(part).cast::<u8>();
+                (0..BLOCK_TOKENS * size_of::<f32>())
+                    .step_by(64)
+                    .for_each(|i| prefetch(first.wrapping_add(i)));
+            }
+        }
+    }
+}
 
 /// Query rows of one set and segment.
 #[derive(Clone, Copy)]
@@ -204,6 +240,8 @@ unsafe fn attend_by_chunk<'a, E: Stored>(
         chunks.extend((0..part.chunks()).map(|chunk| (part, chunk, total + chunk * part.partial())));
         total += part.chunks() * part.partial();
     }
+    // What groups share of a block is then read once, and blocks in their order.
+    chunks.sort_by_key(|(_, chunk, _)| *chunk);
     let partials = super::sized(partials, total);
     let shared = SharedMut::new(partials);
     pool.run(chunks.len(), &|i| {
@@ -327,6 +365,7 @@ unsafe fn run_chunk_in<S: Simd, E: Stored, const P: usize, const C: usize>(
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
     let part = &task.part;
     let last = part.position(part.rows - 1);
+    let vectors = P * S::LANES;
     let end = ((chunk + 1) * CHUNK_BLOCKS).min(last / BLOCK_TOKENS + 1);
     for index in chunk * CHUNK_BLOCKS..end {
         let first = index * BLOCK_TOKENS;
@@ -335,7 +374,11 @@ unsafe fn run_chunk_in<S: Simd, E: Stored, const P: usize, const C: usize>(
         unsafe {
             let block = task.cache.block(part.segment.blocks[index]);
             match part.set.keys {
-                Keys::Panels(parts) => score_panels::<S, E, P>(part, &parts, block, tokens, &mut scores),
+                Keys::Panels(parts) => {
+                    let steps = tokens.div_ceil(vectors) * (parts[0].dim + parts[1].dim);
+                    let ahead = Ahead::of(part.set.values_in(block), steps);
+                    score_panels::<S, E, P>(part, &parts, block, tokens, &mut scores, ahead);
+                }
                 Keys::Rows(parts, stride) => {
                     score_rows::<S, E, C>(part, parts, stride, block, tokens, &mut scores);
                 }
@@ -347,7 +390,14 @@ unsafe fn run_chunk_in<S: Simd, E: Stored, const P: usize, const C: usize>(
                     scale_weights::<S>(&mut scores[row], block.scales(part.set.values.part));
                 }
             }
-            add_values::<S, E, P>(part, sink, block.numbers, tokens, &scores, &state.rescale);
+            let next = part.segment.blocks.get(index + 1).filter(|_| first + BLOCK_TOKENS <= last);
+            let ahead = next.map_or(Ahead::NOTHING, |next| {
+                let next = task.cache.block(*next);
+                part.set.ask_for_scales(next);
+                let steps = (part.set.values.dim / vectors).max(1) * tokens;
+                Ahead::of(part.set.keys_in(next), steps)
+            });
+            add_values::<S, E, P>(part, sink, block.numbers, tokens, &scores, &state.rescale, ahead);
         }
     }
 }

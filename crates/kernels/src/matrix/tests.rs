@@ -199,12 +199,15 @@ fn a_row_with_a_nan_gives_nan_and_spares_the_others() {
     let mut x = noise(9, 3 * inputs);
     x[inputs + 5] = f32::NAN;
     x[2 * inputs - 1] = f32::INFINITY;
-    for unit in Unit::available(Narrow::Int8).into_iter().map(Some).chain([None]) {
-        let matrix = Matrix::stack_int8_on(unit, &[WeightRows::F32(&w)], inputs).unwrap();
+    let bits: Vec<u8> = w.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect();
+    let units = |numbers| Unit::available(numbers).into_iter().map(Some).chain([None]);
+    let int8 = |unit| Matrix::stack_int8_on(unit, &[WeightRows::F32(&w)], inputs).unwrap();
+    let bf16 = |unit| Matrix::stack_bf16_on(unit, &[WeightRows::Bf16(&bits)], inputs).unwrap();
+    for matrix in units(Narrow::Int8).map(int8).chain(units(Narrow::Bf16).map(bf16)) {
         let mut y = vec![0.0; 3 * outputs];
         matrix.multiply(&pool, &x, &mut y);
         for (row, y) in y.chunks(outputs).enumerate() {
-            assert!(y.iter().all(|y| y.is_nan() == (row == 1)), "{unit:?} row {row}: {y:?}");
+            assert!(y.iter().all(|y| y.is_nan() == (row == 1)), "{:?} row {row}: {y:?}", matrix.format());
         }
     }
 }

@@ -42,7 +42,7 @@ impl Dot for Int8 {
 
 /// # Safety
 /// As [`UnitTask::run`].
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")]
 pub(super) unsafe fn run_bf16(task: &UnitTask) {
     for row in 0..task.rows.div_ceil(6) {
         // SAFETY: rows that exist; the caller's contract.
@@ -61,7 +61,7 @@ pub(super) unsafe fn run_bf16(task: &UnitTask) {
 
 /// # Safety
 /// As [`UnitTask::run`].
-#[target_feature(enable = "avx512f,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512vnni")]
 pub(super) unsafe fn run_int8(task: &UnitTask) {
     for row in 0..task.rows.div_ceil(3) {
         // SAFETY: rows that exist; the caller's contract.

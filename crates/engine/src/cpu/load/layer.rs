@@ -123,14 +123,14 @@ impl<'a> Source<'a> {
     }
 
     /// The shape with this layer's groups, and its up-projection.
-    fn up_projection(self, shape: &AttentionShape) -> Result<(AttentionShape, Numbers), LoadError> {
+    fn up_projection(self, shape: &AttentionShape) -> Result<(AttentionShape, Tensor<'a>), LoadError> {
         let own = self.checkpoint.groups_of_layer(self.layer).and_then(|groups| u32::try_from(groups).ok());
         let num_key_value_heads = own.unwrap_or(shape.num_key_value_heads);
         let shape = AttentionShape { num_key_value_heads, ..*shape };
         shape.validate().map_err(|source| LoadError::Shape { layer: self.layer, source })?;
         let [_, nope, _, rank] = dims(&shape);
         let rows = num_key_value_heads as usize * (nope + shape.v_head_dim as usize);
-        Ok((shape, Numbers::of(&self.tensor("self_attn.kv_b_proj.weight", &[rows, rank])?)))
+        Ok((shape, self.tensor("self_attn.kv_b_proj.weight", &[rows, rank])?))
     }
 
     fn attention(self, shape: &AttentionShape, path: DecodePath) -> Result<Box<dyn Attention>, LoadError> {
@@ -138,7 +138,7 @@ impl<'a> Source<'a> {
             DecodePath::Gqa => Box::new(self.per_group(shape)?),
             DecodePath::MqaAbsorb => {
                 let (shape, up) = self.up_projection(shape)?;
-                let absorb = Absorb::new(&shape, UpProjection(up.rows()));
+                let absorb = Absorb::new(&shape, UpProjection(Numbers::of(&up).rows()));
                 Box::new(absorb.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
             }
         })
@@ -146,7 +146,7 @@ impl<'a> Source<'a> {
 
     pub fn per_group(self, shape: &AttentionShape) -> Result<PerGroup, LoadError> {
         let (shape, up) = self.up_projection(shape)?;
-        let per_group = PerGroup::new(&shape, UpProjection(up.rows()));
+        let per_group = PerGroup::new(&shape, UpProjection(Numbers::of(&up).rows()));
         Ok(per_group.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{Block, KeyPart, Part, Scores, Stored};
+use super::{Ahead, Block, KeyPart, Part, Scores, Stored};
 use crate::{
     gemm::{PANEL, TILE_ROWS, tile},
     simd::Simd,
@@ -15,9 +15,13 @@ pub(super) unsafe fn score_panels<S: Simd, E: Stored, const P: usize>(
     block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
+    mut ahead: Ahead,
 ) {
+    let ahead = &mut ahead;
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(part.rows, TILE_ROWS, P, score_panel_tile(part, parts, block, tokens, scores)) }
+    unsafe {
+        for_tiles!(part.rows, TILE_ROWS, P, score_panel_tile(part, parts, block, tokens, scores, ahead))
+    }
 }
 
 #[inline(always)]
@@ -27,8 +31,11 @@ unsafe fn score_panel_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     block: Block<E>,
     tokens: usize,
     scores: &mut Scores,
+    ahead: &mut Ahead,
     row: usize,
 ) {
+    // The first tile asks for everything.
+    let mut asking = std::mem::replace(ahead, Ahead::NOTHING);
     // Whole groups of vectors: tokens beyond the last are stale but allocated, and `weigh` drops them.
     for group in (0..tokens).step_by(P * S::LANES) {
         // SAFETY: BLOCK_TOKENS is a multiple of P · LANES, so the panels exist.
@@ -45,10 +52,10 @@ unsafe fn score_panel_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
                     b[p] = block.numbers.add(key.block + token / PANEL * PANEL * key.dim + token % PANEL);
                 }
                 if !E::SCALED {
-                    tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim);
+                    tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim, || {});
                 } else if key.dim > 0 {
                     let mut sums = [[S::splat(0.0); P]; R];
-                    tile::<S, E, R, P>(&mut sums, &x, &b, PANEL, key.dim);
+                    tile::<S, E, R, P>(&mut sums, &x, &b, PANEL, key.dim, || asking.step::<E>());
                     for p in 0..P {
                         let scales = S::load(block.scales(key.part).add(group + p * S::LANES));
                         for r in 0..R {
@@ -171,14 +178,11 @@ unsafe fn product_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
         let mut acc = [[S::splat(0.0); C]; R];
         let mut i = 0;
         while i < whole {
-            let mut k = [S::splat(0.0); C];
+            // One key at a time: an array of them would push sums out of registers.
             for c in 0..C {
-                k[c] = E::load::<S>(keys.add(c * stride + i));
-            }
-            for r in 0..R {
-                let q = S::load(q[r].add(i));
-                for c in 0..C {
-                    acc[r][c] = S::mul_add(q, k[c], acc[r][c]);
+                let k = E::load::<S>(keys.add(c * stride + i));
+                for r in 0..R {
+                    acc[r][c] = S::mul_add(S::load(q[r].add(i)), k, acc[r][c]);
                 }
             }
             i += S::LANES;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{MAX_ROWS, Part, Scores, Sink, Stored, Values};
+use super::{Ahead, MAX_ROWS, Part, Scores, Sink, Stored, Values};
 use crate::{
     gemm::{TILE_ROWS, tile},
     simd::Simd,
@@ -17,9 +17,13 @@ pub(super) unsafe fn add_values<S: Simd, E: Stored, const P: usize>(
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
+    mut ahead: Ahead,
 ) {
+    let ahead = &mut ahead;
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(part.rows, TILE_ROWS, P, value_tile(part, sink, block, tokens, scores, rescale)) }
+    unsafe {
+        for_tiles!(part.rows, TILE_ROWS, P, value_tile(part, sink, block, tokens, scores, rescale, ahead))
+    }
 }
 
 #[inline(always)]
@@ -30,8 +34,11 @@ unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     tokens: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
+    ahead: &mut Ahead,
     row: usize,
 ) {
+    // The first tile asks for everything.
+    let mut asking = std::mem::replace(ahead, Ahead::NOTHING);
     let Values { block: offset, stride, dim, .. } = part.set.values;
     let whole = dim / S::LANES * S::LANES;
     let mut channel = 0;
@@ -47,6 +54,7 @@ unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
                 channel,
                 scores,
                 rescale,
+                &mut asking,
                 row,
             );
             channel += P * S::LANES;
@@ -60,6 +68,7 @@ unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
                 channel,
                 scores,
                 rescale,
+                &mut asking,
                 row,
             );
             channel += S::LANES;
@@ -93,8 +102,10 @@ unsafe fn value_columns<S: Simd, E: Stored, const R: usize, const P: usize>(
     channel: usize,
     scores: &Scores,
     rescale: &[f32; MAX_ROWS],
+    ahead: &mut Ahead,
     row: usize,
 ) {
+    let mut asking = *ahead;
     // SAFETY: the caller's contract.
     unsafe {
         let mut x = [scores.as_ptr().cast::<f32>(); R];
@@ -112,7 +123,8 @@ unsafe fn value_columns<S: Simd, E: Stored, const R: usize, const P: usize>(
         for p in 0..P {
             b[p] = values.add(p * S::LANES);
         }
-        tile::<S, E, R, P>(&mut acc, &x, &b, stride, tokens);
+        tile::<S, E, R, P>(&mut acc, &x, &b, stride, tokens, || asking.step::<E>());
+        *ahead = asking;
         for r in 0..R {
             let out = sink.row(row + r).add(channel);
             for p in 0..P {

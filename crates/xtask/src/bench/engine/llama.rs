@@ -53,7 +53,7 @@ impl Llama {
     }
 
     /// Tokens per second of `llama-bench` with these arguments.
-    pub fn rate(&self, format: &str, threads: usize, flash: bool, arguments: &[&str]) -> Result<f64> {
+    pub fn rate(&self, format: &str, threads: usize, flash: bool, arguments: &[String]) -> Result<f64> {
         let output = capture(
             Command::new(self.bin.join("llama-bench"))
                 .arg("-m")

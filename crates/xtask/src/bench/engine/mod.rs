@@ -29,16 +29,16 @@ pub struct Args {
     /// Rounds: each runs our side once and llama.cpp once per flash-attention setting
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Also decode after 8192 tokens, whose prompts take minutes a round; converts the demonstration model if need be
+    /// Decode after so many tokens instead, with the converted model, whose context is taken to be as long; their prompts take
+    /// minutes a round
     #[arg(long)]
-    long: bool,
+    depth: Option<usize>,
 }
 
-/// One comparison.
+/// Our ways of doing what the peer does once a round.
 struct Line {
-    name: &'static str,
-    /// Arguments of the `rates` example after the model.
-    ours: Vec<String>,
+    /// Each with its arguments of the `rates` example after the model.
+    ours: Vec<(String, Vec<String>)>,
     /// The model file, ours and theirs.
     model: PathBuf,
     format: &'static str,
@@ -47,13 +47,13 @@ struct Line {
 }
 
 enum Peer {
-    Bench(&'static [&'static str]),
+    Bench(Vec<String>),
     Batched(usize),
 }
 
 /// What was measured of a line.
 struct Measured {
-    name: &'static str,
+    name: String,
     ours: Vec<f64>,
     /// Without and with flash attention.
     theirs: [Vec<f64>; 2],
@@ -75,7 +75,7 @@ impl Measured {
         let (ours, off, on, ratio) = (median(&self.ours), median(off), median(on), median(&ratios));
         let (low, high) =
             ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
-        format!("{:32}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}\n", self.name)
+        format!("{:40}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}\n", self.name)
     }
 }
 
@@ -84,8 +84,6 @@ pub fn run(args: &Args) -> Result<()> {
     let rates = build_rates()?;
     let source = demo_model::source()?;
     let llama = Llama::prepare(&source)?;
-    let converted =
-        if args.long { Some(demo_model::prepare(&binaries::build()?.gqla)?.converted) } else { None };
     let rates = |arguments: &[String]| -> Result<Value> {
         let threads = format!("threads={}", args.threads);
         let output = capture(Command::new(&rates).args(arguments).arg(threads))?;
@@ -93,17 +91,19 @@ pub fn run(args: &Args) -> Result<()> {
     };
     println!("{}, load {} before", super::planner::machine(), load());
     let roof = rates(&["roof".to_owned()])?;
-    let measured = lines(&llama, converted.as_deref())
-        .iter()
-        .map(|line| {
-            let measured = step(line.name, || measure(line, args, &llama, &rates))?;
-            // All lines take half an hour: what is known is told, whatever ends the rest.
-            print!("{}", measured.row());
-            Ok(measured)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let attention = rates(&["attention".to_owned()])?;
+    let lines = match args.depth {
+        None => lines(&llama),
+        Some(depth) => vec![long_line(&demo_model::prepare(&binaries::build()?.gqla)?.converted, depth)?],
+    };
+    let mut measured = Vec::new();
+    for line in lines {
+        let more = step(&line.ours[0].0, || measure(&line, args, &llama, &rates))?;
+        // All lines take half an hour: what is known is told, whatever ends the rest.
+        more.iter().for_each(|measured| print!("{}", measured.row()));
+        measured.extend(more);
+    }
     print!("{}", table(&roof, &measured, fs::metadata(llama.model("BF16"))?.len()));
+    let attention = rates(&["attention".to_owned()])?;
     print!("{}", attention_table(&attention));
     println!("load {} after", load());
     let report: Vec<_> = measured
@@ -129,57 +129,80 @@ fn build_rates() -> Result<PathBuf> {
     Ok(binaries::target_dir()?.join("release/examples/rates"))
 }
 
-fn lines(llama: &Llama, converted: Option<&Path>) -> Vec<Line> {
-    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let line = |name, format, ours: &str, field, theirs| Line {
-        name,
-        ours: words(ours),
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn lines(llama: &Llama) -> Vec<Line> {
+    let line = |format, ours: &[(&str, &str)], common: &str, field, theirs| Line {
+        ours: ours
+            .iter()
+            .map(|(name, own)| ((*name).to_owned(), words(&format!("{own} {common} seconds=1"))))
+            .collect(),
         model: llama.model("BF16"),
         format,
         theirs,
         field,
     };
     let (decode, prefill) = ("decode_tokens_per_second", "prefill_tokens_per_second");
-    let short = "tokens=64 seconds=1";
-    let tg64 = || Peer::Bench(&["-p", "0", "-n", "64"]);
-    let pp512 = || Peer::Bench(&["-p", "512", "-n", "0"]);
-    let mut lines = vec![
-        line("decode, bf16", "BF16", short, decode, tg64()),
-        line("the same, bf16 products", "BF16", &format!("products=bf16 {short}"), decode, tg64()),
-        line("decode, int8 beside Q8_0", "Q8_0", &format!("weights=int8 {short}"), decode, tg64()),
-        line("prompt of 512, bf16", "BF16", "prompt=512 tokens=2 seconds=1", prefill, pp512()),
+    let tg64 = || Peer::Bench(words("-p 0 -n 64"));
+    let pp512 = || Peer::Bench(words("-p 512 -n 0"));
+    let products = ["", "products=bf16"];
+    let both = |[exact, rounded]: [&'static str; 2]| [(exact, products[0]), (rounded, products[1])];
+    vec![
+        line("BF16", &both(["decode, bf16", "decode, bf16 products"]), "tokens=64", decode, tg64()),
+        line("Q8_0", &[("decode, int8 beside Q8_0", "weights=int8")], "tokens=64", decode, tg64()),
         line(
-            "the same, bf16 products",
             "BF16",
-            "products=bf16 prompt=512 tokens=2 seconds=1",
+            &both(["prompt of 512, bf16", "prompt of 512, bf16 products"]),
+            "prompt=512 tokens=2",
             prefill,
             pp512(),
         ),
-        line("prompt of 512, bf16 beside F16", "F16", "prompt=512 tokens=2 seconds=1", prefill, pp512()),
-        line("16 streams, bf16", "BF16", "streams=16 tokens=64 seconds=1", decode, Peer::Batched(16)),
         line(
-            "the same, bf16 products",
+            "F16",
+            &both(["prompt of 512, bf16 beside F16", "prompt of 512, bf16 products beside F16"]),
+            "prompt=512 tokens=2",
+            prefill,
+            pp512(),
+        ),
+        line(
             "BF16",
-            "products=bf16 streams=16 tokens=64 seconds=1",
+            &both(["16 streams, bf16", "16 streams, bf16 products"]),
+            "streams=16 tokens=64",
             decode,
             Peer::Batched(16),
         ),
-    ];
-    if let Some(converted) = converted {
-        // The model's context ends at 8192.
-        let after = || Peer::Bench(&["-p", "0", "-n", "32", "-d", "8000"]);
-        let caches = [
-            ("decode after 8000, GQA path", "f32"),
-            ("the same, bf16 cache", "bf16"),
-            ("the same, int8 cache", "int8"),
-        ];
-        for (name, cache) in caches {
-            let ours = format!("path=gqa cache={cache} prompt=8000 tokens=32");
-            let line = line(name, "BF16", &ours, decode, after());
-            lines.push(Line { model: converted.to_owned(), ..line });
-        }
+    ]
+}
+
+/// Both paths after `depth` tokens. Nothing of the text matters, so the model's context is made as long as it takes.
+fn long_line(converted: &Path, depth: usize) -> Result<Line> {
+    const TOKENS: usize = 32;
+    let model = converted.with_file_name(format!("smollm2-135m-gqla-of-{depth}"));
+    fs::create_dir_all(&model)?;
+    let mut config: Value = serde_json::from_slice(&fs::read(converted.join("config.json"))?)?;
+    config["max_position_embeddings"] = json!((depth + 2 * TOKENS).max(8192));
+    fs::write(model.join("config.json"), config.to_string())?;
+    let weights = model.join("model.safetensors");
+    if weights.exists() {
+        fs::remove_file(&weights)?;
     }
-    lines
+    fs::hard_link(converted.join("model.safetensors"), weights)?;
+    let ours = ["gqla", "mqa-absorb"]
+        .iter()
+        .flat_map(|path| ["f32", "bf16", "int8"].map(|cache| (*path, cache)))
+        .map(|(path, cache)| {
+            let name = format!("decode after {depth}, {path}, {cache} cache");
+            (name, words(&format!("path={path} cache={cache} prompt={depth} tokens={TOKENS}")))
+        });
+    Ok(Line {
+        ours: ours.collect(),
+        model,
+        format: "BF16",
+        theirs: Peer::Bench(words(&format!("-p 0 -n {TOKENS} -d {depth}"))),
+        field: "decode_tokens_per_second",
+    })
 }
 
 fn measure(
@@ -187,21 +210,27 @@ fn measure(
     args: &Args,
     llama: &Llama,
     rates: &impl Fn(&[String]) -> Result<Value>,
-) -> Result<Measured> {
-    let mut measured = Measured { name: line.name, ours: Vec::new(), theirs: [Vec::new(), Vec::new()] };
+) -> Result<Vec<Measured>> {
     let model = line.model.to_string_lossy().into_owned();
-    let ours: Vec<String> = ["model".to_owned(), model].into_iter().chain(line.ours.clone()).collect();
+    let mut ours = vec![Vec::new(); line.ours.len()];
+    let mut theirs = [Vec::new(), Vec::new()];
     for _ in 0..args.rounds {
-        let result = rates(&ours)?;
-        measured.ours.push(result[line.field].as_f64().with_context(|| format!("no {}", line.field))?);
-        for (theirs, flash) in measured.theirs.iter_mut().zip([false, true]) {
+        for ((_, arguments), ours) in line.ours.iter().zip(&mut ours) {
+            let arguments: Vec<_> =
+                ["model", &model].map(str::to_owned).into_iter().chain(arguments.clone()).collect();
+            let result = rates(&arguments)?;
+            ours.push(result[line.field].as_f64().with_context(|| format!("no {}", line.field))?);
+        }
+        for (theirs, flash) in theirs.iter_mut().zip([false, true]) {
             theirs.push(match &line.theirs {
                 Peer::Bench(arguments) => llama.rate(line.format, args.threads, flash, arguments)?,
                 Peer::Batched(streams) => llama.batched_rate(args.threads, flash, *streams)?,
             });
         }
     }
-    Ok(measured)
+    let measured =
+        |((name, _), ours): (&(String, _), _)| Measured { name: name.clone(), ours, theirs: theirs.clone() };
+    Ok(line.ours.iter().zip(ours).map(measured).collect())
 }
 
 fn table(roof: &Value, measured: &[Measured], model_bytes: u64) -> String {
@@ -210,7 +239,7 @@ fn table(roof: &Value, measured: &[Measured], model_bytes: u64) -> String {
     let set = roof["instruction_set"].as_str().unwrap_or_default();
     let flops = giga("flops_per_second");
     let mut text = format!("{set}: {read:.1} GB/s read, {dot:.1} GB/s bf16 dot, {flops:.0} GFLOP/s\n");
-    text += &format!("{:32}{:>10}{:>10}{:>10}{:>8}  range\n", "tokens/s", "ours", "fa off", "fa on", "ratio");
+    text += &format!("{:40}{:>10}{:>10}{:>10}{:>8}  range\n", "tokens/s", "ours", "fa off", "fa on", "ratio");
     for m in measured {
         text += &m.row();
     }
@@ -257,7 +286,7 @@ mod tests {
     #[test]
     fn ratios_are_to_the_better_setting_of_the_same_round() {
         let theirs = [vec![10.0, 20.0, 30.0], vec![20.0, 25.0, 21.0]];
-        let measured = Measured { name: "line", ours: vec![40.0, 50.0, 63.0], theirs };
+        let measured = Measured { name: "line".to_owned(), ours: vec![40.0, 50.0, 63.0], theirs };
         assert_eq!(measured.ratios(), [2.0, 2.0, 3.0]);
         let roof = json!({
             "instruction_set": "avx2+fma", "read_bytes_per_second": 30e9, "dot_bytes_per_second": 25e9,
