@@ -27,6 +27,7 @@ pub(super) unsafe fn add_values<S: Simd, E: Stored, const P: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     part: &Part<'_>,
     sink: &Sink,
