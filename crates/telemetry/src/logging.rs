@@ -1,6 +1,10 @@
 //! Log lines for people or for machines, to standard error, filtered by `RUST_LOG`.
 
-use std::{fmt, io, str::FromStr};
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    str::FromStr,
+};
 
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::SubscriberBuilder};
 
@@ -81,7 +85,10 @@ type Builder = SubscriberBuilder<
 >;
 
 fn builder(filter: EnvFilter) -> Builder {
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr as fn() -> io::Stderr)
+    // Colours are for people at a terminal that wants them; logs of pods are files.
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let writer = io::stderr as fn() -> io::Stderr;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours)
 }
 
 #[cfg(test)]

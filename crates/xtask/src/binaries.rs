@@ -23,8 +23,15 @@ pub struct Binaries {
 }
 
 /// Everything that is built, by package; built at once so that nothing is compiled twice.
-const PACKAGES: [&str; 6] =
-    ["gqla-cli", "gqla-server", "gqla-operator", "gqla-agent", "gqla-deviceplugin", "gqla-fakenvml"];
+const PACKAGES: [&str; 7] = [
+    "gqla-cli",
+    "gqla-server",
+    "gqla-operator",
+    "gqla-agent",
+    "gqla-deviceplugin",
+    "gqla-fakenvml",
+    "gqla-fakecuda",
+];
 
 /// Builds what changed.
 pub fn build() -> Result<Binaries> {
@@ -44,7 +51,11 @@ pub fn build() -> Result<Binaries> {
         server: find("gqla-server")?,
         operator: find("gqla-operator")?,
         agent: find("gqla-agent")?,
-        stand_ins: StandIns { nvml: find("libgqla_fakenvml.so")?, device_plugin: find("gqla-deviceplugin")? },
+        stand_ins: StandIns {
+            nvml: find("libgqla_fakenvml.so")?,
+            cuda: find("libgqla_fakecuda.so")?,
+            device_plugin: find("gqla-deviceplugin")?,
+        },
     })
 }
 

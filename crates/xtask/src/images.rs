@@ -20,14 +20,18 @@ pub const OPERATOR: &str = "localhost/gqla-operator:dev";
 /// Name of the node agent's image.
 pub const AGENT: &str = "localhost/gqla-agent:dev";
 
-/// Writes the archives into `folder` and returns their paths.
-pub fn build(binaries: &Binaries, folder: &Path) -> Result<[PathBuf; 3]> {
-    let kernels = kernels::images(&binaries.gqla)?;
+/// Writes the archives into `folder` and returns their paths. The server's has the kernels of the built-in shapes, and of
+/// `models` of this repository.
+pub fn build(binaries: &Binaries, models: &[&str], folder: &Path) -> Result<[PathBuf; 3]> {
+    let own = models.iter().map(|model| kernels::images_of(&binaries.gqla, model));
+    let kernels = own.chain([kernels::images(&binaries.gqla)]).collect::<Result<Vec<_>>>()?;
     step("Write the server, operator and agent images", || {
         let mut server = Image::new(SERVER);
-        for kernel in fs::read_dir(&kernels)? {
-            let kernel = kernel?;
-            server = server.file(kernel.path(), Path::new(KERNELS).join(kernel.file_name()), 0o644);
+        for folder in &kernels {
+            for kernel in fs::read_dir(folder)? {
+                let kernel = kernel?;
+                server = server.file(kernel.path(), Path::new(KERNELS).join(kernel.file_name()), 0o644);
+            }
         }
         Ok([
             write(server, "gqla-server", &binaries.server, &[], folder)?,

@@ -26,14 +26,29 @@ const SOURCES: [&str; 3] = ["crates/kernels/cuda", "crates/kernels/src/device", 
 
 /// The folder of the images of all built-in shapes, compiled by `gqla` unless they are in the cache.
 pub fn images(gqla: &Path) -> Result<PathBuf> {
+    compiled(gqla, "Compile images of the CUDA kernels", &SOURCES, &[])
+}
+
+/// The folder of the images for a model of this repository, compiled likewise: PTX, and machine code that nothing in tests
+/// executes, but which is there to be refused.
+pub fn images_of(gqla: &Path, model: &str) -> Result<PathBuf> {
+    let title = format!("Compile images of the CUDA kernels of {model}");
+    let path = repo_root()?.join(model);
+    let path = path.to_str().context("the checkout's path is not UTF-8")?;
+    compiled(gqla, &title, &[&SOURCES[..], &[model]].concat(), &["--arch", "sm_90", "--model", path])
+}
+
+/// A folder in the cache, named by the files that decide what is in it.
+fn compiled(gqla: &Path, title: &str, sources: &[&str], arguments: &[&str]) -> Result<PathBuf> {
     let cache = cache_dir()?.join("kernel-images");
-    let folder = cache.join(format!("{}-{}", fingerprint::of(&SOURCES)?, nvrtc::WHEEL));
+    let folder = cache.join(format!("{}-{}", fingerprint::of(sources)?, nvrtc::WHEEL));
     if !folder.is_dir() {
         let nvrtc = nvrtc::installed()?;
-        step("Compile images of the CUDA kernels", || {
+        step(title, || {
             let partial = folder.with_extension(format!("partial-{}", std::process::id()));
-            let command = ["kernels", "build", "--out"];
-            capture(Command::new(gqla).args(command).arg(&partial).env("LD_LIBRARY_PATH", &nvrtc))?;
+            let mut command = Command::new(gqla);
+            command.args(["kernels", "build", "--out"]).arg(&partial).args(arguments);
+            capture(command.env("LD_LIBRARY_PATH", &nvrtc))?;
             // Another run may have been faster; its images are the same.
             if fs::rename(&partial, &folder).is_err() {
                 fs::remove_dir_all(&partial)?;

@@ -24,6 +24,7 @@ pub fn run_all() -> Result<()> {
             .env("GQLA_TEST_EVAL_TEXT", &model.eval_text)
             .env("GQLA_TEST_NVRTC", &nvrtc)
             .env("GQLA_TEST_NVML", &binaries.stand_ins.nvml)
+            .env("GQLA_TEST_CUDA", &binaries.stand_ins.cuda)
             .env("GQLA_TEST_DEVICE_PLUGIN", &binaries.stand_ins.device_plugin))
     })?;
     // The whole suite ran on the best instruction set of this machine; other machines have less.

@@ -1,8 +1,9 @@
-//! What the stand-in stands in for, from the environment.
+//! What the stand-in stands in for: what the environment says, or a container's share of the machine that the stand-in for
+//! NVML shows.
 
 use std::path::PathBuf;
 
-use gqla_fakenvml::{Profile, profile, profiles};
+use gqla_fakenvml::{Profile, State, profile, profiles};
 use gqla_ptxsim::Architecture;
 
 /// In which order streams get on when somebody waits for one of them. CUDA allows all of these.
@@ -46,6 +47,20 @@ pub enum ConfigError {
         /// What was asked for.
         value: String,
     },
+    /// The machine that a container's devices are of cannot be looked at, or its driver answers nothing.
+    #[error("{}: {reason}", Config::VISIBLE_ENV)]
+    Machine {
+        /// Why.
+        reason: String,
+    },
+    /// A GPU that the machine does not have.
+    #[error("{}: no GPU of this machine is `{uuid}`; there are {known}", Config::VISIBLE_ENV)]
+    Unknown {
+        /// What was asked for.
+        uuid: String,
+        /// What can be.
+        known: String,
+    },
     /// An order that is not understood.
     #[error("{}: `{value}` is none of own-first, others-first and a number to shuffle by", Config::ORDER_ENV)]
     Order {
@@ -65,25 +80,41 @@ fn newest_ptx(driver: (u32, u32)) -> Option<(u32, u32)> {
 }
 
 impl Config {
-    /// Profiles of the devices, by commas: `H20,H20`. Unset: no device.
+    /// Profiles of the devices, by commas: `H20,H20`. Unset: those that [`Self::VISIBLE_ENV`] names.
     pub const DEVICES_ENV: &str = "GQLA_FAKECUDA_DEVICES";
-    /// CUDA version of the driver, 12.9 unless set.
+    /// UUIDs of a container's GPUs, by commas, as device plugins set it: of those that the stand-in for NVML shows.
+    pub const VISIBLE_ENV: &str = "NVIDIA_VISIBLE_DEVICES";
+    /// CUDA version of the driver; unless set, that of the machine whose GPUs are visible, else 12.9.
     pub const DRIVER_ENV: &str = "GQLA_FAKECUDA_DRIVER";
     /// `own-first` (unless set), `others-first` or a number to shuffle by.
     pub const ORDER_ENV: &str = "GQLA_FAKECUDA_ORDER";
     /// A file that gets a line of JSON per launch.
     pub const REPORT_ENV: &str = "GQLA_FAKECUDA_REPORT";
 
-    /// Reads the variables that `variable` returns.
+    /// Reads the variables that `variable` returns, and the machine where they name GPUs of it.
     ///
     /// # Errors
-    /// When one is not understood.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let devices = variable(Self::DEVICES_ENV).unwrap_or_default();
-        let names = devices.split(',').map(str::trim).filter(|name| !name.is_empty());
+    /// When one is not understood, or the machine does not have what is visible.
+    pub fn from_variables(
+        variable: impl Fn(&str) -> Option<String>,
+        machine: impl FnOnce() -> Result<State, String>,
+    ) -> Result<Self, ConfigError> {
+        let listed = |name| {
+            let names = variable(name).unwrap_or_default();
+            names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        };
+        let (named, visible): (Vec<String>, Vec<String>) =
+            (listed(Self::DEVICES_ENV), listed(Self::VISIBLE_ENV));
+        let (devices, version) = if named.is_empty() && !visible.is_empty() {
+            let machine = machine().map_err(|reason| ConfigError::Machine { reason })?;
+            let (major, minor) = (machine.cuda_version / 1000, machine.cuda_version % 1000 / 10);
+            (of_machine(&machine, &visible)?, format!("{major}.{minor}"))
+        } else {
+            (named.iter().map(|name| known_profile(name)).collect::<Result<_, _>>()?, "12.9".to_owned())
+        };
         Ok(Self {
-            devices: names.map(known_profile).collect::<Result<_, _>>()?,
-            driver: variable(Self::DRIVER_ENV).map_or(Ok((12, 9)), |value| driver(&value))?,
+            devices,
+            driver: driver(&variable(Self::DRIVER_ENV).unwrap_or(version))?,
             order: variable(Self::ORDER_ENV).map_or(Ok(Order::OwnFirst), |value| order(&value))?,
             report: variable(Self::REPORT_ENV).map(PathBuf::from),
         })
@@ -93,6 +124,25 @@ impl Config {
     pub(crate) fn newest_ptx(&self) -> (u32, u32) {
         newest_ptx(self.driver).unwrap_or_default()
     }
+}
+
+/// The GPUs of these UUIDs, but for those that fell off the bus.
+fn of_machine(machine: &State, visible: &[String]) -> Result<Vec<&'static Profile>, ConfigError> {
+    if let Some(failure) = machine.failure {
+        return Err(ConfigError::Machine { reason: format!("the driver answers nothing but {failure:?}") });
+    }
+    let uuids = || machine.gpus.iter().filter_map(|gpu| gpu.uuid.as_deref());
+    let mut devices = Vec::new();
+    for uuid in visible {
+        let Some(gpu) = machine.gpus.iter().find(|gpu| gpu.uuid.as_ref() == Some(uuid)) else {
+            let known = uuids().collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::Unknown { uuid: uuid.clone(), known });
+        };
+        if !gpu.lost {
+            devices.push(known_profile(&gpu.profile)?);
+        }
+    }
+    Ok(devices)
 }
 
 fn known_profile(name: &str) -> Result<&'static Profile, ConfigError> {
@@ -128,14 +178,55 @@ fn order(value: &str) -> Result<Order, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use gqla_fakenvml::{Failure, Gpu};
+
     use super::*;
+
+    fn variable_of(set: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
+        |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    #[test]
+    fn a_container_has_the_gpus_that_it_was_given() {
+        let gpu = |profile: &str, uuid: &str| Gpu { uuid: Some(uuid.to_owned()), ..Gpu::new(profile) };
+        let machine = State {
+            gpus: vec![gpu("H100", "GPU-a"), gpu("H20", "GPU-b"), Gpu { lost: true, ..gpu("H20", "GPU-c") }],
+            cuda_version: 12_080,
+            ..State::default()
+        };
+        let names =
+            |config: Config| config.devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>();
+        let read = |machine: &State, set: &[(&str, &str)]| {
+            Config::from_variables(variable_of(set), || Ok(machine.clone()))
+        };
+        let visible = |uuids| read(&machine, &[(Config::VISIBLE_ENV, uuids)]);
+        for (uuids, expected) in
+            [("", vec![]), ("GPU-b", vec!["H20"]), ("GPU-b,GPU-a", vec!["H20", "H100"]), ("GPU-c", vec![])]
+        {
+            assert_eq!(names(visible(uuids).unwrap()), expected, "{uuids}");
+        }
+        assert_eq!(visible("GPU-a").unwrap().driver, (12, 8));
+        let named = read(&machine, &[(Config::VISIBLE_ENV, "GPU-b"), (Config::DEVICES_ENV, "H100")]).unwrap();
+        assert_eq!((names(named), visible("").unwrap().driver), (vec!["H100"], (12, 9)));
+        let failed = machine.clone().with_failure(Failure::DriverNotLoaded);
+        for (error, words) in [
+            (visible("GPU-z"), "no GPU of this machine is `GPU-z`; there are GPU-a, GPU-b, GPU-c"),
+            (read(&failed, &[(Config::VISIBLE_ENV, "GPU-a")]), "answers nothing but DriverNotLoaded"),
+            (
+                read(&machine.with_old_driver(), &[(Config::VISIBLE_ENV, "GPU-a")]),
+                "`11.4` is no CUDA version",
+            ),
+        ] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
 
     #[test]
     fn the_environment_says_what_there_is() {
         let read = |set: &[(&str, &str)]| {
-            Config::from_variables(|name| {
-                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-            })
+            let machine = || panic!("a machine was looked at");
+            Config::from_variables(variable_of(set), machine)
         };
         let nothing = read(&[]).unwrap();
         assert_eq!(

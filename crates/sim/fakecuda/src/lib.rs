@@ -2,8 +2,9 @@
 //!
 //! Built as `libgqla_fakecuda.so` and linked to where a program looks for `libcuda.so.1`, it lets a program with CUDA
 //! code run unmodified where there is no GPU: contexts, modules from PTX, streams, events, copies, launches, and CUDA's
-//! own error codes when something is wrong. Without [`Config::DEVICES_ENV`] it has no device, so that it does nothing
-//! where it was put by mistake; with it, it says on standard error that it is no driver.
+//! own error codes when something is wrong. Its devices are those that [`Config::DEVICES_ENV`] names, else those of the
+//! GPUs in the state of the stand-in for NVML that a container was given ([`Config::VISIBLE_ENV`]). Without either it has
+//! none, so that it does nothing where it was put by mistake; with one, it says on standard error that it is no driver.
 //!
 //! **What may happen later does.** Work in a stream waits until somebody waits for it, and then only what CUDA's rules
 //! demand has happened before: [`Order`] decides between doing nothing else first, everything else first, or a shuffle.

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use gqla_fakenvml::Profile;
+use gqla_fakenvml::{Profile, State, state_path};
 use gqla_ptxsim::{Architecture, GlobalMemory, MemoryError, Schedule};
 
 use crate::{
@@ -47,20 +47,22 @@ pub(crate) fn machine() -> MutexGuard<'static, Option<Machine>> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `cuInit`: reads the environment the first time.
+/// `cuInit`: reads the environment and the machine the first time.
 pub(crate) fn initialise() -> Result<(), Code> {
     let mut machine = machine();
     if machine.is_some() {
         return Ok(());
     }
-    let config = Config::from_variables(|name| std::env::var(name).ok()).map_err(|error| {
+    let state = || State::read(&state_path()).map_err(|error| error.to_string());
+    let config = Config::from_variables(|name| std::env::var(name).ok(), state).map_err(|error| {
         eprintln!("gqla-fakecuda: {error}");
         Code::NO_DEVICE
     })?;
     if config.devices.is_empty() {
         eprintln!(
-            "gqla-fakecuda: this is no CUDA driver, and {} names no device to stand in for",
-            Config::DEVICES_ENV
+            "gqla-fakecuda: this is no CUDA driver, and neither {} nor {} names a device to stand in for",
+            Config::DEVICES_ENV,
+            Config::VISIBLE_ENV
         );
         return Err(Code::NO_DEVICE);
     }

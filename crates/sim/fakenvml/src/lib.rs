@@ -16,3 +16,4 @@ mod store;
 pub use install::{InstallError, LIBRARY_NAME, built_library, install};
 pub use profiles::{MigProfile, Profile, profile, profiles};
 pub use state::{Failure, Gpu, State, Throttle};
+pub use store::state_path;

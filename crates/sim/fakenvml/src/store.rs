@@ -62,7 +62,8 @@ impl Library {
     }
 }
 
-fn state_path() -> PathBuf {
+/// Where the state file is, for the library that this code is in: see [`crate::state`].
+pub fn state_path() -> PathBuf {
     if let Some(path) = std::env::var_os(STATE_ENV) {
         return path.into();
     }

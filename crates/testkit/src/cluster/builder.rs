@@ -173,7 +173,6 @@ impl Builder {
 
         let starter = Starter { tools: &tools, layout: &layout, supervisor: &supervisor };
         control_plane::start_api(starter)?;
-        control_plane::start_controllers(starter)?;
         if let (Some(hierarchy), false) = (hierarchy, self.nodes.is_empty()) {
             hierarchy.create(&supervisor.cgroup(), self.names())?;
             write_pause_image(&layout)?;
@@ -219,8 +218,10 @@ impl Builder {
         tokio::try_join!(waiter.service_account(), waiter.nodes(&names), dns).map(drop)
     }
 
-    /// Starts the components that would only fail and retry before the API server is ready.
+    /// Starts the components that would only fail before the API server is ready. Most try again; the controllers end
+    /// after ten seconds, which it may take on a machine that is busy with other things.
     fn start_rest(&self, starter: Starter<'_>) -> Result<(), ClusterError> {
+        control_plane::start_controllers(starter)?;
         if !self.kwok.is_empty() {
             control_plane::start_kwok(starter)?;
         }

@@ -1,6 +1,6 @@
-//! GPUs of real nodes. A node without one gets a stand-in for NVML where NVIDIA's driver container puts the
-//! real one, and a device plugin; the kubelet, the pods and everything in them meet the real interfaces. What
-//! the stand-in shows is a file, and changing it is how cards fail.
+//! GPUs of real nodes. A node without one gets stand-ins for NVML and CUDA where NVIDIA's driver container puts
+//! the real ones, and a device plugin; the kubelet, the pods and everything in them meet the real interfaces. What
+//! the stand-ins show is a file, and changing it is how cards fail.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +17,20 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// The XID of a card that has fallen off the bus.
 const OFF_THE_BUS: u64 = 79;
 
-/// What stands in for GPUs: build the packages gqla-fakenvml and gqla-deviceplugin.
+/// The first driver that reads the PTX of the last NVRTC of CUDA 12, which is what the stand-in for CUDA executes.
+const DRIVER: &str = "575.57.08";
+/// Its CUDA as NVML counts: 12.9.
+const CUDA: i32 = 12_090;
+/// Name under which programs look for CUDA's driver.
+const CUDA_LIBRARY: &str = "libcuda.so.1";
+
+/// What stands in for GPUs: build the packages gqla-fakenvml, gqla-fakecuda and gqla-deviceplugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandIns {
     /// `libgqla_fakenvml.so`.
     pub nvml: PathBuf,
+    /// `libgqla_fakecuda.so`.
+    pub cuda: PathBuf,
     /// `gqla-deviceplugin`.
     pub device_plugin: PathBuf,
 }
@@ -30,7 +39,11 @@ impl StandIns {
     /// The same files by paths that are good in every folder.
     pub(crate) fn find(&self) -> Result<Self, ClusterError> {
         let find = |path: &Path| path.canonicalize().map_err(io("find the stand-in", path));
-        Ok(Self { nvml: find(&self.nvml)?, device_plugin: find(&self.device_plugin)? })
+        Ok(Self {
+            nvml: find(&self.nvml)?,
+            cuda: find(&self.cuda)?,
+            device_plugin: find(&self.device_plugin)?,
+        })
     }
 }
 
@@ -42,33 +55,48 @@ pub(crate) struct GpuSpec {
     pub(crate) driver_missing: bool,
 }
 
-/// The library inside a node.
+/// NVML inside a node.
 pub(crate) fn library_inside() -> PathBuf {
     Path::new(DRIVER_ROOT).join(LIBRARIES).join(LIBRARY_NAME)
 }
 
 /// A node's GPUs and their driver, to be looked at and broken; see
 /// [`Cluster::gpus`](super::Cluster::gpus). GPUs count from 0. A change is seen by the next call of NVML in
-/// every process of the node, and by the kubelet a few seconds later.
+/// every process of the node, by the kubelet a few seconds later, and by programs that use CUDA when they start.
 #[derive(Debug, Clone)]
 pub struct NodeGpus {
     folder: PathBuf,
-    nvml: PathBuf,
+    /// Where the driver's libraries come from, by name.
+    libraries: [(&'static str, PathBuf); 2],
 }
 
 impl NodeGpus {
     /// Writes the driver folder `root` of a node.
-    pub(crate) fn create(node: &str, root: &Path, spec: &GpuSpec, nvml: &Path) -> Result<Self, ClusterError> {
+    pub(crate) fn create(
+        node: &str,
+        root: &Path,
+        spec: &GpuSpec,
+        stand_ins: &StandIns,
+    ) -> Result<Self, ClusterError> {
         let folder = root.join(LIBRARIES);
         std::fs::create_dir_all(&folder).map_err(io("create the folder", &folder))?;
-        let gpus = Self { folder, nvml: nvml.to_path_buf() };
+        let libraries = [(CUDA_LIBRARY, stand_ins.cuda.clone()), (LIBRARY_NAME, stand_ins.nvml.clone())];
+        let gpus = Self { folder, libraries };
         let card =
             |(index, profile): (usize, &String)| Gpu { uuid: Some(uuid(node, index)), ..Gpu::new(profile) };
         let cards = spec.profiles.iter().enumerate().map(card).collect();
         let failure = spec.driver_missing.then_some(Failure::DriverNotLoaded);
-        State { gpus: cards, failure, ..State::default() }.write(&gpus.state_file())?;
+        let state = State {
+            driver_version: DRIVER.to_owned(),
+            nvml_version: format!("12.{DRIVER}"),
+            cuda_version: CUDA,
+            gpus: cards,
+            failure,
+            ..State::default()
+        };
+        state.write(&gpus.state_file())?;
         if !spec.driver_missing {
-            gpus.copy_library()?;
+            gpus.copy_libraries()?;
         }
         Ok(gpus)
     }
@@ -134,30 +162,35 @@ impl NodeGpus {
         self.change(|state| state.failure = failure)
     }
 
-    /// Takes the driver from the node: the library is gone, and refuses those who have it open.
+    /// Takes the driver from the node: the libraries are gone, and NVML refuses those who have it open.
     ///
     /// # Errors
-    /// As [`NodeGpus::change`], and [`ClusterError::Io`] when the library can't be removed.
+    /// As [`NodeGpus::change`], and [`ClusterError::Io`] when a library can't be removed.
     pub fn remove_driver(&self) -> Result<(), ClusterError> {
         self.fail(Some(Failure::DriverNotLoaded))?;
-        let library = self.folder.join(LIBRARY_NAME);
-        std::fs::remove_file(&library).map_err(io("remove", &library))
+        self.libraries.iter().try_for_each(|(name, _)| {
+            let library = self.folder.join(name);
+            std::fs::remove_file(&library).map_err(io("remove", &library))
+        })
     }
 
     /// Gives the node a driver that answers, as an installer does while pods are running.
     ///
     /// # Errors
-    /// As [`NodeGpus::change`], and [`ClusterError::Io`] when the library can't be copied.
+    /// As [`NodeGpus::change`], and [`ClusterError::Io`] when a library can't be copied.
     pub fn install_driver(&self) -> Result<(), ClusterError> {
         self.fail(None)?;
-        self.copy_library()
+        self.copy_libraries()
     }
 
-    /// By way of another name: the file may be mapped into processes, which die when it is overwritten.
-    fn copy_library(&self) -> Result<(), ClusterError> {
-        let (library, next) = (self.folder.join(LIBRARY_NAME), self.folder.join("next"));
-        std::fs::copy(&self.nvml, &next).map_err(io("copy the stand-in to", &next))?;
-        std::fs::rename(&next, &library).map_err(io("write", &library))
+    /// By way of another name: a file may be mapped into processes, which die when it is overwritten. NVML comes last,
+    /// since whoever finds it takes the driver for complete.
+    fn copy_libraries(&self) -> Result<(), ClusterError> {
+        self.libraries.iter().try_for_each(|(name, from)| {
+            let (library, next) = (self.folder.join(name), self.folder.join("next"));
+            std::fs::copy(from, &next).map_err(io("copy the stand-in to", &next))?;
+            std::fs::rename(&next, &library).map_err(io("write", &library))
+        })
     }
 
     fn change_gpu(&self, index: usize, change: impl FnOnce(&mut Gpu)) -> Result<(), ClusterError> {
@@ -192,10 +225,18 @@ mod tests {
 
     fn node(driver_missing: bool) -> (tempfile::TempDir, NodeGpus) {
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("built.so");
-        std::fs::write(&library, "a library").unwrap();
+        let built = |name: &str| {
+            let library = folder.path().join(name);
+            std::fs::write(&library, format!("{name} as built")).unwrap();
+            library
+        };
+        let stand_ins = StandIns {
+            nvml: built("nvml"),
+            cuda: built("cuda"),
+            device_plugin: folder.path().join("plugin"),
+        };
         let spec = GpuSpec { profiles: vec!["H20".to_owned(), "H100".to_owned()], driver_missing };
-        let gpus = NodeGpus::create("a", &folder.path().join("driver"), &spec, &library).unwrap();
+        let gpus = NodeGpus::create("a", &folder.path().join("driver"), &spec, &stand_ins).unwrap();
         (folder, gpus)
     }
 
@@ -227,13 +268,16 @@ mod tests {
     #[test]
     fn a_driver_goes_and_comes() {
         let (folder, gpus) = node(true);
-        let library = folder.path().join("driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1");
-        assert!(!library.exists());
+        let libraries = [("libnvidia-ml.so.1", "nvml as built"), ("libcuda.so.1", "cuda as built")]
+            .map(|(name, built)| (folder.path().join("driver/usr/lib/x86_64-linux-gnu").join(name), built));
+        assert!(libraries.iter().all(|(library, _)| !library.exists()));
         gpus.install_driver().unwrap();
-        assert_eq!(std::fs::read_to_string(&library).unwrap(), "a library");
+        for (library, built) in &libraries {
+            assert_eq!(std::fs::read_to_string(library).unwrap(), *built);
+        }
         assert_eq!(gpus.state().unwrap().failure, None);
         gpus.remove_driver().unwrap();
-        assert!(!library.exists());
+        assert!(libraries.iter().all(|(library, _)| !library.exists()));
         assert_eq!(gpus.state().unwrap().failure, Some(Failure::DriverNotLoaded));
     }
 }

@@ -3,6 +3,7 @@
 //! Cases run in order on one cluster, because a start costs more than most cases; each leaves what the next needs.
 
 mod answers;
+mod cuda;
 mod decisions;
 mod hardware;
 mod lifecycle;
@@ -108,6 +109,12 @@ fn hardware(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result
             )
             .await;
         tally.case("agents at rest write nothing and stay small", hardware::agents_rest(&world)).await;
+        tally
+            .case(
+                "pods decode with CUDA on stand-ins, along both paths, and say so",
+                cuda::both_paths_answer(&world),
+            )
+            .await;
         tally.case("a wrong class gets no pod", hardware::wrong_class_gets_no_pod(&world)).await;
         tally.case("a pulled card is told within 10 s", hardware::pulled_card_is_told(&world)).await;
         tally

@@ -41,17 +41,8 @@ pub fn ask(
         "stream": true,
         "stream_options": {"include_usage": true},
     });
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(ANSWER_TIMEOUT))
-        .http_status_as_error(false)
-        .build()
-        .into();
     let start = Instant::now();
-    let url = format!("http://{server}/v1/chat/completions");
-    let mut response = agent.post(&url).send_json(&body).with_context(|| format!("cannot reach {url}"))?;
-    if response.status() != 200 {
-        bail!("{url} answered {}: {}", response.status(), response.body_mut().read_to_string()?);
-    }
+    let mut response = post(&format!("http://{server}/v1/chat/completions"), &body)?;
     let mut answer = Answer {
         text: String::new(),
         completion_tokens: 0,
@@ -86,4 +77,25 @@ pub fn ask(
     ensure!(done, "the stream ended without `data: [DONE]` after {:?}", answer.text);
     answer.total = start.elapsed();
     Ok(answer)
+}
+
+/// The token ids that a model without tokenizer answers a request to `/v1/completions` with.
+pub fn complete(server: SocketAddr, request: &Value) -> Result<Vec<u32>> {
+    let answer: Value = post(&format!("http://{server}/v1/completions"), request)?.body_mut().read_json()?;
+    let text = answer["choices"][0]["text"].as_str().with_context(|| format!("no text in {answer}"))?;
+    let ids = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
+    ids.with_context(|| format!("{text:?} are no token ids"))
+}
+
+fn post(url: &str, body: &Value) -> Result<ureq::http::Response<ureq::Body>> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(ANSWER_TIMEOUT))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let mut response = agent.post(url).send_json(body).with_context(|| format!("cannot reach {url}"))?;
+    if response.status() != 200 {
+        bail!("{url} answered {}: {}", response.status(), response.body_mut().read_to_string()?);
+    }
+    Ok(response)
 }

@@ -1,19 +1,25 @@
-//! A fleet that its labels do not describe: real kubelets whose device plugins and agents meet a stand-in for NVML.
+//! A fleet that its labels do not describe: real kubelets whose device plugins, agents and pods meet stand-ins for NVML and
+//! CUDA.
 
-use std::{path::PathBuf, process::Command};
+use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 use anyhow::Result;
 use gqla_api::GQLADeployment;
 use gqla_testkit::{cluster::Cluster, progress::Progress};
 use kube::{Api, Client};
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::{NAMESPACE, fleet::PRODUCT, install, volume};
-use crate::{binaries::Binaries, images, shell::capture};
+use crate::{
+    binaries::Binaries,
+    images,
+    shell::{capture, repo_root},
+};
 
-/// The claim that pods mount. Nothing in it is read: the server has no CUDA backend to read it for.
+/// The claim that pods mount.
 const CLAIM: &str = "weights";
+/// The model in it, small enough for a CPU that executes PTX.
+pub const MODEL: &str = "tests/fixtures/llama_a/llama_gqla_a";
 
 /// Four real nodes with GPUs, the operator and its agents.
 pub struct HardwareWorld {
@@ -22,8 +28,6 @@ pub struct HardwareWorld {
     /// A client with every right.
     pub client: Client,
     gqla: PathBuf,
-    /// The claim's folder.
-    _weights: TempDir,
 }
 
 impl HardwareWorld {
@@ -47,15 +51,14 @@ impl HardwareWorld {
             .node("liar-a")
             .label(PRODUCT, "NVIDIA-H200")
             .gpus("H20", 8);
-        for image in images::build(binaries, scratch.path())? {
+        for image in images::build(binaries, &[MODEL], scratch.path())? {
             builder = builder.image(image);
         }
         let cluster = builder.start().await?;
         let client = cluster.client().await?;
         install::operator(&cluster, install::Agents::On).await?;
-        let weights = tempfile::tempdir()?;
-        volume::publish(&client, NAMESPACE, CLAIM, weights.path()).await?;
-        Ok(Self { cluster, client, gqla: binaries.gqla.clone(), _weights: weights })
+        volume::publish(&client, NAMESPACE, CLAIM, &repo_root()?.join(MODEL)).await?;
+        Ok(Self { cluster, client, gqla: binaries.gqla.clone() })
     }
 
     /// GQLADeployments of the samples' namespace.
@@ -73,7 +76,36 @@ impl HardwareWorld {
         Ok(nodes.find(|row| row["node"] == node).cloned().unwrap_or_default())
     }
 
-    /// A deployment with DeepSeek's attention over `pools`.
+    /// Where the operator's metrics can be read from this process.
+    pub async fn operator_metrics(&self) -> Result<SocketAddr> {
+        super::operator_metrics(&self.cluster, &self.client).await
+    }
+
+    /// A deployment of the model in the claim over `pools`. It has no prediction layer; the shape promises one so that a plan
+    /// may have drafts, which the CUDA backend looks up in the text.
+    pub fn tiny(name: &str, pools: &Value) -> Value {
+        serde_json::json!({
+            "apiVersion": "gqla.dev/v1alpha1", "kind": "GQLADeployment", "metadata": {"name": name},
+            "spec": {
+                "model": {
+                    "source": {"persistentVolumeClaim": {"claimName": CLAIM}},
+                    "shape": {
+                        "numAttentionHeads": 8, "numKeyValueHeads": 2, "kvLoraRank": 36,
+                        "qkNopeHeadDim": 16, "qkRopeHeadDim": 16, "vHeadDim": 16,
+                        "hiddenSize": 128, "numHiddenLayers": 3, "numNextnPredictLayers": 1,
+                        "parameters": 560_000, "maxPositionEmbeddings": 4096,
+                    },
+                },
+                "runtime": {"device": "CUDA"},
+                "goal": {"contextLength": 128, "concurrency": 2},
+                "replicas": 2,
+                "placement": {"strategy": "Spread"},
+                "pools": pools,
+            },
+        })
+    }
+
+    /// A deployment with DeepSeek's attention over `pools`. Its pods never serve: the model in the claim is another.
     pub fn deepseek(name: &str, pools: &Value) -> Value {
         serde_json::json!({
             "apiVersion": "gqla.dev/v1alpha1", "kind": "GQLADeployment", "metadata": {"name": name},

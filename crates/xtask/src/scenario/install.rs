@@ -10,6 +10,8 @@ use crate::{images, shell::repo_root};
 
 /// Release and chart name.
 const RELEASE: &str = "gqla-operator";
+/// What tells the operator's pods from its agents'.
+pub const OPERATOR_LABEL: &str = "app.kubernetes.io/name=gqla-operator";
 
 /// Whether nodes get agents. Without GPUs there is nothing for them to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

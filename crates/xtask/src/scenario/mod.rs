@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use gqla_api::{GQLADeployment, GQLADeploymentStatus};
 use gqla_testkit::{cluster::Cluster, progress::Progress};
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::{Api, Client, api::ListParams};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
 use crate::{binaries::Binaries, demo_model::DemoModel, images, shell::repo_root};
 
@@ -42,7 +42,7 @@ impl World {
     /// the model as a read-only claim.
     pub async fn start(binaries: &Binaries, model: &DemoModel, progress: Progress) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
-        let archives = images::build(binaries, scratch.path())?;
+        let archives = images::build(binaries, &[], scratch.path())?;
         let cluster = fleet::start(&archives, progress).await?;
         let client = cluster.client().await?;
         install::operator(&cluster, install::Agents::Off).await?;
@@ -85,11 +85,7 @@ impl World {
 
     /// Where the operator's metrics can be read from this process.
     pub async fn operator_metrics(&self) -> Result<SocketAddr> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
-        let pods = pods.list(&ListParams::default()).await?;
-        let address = pods.iter().find_map(|pod| pod.status.as_ref()?.pod_ip.clone());
-        let address = address.context("no operator pod has an address")?;
-        Ok(self.cluster.forward(&format!("{address}:9090"))?)
+        operator_metrics(&self.cluster, &self.client).await
     }
 
     /// Holds the chart to Helm's strictest rules.
@@ -101,4 +97,18 @@ impl World {
     pub async fn install_operator(&self, chart: &Path) -> Result<()> {
         install::from(&self.cluster, chart, install::Agents::Off).await
     }
+}
+
+async fn operator_metrics(cluster: &Cluster, client: &Client) -> Result<SocketAddr> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let pods = pods.list(&ListParams::default().labels(install::OPERATOR_LABEL)).await?;
+    let pod = pods.items.first().context("there is no operator pod")?;
+    pod_metrics(cluster, pod)
+}
+
+/// Where a pod's metrics can be read from this process, the operator's as well as a server's.
+pub fn pod_metrics(cluster: &Cluster, pod: &Pod) -> Result<SocketAddr> {
+    let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+    let address = address.with_context(|| format!("the pod {} has no address", pod.name_any()))?;
+    Ok(cluster.forward(&format!("{address}:9090"))?)
 }

@@ -9,7 +9,7 @@ use crate::cluster::layout::Layout;
 
 impl Builder {
     /// Gives the node added last `count` GPUs of a profile of the stand-in NVML, such as `H20`; several calls
-    /// make a mixed node. The node then has a driver in /run/nvidia/driver and a device plugin that advertises
+    /// make a mixed node. The node then has a driver, NVML and CUDA, in /run/nvidia/driver and a device plugin that advertises
     /// `nvidia.com/gpu`. It has no label of a GPU but those of [`Builder::label`], so that labels can lie.
     pub fn gpus(mut self, profile: impl Into<String>, count: usize) -> Self {
         let profile = profile.into();
@@ -62,7 +62,7 @@ impl Builder {
         let mut written = BTreeMap::new();
         for node in &self.nodes {
             if let (Some(spec), Some(stand_ins)) = (&node.gpus, stand_ins) {
-                let gpus = NodeGpus::create(&node.name, &layout.driver(&node.name), spec, &stand_ins.nvml)?;
+                let gpus = NodeGpus::create(&node.name, &layout.driver(&node.name), spec, stand_ins)?;
                 written.insert(node.name.clone(), gpus);
             }
         }
