@@ -86,7 +86,8 @@ type Builder = SubscriberBuilder<
 
 fn builder(filter: EnvFilter) -> Builder {
     // Colours are for people at a terminal that wants them; logs of pods are files.
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let writer = io::stderr as fn() -> io::Stderr;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours)
 }
