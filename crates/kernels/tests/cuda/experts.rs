@@ -282,8 +282,10 @@ enum By {
     Traffic,
 }
 
-/// Mistakes: what is replaced by what, and what tells.
-const MUTANTS: [(&str, &[(&str, &str)], By); 9] = [
+/// A mistake: its name, what is replaced by what, and what tells.
+type Mutant = (&'static str, &'static [(&'static str, &'static str)], By);
+
+const MUTANTS: [Mutant; 9] = [
     ("the first expert's weights", &[("(u64)tile.expert * p.outputs", "(u64)0 * p.outputs")], By::Error),
     ("choices of other rows", &[("p.places[choice] * p.width", "choice * p.width")], By::Error),
     (
