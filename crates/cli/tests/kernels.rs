@@ -176,8 +176,9 @@ fn a_card_is_tried_and_says_what_it_has_no_kernel_for() {
     let card = &test["devices"][0];
     assert_eq!((&card["name"], &card["compute_capability"]), (&"NVIDIA L40S".into(), &"8.9".into()));
     let rows = card["kernels"].as_array().unwrap();
-    // Two attentions, two paths and 1 to 4 query tokens, nine products, six kernels for rows and one that draws.
-    assert_eq!(rows.len(), 32);
+    // Two attentions, two paths and 1 to 4 query tokens, nine products, two mixtures of experts, six kernels for rows and one
+    // that draws.
+    assert_eq!(rows.len(), 34);
     for row in rows {
         if row["shape"]["d_v"] == 512 && row["kernel"].as_str().unwrap().starts_with("gqa") {
             assert_eq!((&row["verdict"], &row["relative_rms"]), (&"none".into(), &Value::Null), "{row}");
@@ -202,7 +203,7 @@ fn without_a_card_there_is_a_sentence() {
 fn a_kernel_that_does_not_load_fails() {
     let images = tempfile::tempdir().unwrap();
     let empty = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry other()\n{\nret;\n}\n";
-    for program in ["gemm", "rows", "sample", "gqa_decode-64-64-64", "absorb_decode-320-64"] {
+    for program in ["gemm", "experts", "rows", "sample", "gqa_decode-64-64-64", "absorb_decode-320-64"] {
         fs::write(images.path().join(format!("{program}-compute_80.ptx")), empty).unwrap();
     }
     let folder = images.path().to_str().unwrap();
@@ -211,7 +212,7 @@ fn a_kernel_that_does_not_load_fails() {
         &["selftest", "--model", "smollm2-135m-gqla", "-o", "json", "--kernel-images", folder],
     );
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && told.contains("error: 24 of 24 trials failed"), "{told}");
+    assert!(!output.status.success() && told.contains("error: 26 of 26 trials failed"), "{told}");
     let test: Value = serde_json::from_slice(&output.stdout).unwrap();
     for row in test["devices"][0]["kernels"].as_array().unwrap() {
         let reason = row["reason"].as_str().unwrap();
@@ -234,5 +235,5 @@ fn images_in_a_folder_are_taken() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let test: Value = serde_json::from_slice(&output.stdout).unwrap();
     let rows = test["devices"][0]["kernels"].as_array().unwrap();
-    assert!(rows.len() == 24 && rows.iter().all(|row| row["image"] == "PTX file"), "{test}");
+    assert!(rows.len() == 26 && rows.iter().all(|row| row["image"] == "PTX file"), "{test}");
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 
 use gqla_engine::{
     Checkpoint, DraftSource, Speculation,
@@ -22,27 +22,38 @@ const GQLA: &str = "llama_a/llama_gqla_a";
 /// Prompts' tokens that are compared: the stand-in takes seconds for what a GPU does in microseconds.
 const TOKENS: usize = 70;
 
+/// Format, shape and bytes, by name.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
 /// The fixture with its weights rounded to bf16, as the device has them, and `scaling` in its config.
 fn rounded_fixture(scaling: &Value) -> tempfile::TempDir {
-    let (from, to) = (fixture(GQLA), tempfile::tempdir().unwrap());
+    rewritten(GQLA, |config, _| config["rope_scaling"] = scaling.clone())
+}
+
+/// A fixture with its weights rounded to bf16 but for routers, and then changed.
+fn rewritten(name: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> tempfile::TempDir {
+    let (from, to) = (fixture(name), tempfile::tempdir().unwrap());
     let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
-    config["rope_scaling"] = scaling.clone();
-    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
     let file = fs::read(from.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
-    let rounded: BTreeMap<String, (Vec<usize>, Vec<u8>)> = tensors
+    let mut rounded: Tensors = tensors
         .iter()
         .map(|(name, tensor)| {
             assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
+            if name.contains(".mlp.gate.") {
+                return (name.to_owned(), (Dtype::F32, tensor.shape().to_vec(), tensor.data().to_vec()));
+            }
             let words = tensor.data().chunks_exact(4);
             let bytes = words
                 .flat_map(|word| bf16::from_f32(f32::from_le_bytes(word.try_into().unwrap())).to_le_bytes());
-            (name.to_owned(), (tensor.shape().to_vec(), bytes.collect()))
+            (name.to_owned(), (Dtype::BF16, tensor.shape().to_vec(), bytes.collect()))
         })
         .collect();
+    change(&mut config, &mut rounded);
+    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
     let views = rounded
         .iter()
-        .map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap()));
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     fs::write(to.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     to
 }
@@ -73,8 +84,8 @@ fn margin(row: &[f32]) -> f32 {
     row[best] - second
 }
 
-fn load(path: DecodePath) -> CudaModel {
-    let checkpoint = Checkpoint::open(&fixture(GQLA)).unwrap();
+fn load(folder: &Path, path: DecodePath) -> CudaModel {
+    let checkpoint = Checkpoint::open(folder).unwrap();
     CudaModel::load(&checkpoint, Some(path), 0, &Images::default()).unwrap()
 }
 
@@ -83,44 +94,104 @@ fn load(path: DecodePath) -> CudaModel {
 #[test]
 fn logits_are_as_near_the_golden_ones_as_bf16_allows() {
     on_stand_in("logits_are_as_near_the_golden_ones_as_bf16_allows", || {
-        let rounded = rounded_fixture(&Value::Null);
-        let cpu = Model::load(&Checkpoint::open(rounded.path()).unwrap(), Some(Gqa)).unwrap();
-        let golden = Golden::open(GQLA);
-        for path in [Gqa, MqaAbsorb] {
-            let model = load(path);
-            let vocab = model.vocab_size();
-            for i in 0..3 {
-                let mut ids = golden.ids(&format!("ids_{i}"));
-                ids.truncate(TOKENS);
-                let exact = golden.floats(&format!("logits_{i}"));
-                let exact = &exact[..ids.len() * vocab];
-                let (weights_gap, weights_most) = gap(&cpu.logits(&ids).unwrap(), exact);
-                let logits = model.logits(&ids).unwrap();
-                let (device_gap, device_most) = gap(&logits, exact);
-                println!(
-                    "{path} {i}, {} tokens: relative error {device_gap:.2e}, largest {device_most:.2e}; weights alone in \
-                     bf16 on the CPU: {weights_gap:.2e}, {weights_most:.2e}",
-                    ids.len()
-                );
-                assert!(
-                    device_gap <= 2.0 * weights_gap,
-                    "{path} {i}: {device_gap:.2e}, of weights {weights_gap:.2e}"
-                );
-                let sure = exact
-                    .chunks(vocab)
-                    .zip(logits.chunks(vocab))
-                    .filter(|(exact, _)| margin(exact) > weights_most);
-                let (mut count, mut equal) = (0, 0);
-                for (exact, ours) in sure {
-                    count += 1;
-                    equal += usize::from(argmax(exact) == argmax(ours));
-                }
-                assert!(
-                    count > 0 && equal == count,
-                    "{path} {i}: {equal} of {count} sure tokens are the same"
-                );
+        assert_near_golden(GQLA, 0..3, 0.0);
+    });
+}
+
+/// Some rows' experts are so near each other that rounding chooses the other one, on the CPU as on the device; the rows that attend
+/// to them are off by some of it.
+#[test]
+fn logits_of_experts_are_as_near_the_golden_ones() {
+    on_stand_in("logits_of_experts_are_as_near_the_golden_ones", || {
+        assert_near_golden("glm_a/gqla", 1..3, 0.2);
+    });
+}
+
+/// Every head is a group of its own.
+#[test]
+fn logits_of_experts_behind_mla_are_as_near_the_golden_ones() {
+    on_stand_in("logits_of_experts_behind_mla_are_as_near_the_golden_ones", || {
+        assert_near_golden("glm_a/mla", 1..2, 0.2);
+    });
+}
+
+/// Prompts `which` along both paths, whose rows are near but for a share.
+fn assert_near_golden(name: &str, which: Range<usize>, far: f64) {
+    let rounded = rewritten(name, |_, _| {});
+    let cpu = Model::load(&Checkpoint::open(rounded.path()).unwrap(), Some(Gqa)).unwrap();
+    let golden = Golden::open(name);
+    for path in [Gqa, MqaAbsorb] {
+        let model = load(&fixture(name), path);
+        let vocab = model.vocab_size();
+        for i in which.clone() {
+            let mut ids = golden.ids(&format!("ids_{i}"));
+            ids.truncate(TOKENS);
+            let exact = golden.floats(&format!("logits_{i}"));
+            let exact: Vec<&[f32]> = exact[..ids.len() * vocab].chunks(vocab).collect();
+            let (weights, logits) = (cpu.logits(&ids).unwrap(), model.logits(&ids).unwrap());
+            let gaps = |logits: &[f32]| -> Vec<(f64, f32)> {
+                logits.chunks(vocab).zip(&exact).map(|(ours, exact)| gap(ours, exact)).collect()
+            };
+            let (of_weights, of_device) = (gaps(&weights), gaps(&logits));
+            let (weights_gap, device_gap) = (median(&of_weights), median(&of_device));
+            let near = |(gap, _): &&(f64, f32)| *gap <= 4.0 * weights_gap;
+            let weights_most = of_weights.iter().filter(near).fold(0.0f32, |most, (_, off)| most.max(*off));
+            let count = of_device.iter().filter(near).count();
+            println!(
+                "{path} {i}, {} tokens: relative error {device_gap:.2e}, {count} near; weights alone in bf16 on the CPU: \
+                 {weights_gap:.2e}, {} near, off by {weights_most:.2e} at most",
+                ids.len(),
+                of_weights.iter().filter(near).count()
+            );
+            assert!(
+                device_gap <= 2.0 * weights_gap,
+                "{path} {i}: {device_gap:.2e}, of weights {weights_gap:.2e}"
+            );
+            assert!(count as f64 >= (1.0 - far) * ids.len() as f64, "{path} {i}: {count} near");
+            let sure = exact
+                .iter()
+                .zip(logits.chunks(vocab))
+                .zip(&of_device)
+                .filter(|((exact, _), gap)| near(gap) && margin(exact) > weights_most);
+            let (mut count, mut equal) = (0, 0);
+            for ((exact, ours), _) in sure {
+                count += 1;
+                equal += usize::from(argmax(exact) == argmax(ours));
             }
+            assert!(count > 0 && equal == count, "{path} {i}: {equal} of {count} sure tokens are the same");
         }
+    }
+}
+
+fn median(gaps: &[(f64, f32)]) -> f64 {
+    let mut gaps: Vec<f64> = gaps.iter().map(|(gap, _)| *gap).collect();
+    gaps.sort_by(f64::total_cmp);
+    gaps[gaps.len() / 2]
+}
+
+/// Both layouts of experts are the same numbers on the device.
+#[test]
+fn packed_experts_compute_the_same_bits() {
+    on_stand_in("packed_experts_compute_the_same_bits", || {
+        let packed = rewritten("glm_a/gqla", |_, tensors| {
+            for layer in 1..4 {
+                let mut take = |expert: usize, part: &str| {
+                    let name = format!("model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight");
+                    tensors.remove(&name).unwrap().2
+                };
+                let gate_up =
+                    (0..8).flat_map(|expert| [take(expert, "gate"), take(expert, "up")].concat()).collect();
+                let down = (0..8).flat_map(|expert| take(expert, "down")).collect();
+                let name = |part: &str| format!("model.layers.{layer}.mlp.experts.{part}_proj");
+                tensors.insert(name("gate_up"), (Dtype::BF16, vec![8, 2 * 24, 128], gate_up));
+                tensors.insert(name("down"), (Dtype::BF16, vec![8, 128, 24], down));
+            }
+        });
+        let single = rewritten("glm_a/gqla", |_, _| {});
+        let tokens = &Golden::open("glm_a/gqla").ids("ids_1")[..9];
+        let [packed, single] =
+            [&packed, &single].map(|folder| load(folder.path(), Gqa).logits(tokens).unwrap());
+        assert_eq!(packed, single);
     });
 }
 

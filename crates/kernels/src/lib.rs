@@ -30,7 +30,7 @@ mod simd;
 mod unit;
 
 pub use matrix::{Matrix, MatrixError, WeightFormat, WeightRows};
-pub use mixture::multiply_runs;
+pub use mixture::{choose_experts, multiply_runs};
 pub use pool::Pool;
 pub use simd::{InstructionSet, instruction_set};
 pub use unit::{bf16_unit, int8_unit};

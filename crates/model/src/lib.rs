@@ -19,4 +19,4 @@ pub use path::{DecodePath, UnknownPath};
 pub use rope::{RopeScaling, Yarn, rotary_frequencies};
 pub use shape::{AttentionShape, ModelShape, ShapeError};
 pub use split::{SplitError, TensorParallelSplit};
-pub use weights::{ExpertShape, WeightFormat, WeightShape};
+pub use weights::{ExpertShape, Routing, WeightFormat, WeightShape};

@@ -73,6 +73,20 @@ pub struct ExpertShape {
     pub first_k_dense_replace: u32,
 }
 
+/// How a token finds its experts: the sigmoid of each expert's logit is its score, a learned bias is added for the
+/// choice alone (`noaux_tc`), and the scores of the chosen weigh their outputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Equal groups the experts fall into, in order.
+    pub n_group: u32,
+    /// Groups a token chooses its experts from: those with the largest sums of their two best experts.
+    pub topk_group: u32,
+    /// Whether the chosen experts' weights are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// What the weights are multiplied by in the end.
+    pub routed_scaling_factor: f32,
+}
+
 /// How weights are stored, and so what kernels have to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum WeightFormat {

@@ -14,9 +14,10 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-pub use experts::{FeedForward, Routing};
+pub use experts::FeedForward;
 use gqla_model::{
-    AttentionShape, ExpertShape, ModelShape, Parameters, RopeScaling, ShapeError, WeightFormat, WeightShape,
+    AttentionShape, ExpertShape, ModelShape, Parameters, RopeScaling, Routing, ShapeError, WeightFormat,
+    WeightShape,
 };
 
 use fields::Fields;

@@ -20,7 +20,7 @@ mod tokenizer;
 mod writer;
 
 pub use checkpoint::{Checkpoint, Expert, OpenError, ShapeOfCheckpointError};
-pub use config::{AttentionConfig, ConfigError, FeedForward, ModelConfig, Routing};
+pub use config::{AttentionConfig, ConfigError, FeedForward, ModelConfig};
 pub use dtype::Dtype;
 pub use gguf::GgufError;
 pub use layout::LayoutError;

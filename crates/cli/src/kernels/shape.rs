@@ -26,6 +26,13 @@ pub(super) enum Shape {
         outputs: usize,
         inputs: usize,
     },
+    Experts {
+        rows: usize,
+        hidden: usize,
+        inner: usize,
+        experts: usize,
+        per_token: usize,
+    },
     Row {
         rows: usize,
         width: usize,
@@ -49,6 +56,13 @@ impl Shape {
             Trial::Product(trial) => {
                 Self::Product { rows: trial.rows, outputs: trial.outputs, inputs: trial.inputs }
             }
+            Trial::Experts(trial) => Self::Experts {
+                rows: trial.rows,
+                hidden: trial.hidden,
+                inner: trial.inner,
+                experts: trial.router.experts,
+                per_token: trial.router.per_token,
+            },
             Trial::Row(_) => Self::Row { rows: RowTrial::ROWS, width: RowTrial::WIDTH },
             Trial::Sample(_) => Self::Row { rows: SampleTrial::ROWS, width: SampleTrial::WIDTH },
         }
@@ -63,6 +77,9 @@ impl fmt::Display for Shape {
                 "{heads} heads, {groups} groups of {d_nope}+{d_rope} and {d_v}, r {r}, s_q {s_q}, {tokens} tokens"
             ),
             Self::Product { rows, outputs, inputs } => write!(f, "{rows} rows, {outputs} x {inputs}"),
+            Self::Experts { rows, hidden, inner, experts, per_token } => {
+                write!(f, "{rows} rows of {hidden}, {per_token} of {experts} experts of {inner}")
+            }
             Self::Row { rows, width } => write!(f, "{rows} rows of {width}"),
         }
     }

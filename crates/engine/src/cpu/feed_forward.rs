@@ -1,7 +1,7 @@
 //! Feed-forward blocks, dense or a mixture of experts.
 
-use gqla_kernels::{Matrix, Pool, multiply_runs, ops::swiglu};
-use gqla_weights::Routing;
+use gqla_kernels::{Matrix, Pool, choose_experts, multiply_runs, ops::swiglu};
+use gqla_model::Routing;
 
 use super::forward::sized;
 
@@ -119,7 +119,7 @@ impl Mixture {
             .chunks_exact(count)
             .enumerate()
             .flat_map(|(row, logits)| {
-                let chosen = choose(&self.routing, self.experts_per_token, logits, &self.bias);
+                let chosen = choose_experts(&self.routing, self.experts_per_token, logits, &self.bias);
                 chosen.into_iter().map(move |(expert, weight)| Choice { expert, row, weight })
             })
             .collect();
@@ -144,36 +144,6 @@ impl Mixture {
     }
 }
 
-/// One token's experts and their weights, best first: the scores are the sigmoids of the logits; the `topk_group`
-/// groups with the largest sums of their two best biased scores are open, and in them the largest biased scores win.
-/// Of equals, the first. The weights are the scores without bias.
-fn choose(routing: &Routing, count: usize, logits: &[f32], bias: &[f32]) -> Vec<(usize, f32)> {
-    let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
-    let biased: Vec<f32> = scores.iter().zip(bias).map(|(score, bias)| score + bias).collect();
-    let size = biased.len() / routing.n_group as usize;
-    let best_two = |group: &[f32]| best(group, 2).into_iter().map(|expert| group[expert]).sum();
-    let groups: Vec<f32> = biased.chunks_exact(size).map(best_two).collect();
-    let open = best(&groups, routing.topk_group as usize);
-    let in_open = |(expert, score): (usize, &f32)| {
-        if open.contains(&(expert / size)) { *score } else { f32::NEG_INFINITY }
-    };
-    let candidates: Vec<f32> = biased.iter().enumerate().map(in_open).collect();
-    let chosen = best(&candidates, count);
-    let sum: f32 = chosen.iter().map(|expert| scores[*expert]).sum();
-    // The published divisor, which cannot be zero.
-    let divisor = if routing.norm_topk_prob { sum + 1e-20 } else { 1.0 };
-    let weight = |expert| (expert, scores[expert] / divisor * routing.routed_scaling_factor);
-    chosen.into_iter().map(weight).collect()
-}
-
-/// Indices of the `count` largest values, largest first; of equals, the first.
-fn best(values: &[f32], count: usize) -> Vec<usize> {
-    let mut indices: Vec<usize> = (0..values.len()).collect();
-    indices.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
-    indices.truncate(count);
-    indices
-}
-
 #[cfg(test)]
 impl Buffers {
     pub fn poison(&mut self) {
@@ -181,52 +151,5 @@ impl Buffers {
         [gate_up, activated, router_logits, gathered, mixed]
             .into_iter()
             .for_each(|buffer| buffer.fill(f32::NAN));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ONE_GROUP: Routing =
-        Routing { n_group: 1, topk_group: 1, norm_topk_prob: true, routed_scaling_factor: 1.8 };
-
-    fn logit(score: f32) -> f32 {
-        (score / (1.0 - score)).ln()
-    }
-
-    fn assert_choice(chosen: &[(usize, f32)], expected: &[(usize, f32)]) {
-        assert_eq!(chosen.len(), expected.len());
-        for ((expert, weight), (other, expected)) in chosen.iter().zip(expected) {
-            assert_eq!(expert, other, "{chosen:?}");
-            assert!((weight - expected).abs() < 1e-5, "{chosen:?}");
-        }
-    }
-
-    #[test]
-    fn the_bias_chooses_and_does_not_weigh() {
-        let logits = [0.8, 0.6, 0.4, 0.2].map(logit);
-        let plain = choose(&ONE_GROUP, 2, &logits, &[0.0; 4]);
-        assert_choice(&plain, &[(0, 1.8 * 0.8 / 1.4), (1, 1.8 * 0.6 / 1.4)]);
-        let biased = choose(&ONE_GROUP, 2, &logits, &[0.0, 0.0, 0.0, 9.0]);
-        assert_choice(&biased, &[(3, 1.8 * 0.2), (0, 1.8 * 0.8)]);
-        let raw = Routing { norm_topk_prob: false, ..ONE_GROUP };
-        assert_choice(&choose(&raw, 1, &logits, &[0.0; 4]), &[(0, 1.8 * 0.8)]);
-    }
-
-    /// The best expert is alone in its group: two good ones together beat it, as their sum is larger.
-    #[test]
-    fn groups_are_chosen_by_their_two_best() {
-        let logits = [0.9, 0.1, 0.6, 0.5, 0.3, 0.3].map(logit);
-        let grouped = Routing { n_group: 3, norm_topk_prob: false, routed_scaling_factor: 1.0, ..ONE_GROUP };
-        assert_choice(&choose(&grouped, 2, &logits, &[0.0; 6]), &[(2, 0.6), (3, 0.5)]);
-        let two = Routing { topk_group: 2, ..grouped };
-        assert_choice(&choose(&two, 3, &logits, &[0.0; 6]), &[(0, 0.9), (2, 0.6), (3, 0.5)]);
-    }
-
-    #[test]
-    fn of_equals_the_first_is_chosen() {
-        let chosen = choose(&ONE_GROUP, 3, &[0.0; 8], &[0.0; 8]);
-        assert_eq!(chosen.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [0, 1, 2]);
     }
 }

@@ -10,8 +10,8 @@ use crate::cpu::CacheTooSmall;
 pub enum CudaLoadError {
     /// The model family has no implementation here.
     #[error(
-        "the CUDA engine runs model_type `llama_gqla`, this checkpoint's config says `{model_type}`: convert a \
-         LLaMA-family model with `gqla convert`, serve it with runtime.kind VLLM, or use the CPU"
+        "the CUDA engine runs model_type `llama_gqla` and `glm4_moe_lite`, this checkpoint's config says `{model_type}`: \
+         convert a LLaMA-family model with `gqla convert`, serve it with runtime.kind VLLM, or use the CPU"
     )]
     UnsupportedModel {
         /// What config.json says.

@@ -3,14 +3,17 @@
 use gqla_kernels::{
     attention::Segment,
     device::{
-        AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Projected, Rows, Splits,
-        Tables, Weights,
+        AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Heads, Projected,
+        RouterShape, Rows, Splits, Tables, Weights,
     },
     sample::{Choice, Draw, NoToken},
 };
 use half::bf16;
 
-use super::model::{CudaModel, Layer};
+use super::{
+    feed_forward::Routed,
+    model::{CudaModel, FactoredQuery, Layer, Projection},
+};
 use crate::blocks::BlockCopy;
 
 /// Everything a step writes: the caches, and activations that no later step reads.
@@ -26,22 +29,28 @@ pub(super) struct Workspace {
 
 pub(super) struct Activations {
     /// The residual stream, `[rows, hidden]`.
-    residual: Buffer<f32>,
-    normed: Buffer<bf16>,
+    pub residual: Buffer<f32>,
+    pub normed: Buffer<bf16>,
+    /// Queries before their second factor.
+    query_latent: Buffer<bf16>,
     projected: Projected,
     pub scratch: AttentionScratch,
     attended: Buffer<bf16>,
-    gate_up: Buffer<bf16>,
-    activated: Buffer<bf16>,
+    pub gate_up: Buffer<bf16>,
+    pub activated: Buffer<bf16>,
+    /// Of a model with experts.
+    pub routed: Option<Routed>,
     logits: Buffer<f32>,
 }
 
 /// Numbers of each activation per row; the logits' row is per token that is drawn.
 struct Widths {
     hidden: usize,
+    query_latent: usize,
     attended: usize,
     inner: usize,
     vocab: usize,
+    router: Option<RouterShape>,
 }
 
 impl Widths {
@@ -50,9 +59,13 @@ impl Widths {
         let widest = |width: &dyn Fn(&Layer) -> usize| parameters.layers.iter().map(width).max().unwrap_or(0);
         Self {
             hidden: parameters.embedding.inputs(),
+            query_latent: widest(&|layer| {
+                layer.projection.query.as_ref().map_or(0, |query| query.up.inputs())
+            }),
             attended: (shape.heads * shape.value) as usize,
-            inner: widest(&|layer| layer.down.inputs()),
+            inner: widest(&|layer| layer.feed_forward.inner()),
             vocab: parameters.embedding.outputs(),
+            router: parameters.layers.iter().find_map(|layer| layer.feed_forward.router()).copied(),
         }
     }
 }
@@ -62,11 +75,12 @@ impl CudaModel {
     /// path changes, both have theirs.
     pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize, context: usize) -> usize {
         let w = Widths::of(self);
-        let of_bf16 = w.hidden + Projected::width(&self.shape) + w.attended + 3 * w.inner;
+        let of_bf16 = w.hidden + w.query_latent + Projected::width(&self.shape) + w.attended + 3 * w.inner;
         let of_f32 = rows * w.hidden + wanted * w.vocab;
         let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
         rows * of_bf16 * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
+            + w.router.map_or(0, |router| Routed::bytes(&router, rows, w.hidden))
             + self.paths().map(scratch).sum::<usize>()
     }
 }
@@ -98,6 +112,7 @@ impl Workspace {
             activations: Activations {
                 residual: device.unwritten("activations", rows * w.hidden)?,
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
+                query_latent: room(w.query_latent)?,
                 projected: Projected::new(device, &model.shape, rows)?,
                 scratch: AttentionScratch::new(
                     device,
@@ -109,6 +124,10 @@ impl Workspace {
                 attended: room(w.attended)?,
                 gate_up: room(2 * w.inner)?,
                 activated: room(w.inner)?,
+                routed: match w.router {
+                    Some(router) => Some(Routed::new(device, router, rows, w.hidden)?),
+                    None => None,
+                },
                 logits: device.unwritten("logits", wanted * w.vocab)?,
             },
         })
@@ -139,7 +158,9 @@ impl CudaModel {
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
         for (layer, cache) in self.parameters.layers.iter().zip(caches) {
             self.attend(layer, cache, &tables, a)?;
-            self.feed_forward(layer, tables.rows(), a)?;
+            let rows = tables.rows();
+            self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, Ok(rows), &mut a.normed)?;
+            self.feed_forward(&layer.feed_forward, rows, a)?;
         }
         self.head(wanted, a)
     }
@@ -159,7 +180,7 @@ impl CudaModel {
     }
 
     /// `y = x Wᵀ` of whole rows.
-    fn multiply(
+    pub(super) fn multiply(
         &self,
         weights: &Weights,
         rows: usize,
@@ -179,7 +200,7 @@ impl CudaModel {
     ) -> Result<(), DeviceError> {
         let (device, kernels, rows) = (&self.device, &self.attention.rows, tables.rows());
         kernels.norm(device, &layer.input_norm, &a.residual, Ok(rows), &mut a.normed)?;
-        self.multiply(&layer.projection, rows, &a.normed, Destination::Bf16(a.projected.buffer()))?;
+        self.project(&layer.projection, rows, a)?;
         let latents = a.projected.latents(&self.shape);
         if let Some(norm) = &layer.latent_norm {
             kernels.norm_in_place(device, norm, a.projected.buffer(), latents, rows)?;
@@ -190,11 +211,29 @@ impl CudaModel {
         self.multiply(&layer.output, rows, &a.attended, Destination::Add(&mut a.residual))
     }
 
-    fn feed_forward(&self, layer: &Layer, rows: usize, a: &mut Activations) -> Result<(), DeviceError> {
-        self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, Ok(rows), &mut a.normed)?;
-        self.multiply(&layer.gate_up, rows, &a.normed, Destination::Bf16(&mut a.gate_up))?;
-        self.attention.rows.swiglu(&self.device, &a.gate_up, rows, layer.down.inputs(), &mut a.activated)?;
-        self.multiply(&layer.down, rows, &a.activated, Destination::Add(&mut a.residual))
+    /// Queries, latent and rope key of the normed rows.
+    fn project(
+        &self,
+        Projection { stacked, query }: &Projection,
+        rows: usize,
+        a: &mut Activations,
+    ) -> Result<(), DeviceError> {
+        let width = Projected::width(&self.shape);
+        let mut place = 0;
+        if let Some(FactoredQuery { down, norm, up }) = query {
+            self.multiply(down, rows, &a.normed, Destination::Bf16(&mut a.query_latent))?;
+            if let Some(norm) = norm {
+                let at = Heads { offset: 0, stride: up.inputs(), head_stride: 0 };
+                self.attention.rows.norm_in_place(&self.device, norm, &mut a.query_latent, at, rows)?;
+            }
+            let queries = (Destination::Bf16(a.projected.buffer()), Rows::even(0, width)?);
+            let latents = (&a.query_latent, Rows::even(0, up.inputs())?);
+            self.attention.gemm.launch(&self.device, up, rows, latents, queries)?;
+            place = a.projected.latents(&self.shape).offset;
+        }
+        let to = (Destination::Bf16(a.projected.buffer()), Rows::even(place, width)?);
+        let from = (&a.normed, Rows::even(0, stacked.inputs())?);
+        self.attention.gemm.launch(&self.device, stacked, rows, from, to)
     }
 
     fn head(&self, wanted: &[usize], a: &mut Activations) -> Result<(), DeviceError> {

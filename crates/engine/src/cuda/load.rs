@@ -3,16 +3,17 @@
 use std::{borrow::Cow, cell::Cell};
 
 use gqla_kernels::{
-    device::{DecodeShape, Device, DeviceError, Norm, Turns, UpProjection, Weights},
+    device::{DecodeShape, Device, DeviceError, Norm, Router, RouterShape, Turns, UpProjection, Weights},
     ops::RopeStyle,
 };
-use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
-use gqla_weights::{AttentionConfig, Checkpoint, Dtype, ModelConfig, Tensor};
+use gqla_model::{AttentionShape, DecodePath, ExpertShape, RopeScaling, Routing, rotary_frequencies};
+use gqla_weights::{AttentionConfig, Checkpoint, Dtype, FeedForward as Block, ModelConfig, Tensor};
 use half::bf16;
 
 use super::{
     CudaLoadError,
-    model::{Layer, Parameters},
+    feed_forward::{FeedForward, Mixture, Mlp},
+    model::{FactoredQuery, Layer, Parameters, Projection},
 };
 use crate::{DraftSource, Speculation};
 
@@ -26,11 +27,11 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     if config.num_key_value_heads_per_layer.is_some() {
         return unsupported("layers with different num_key_value_heads: convert to one number of groups");
     }
+    if let Some(method) = &config.quantization {
+        return unsupported(&format!("weights that were compressed (`{method}`): use runtime.kind VLLM"));
+    }
     match (config.model_type.as_str(), &config.attention) {
-        ("llama_gqla", AttentionConfig::Latent { q_lora_rank: Some(_), .. }) => {
-            unsupported("factored query projections (q_lora_rank): convert without them")
-        }
-        ("llama_gqla", AttentionConfig::Latent { shape, .. }) => Ok(*shape),
+        ("llama_gqla" | "glm4_moe_lite", AttentionConfig::Latent { shape, .. }) => Ok(*shape),
         (model_type, _) => Err(CudaLoadError::UnsupportedModel { model_type: model_type.to_owned() }),
     }
 }
@@ -114,9 +115,13 @@ impl<'a> Source<'a> {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, CudaLoadError> {
-        let tensor = self.checkpoint.tensor(name)?.expect_shape(shape)?;
+        Ok(self.counted(self.checkpoint.tensor(name)?.expect_shape(shape)?))
+    }
+
+    /// A tensor that is loaded.
+    fn counted(&self, tensor: Tensor<'a>) -> Tensor<'a> {
         self.bytes_read.set(self.bytes_read.get() + tensor.bytes().len() as u64);
-        Ok(tensor)
+        tensor
     }
 
     fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm, CudaLoadError> {
@@ -143,47 +148,122 @@ impl<'a> Source<'a> {
     }
 
     fn layer(&self, layer: usize, path: DecodePath) -> Result<Layer, CudaLoadError> {
-        let (hidden, inner, eps) =
-            (self.config.hidden_size, self.config.intermediate_size, self.config.rms_norm_eps);
+        let (hidden, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
         let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
-        let matrix = |parts: &[(&str, usize)], inputs: usize| {
-            let names: Vec<(String, usize)> =
-                parts.iter().map(|(part, outputs)| (name(part), *outputs)).collect();
-            let parts: Vec<(&str, usize)> =
-                names.iter().map(|(part, outputs)| (part.as_str(), *outputs)).collect();
-            self.matrix(&parts, inputs)
-        };
-        let normed =
-            matches!(self.config.attention, AttentionConfig::Latent { qk_latent_layernorm: true, .. });
         let rank = self.attention.kv_lora_rank as usize;
-        let latent_norm = || self.norm(&name("self_attn.kv_a_layernorm"), rank, LATENT_NORM_EPS);
         let attended = self.shape.heads as usize * self.shape.value as usize;
         Ok(Layer {
             input_norm: self.norm(&name("input_layernorm"), hidden, eps)?,
-            projection: self.projection(&name("self_attn.q_proj"), &name("self_attn.kv_a_proj_with_mqa"))?,
-            latent_norm: if normed { Some(latent_norm()?) } else { None },
+            projection: self.projection(layer)?,
+            latent_norm: self.latent_norm(&name("self_attn.kv_a_layernorm"), rank)?,
             up: self.up(layer, path)?,
-            output: matrix(&[("self_attn.o_proj", hidden)], attended)?,
+            output: self.matrix(&[(&name("self_attn.o_proj"), hidden)], attended)?,
             post_norm: self.norm(&name("post_attention_layernorm"), hidden, eps)?,
-            gate_up: matrix(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden)?,
-            down: matrix(&[("mlp.down_proj", hidden)], inner)?,
+            feed_forward: self.feed_forward(layer)?,
         })
     }
 
-    /// Queries, then the latent padded with rows of zeros, then the rope key.
-    fn projection(&self, queries: &str, latent: &str) -> Result<Weights, CudaLoadError> {
+    /// The norm of a latent, where the model has those.
+    fn latent_norm(&self, name: &str, rank: usize) -> Result<Option<Norm>, CudaLoadError> {
+        match self.config.attention {
+            AttentionConfig::Latent { qk_latent_layernorm: true, .. } => {
+                Ok(Some(self.norm(name, rank, LATENT_NORM_EPS)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Queries, where they are not factored, then the latent padded with rows of zeros, then the rope key.
+    fn projection(&self, layer: usize) -> Result<Projection, CudaLoadError> {
+        let name = |tensor: &str| format!("model.layers.{layer}.self_attn.{tensor}.weight");
         let hidden = self.config.hidden_size;
         let (rank, rope) = (self.attention.kv_lora_rank as usize, self.shape.rope as usize);
-        let outputs = (self.shape.heads * (self.shape.nope + self.shape.rope)) as usize;
-        let (queried, compressed) =
-            (self.tensor(queries, &[outputs, hidden])?, self.tensor(latent, &[rank + rope, hidden])?);
-        let (mut numbers, compressed) = (rounded(&queried).into_owned(), rounded(&compressed));
-        let (latent, rope_key) = compressed.split_at(rank * hidden);
-        numbers.extend_from_slice(latent);
-        numbers.resize((outputs + self.shape.rank as usize) * hidden, bf16::ZERO);
+        let queries = (self.shape.heads * (self.shape.nope + self.shape.rope)) as usize;
+        let (mut numbers, query) = match self.config.attention {
+            AttentionConfig::Latent { q_lora_rank: Some(rank), .. } => {
+                let query = FactoredQuery {
+                    down: self.matrix(&[(&name("q_a_proj"), rank)], hidden)?,
+                    norm: self.latent_norm(&name("q_a_layernorm"), rank)?,
+                    up: self.matrix(&[(&name("q_b_proj"), queries)], rank)?,
+                };
+                (Vec::new(), Some(query))
+            }
+            _ => (rounded(&self.tensor(&name("q_proj"), &[queries, hidden])?).into_owned(), None),
+        };
+        let latent = name("kv_a_proj_with_mqa");
+        let compressed = self.tensor(&latent, &[rank + rope, hidden])?;
+        let compressed = rounded(&compressed);
+        let (latents, rope_key) = compressed.split_at(rank * hidden);
+        numbers.extend_from_slice(latents);
+        numbers.resize(numbers.len() + (self.shape.rank as usize - rank) * hidden, bf16::ZERO);
         numbers.extend_from_slice(rope_key);
         let outputs = numbers.len() / hidden;
-        Ok(self.upload(queries, &numbers, [1, outputs, hidden])?)
+        Ok(Projection { stacked: self.upload(&latent, &numbers, [1, outputs, hidden])?, query })
+    }
+
+    fn feed_forward(&self, layer: usize) -> Result<FeedForward, CudaLoadError> {
+        match self.config.feed_forward(layer) {
+            Some(Block::Dense) => {
+                let mlp = self.mlp(&format!("model.layers.{layer}.mlp"), self.config.intermediate_size)?;
+                Ok(FeedForward::Dense(mlp))
+            }
+            Some(Block::Experts(shape, routing)) => {
+                Ok(FeedForward::Mixture(Box::new(self.mixture(layer, &shape, routing)?)))
+            }
+            None => Err(CudaLoadError::UnsupportedModel { model_type: self.config.model_type.clone() }),
+        }
+    }
+
+    fn mlp(&self, name: &str, width: usize) -> Result<Mlp, CudaLoadError> {
+        let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("{name}.{part}_proj.weight"));
+        let hidden = self.config.hidden_size;
+        Ok(Mlp {
+            gate_up: self.matrix(&[(&gate, width), (&up, width)], hidden)?,
+            down: self.matrix(&[(&down, hidden)], width)?,
+        })
+    }
+
+    fn mixture(&self, layer: usize, shape: &ExpertShape, routing: Routing) -> Result<Mixture, CudaLoadError> {
+        let [experts, per_token, shared, width] = [
+            shape.n_routed_experts,
+            shape.num_experts_per_tok,
+            shape.n_shared_experts,
+            shape.moe_intermediate_size,
+        ]
+        .map(|number| number as usize);
+        let name = format!("model.layers.{layer}.mlp");
+        let gate = format!("{name}.gate.weight");
+        let weights = self.tensor(&gate, &[experts, self.config.hidden_size])?.to_f32();
+        let bias = self.tensor(&format!("{name}.gate.e_score_correction_bias"), &[experts])?.to_f32();
+        let router = RouterShape { experts, per_token, routing };
+        Ok(Mixture {
+            router: Router::upload(self.device, &gate, router, [&weights, &bias])?,
+            experts: self.experts(layer, experts, width)?,
+            shared: match shared * width {
+                0 => None,
+                width => Some(self.mlp(&format!("{name}.shared_experts"), width)?),
+            },
+        })
+    }
+
+    /// Expert after expert, so that no more than one of them is in the host's memory.
+    fn experts(&self, layer: usize, count: usize, width: usize) -> Result<Mlp, CudaLoadError> {
+        let (device, hidden) = (self.device, self.config.hidden_size);
+        let what = format!("experts of layer {layer}");
+        let mut gate_up = Weights::unwritten(device, &what, [count, 2 * width, hidden])?;
+        let mut down = Weights::unwritten(device, &what, [count, hidden, width])?;
+        for index in 0..count {
+            let expert = self.checkpoint.expert(layer, index)?;
+            let parts = expert.gate_up.len().max(1);
+            let height = 2 * width / parts;
+            for (part, tensor) in expert.gate_up.into_iter().enumerate() {
+                let tensor = self.counted(tensor.expect_shape(&[height, hidden])?);
+                gate_up.write(device, [index, part * height], &rounded(&tensor))?;
+            }
+            let tensor = self.counted(expert.down.expect_shape(&[hidden, width])?);
+            down.write(device, [index, 0], &rounded(&tensor))?;
+        }
+        Ok(Mlp { gate_up, down })
     }
 
     fn up(&self, layer: usize, path: DecodePath) -> Result<UpProjection, CudaLoadError> {

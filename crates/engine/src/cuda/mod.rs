@@ -1,12 +1,13 @@
-//! The CUDA backend: converted LLaMA-family models in bf16 on one GPU, along either path.
+//! The CUDA backend: models with latent attention, dense or of experts, in bf16 on one GPU, along either path.
 //!
 //! The residual stream and all sums are f32, everything between is bf16, and so are the weights, whatever the checkpoint
 //! has. A step is launched kernel by kernel; tokens are chosen on the device, so that of logits only what was asked for leaves
-//! it. It has run on an H200.
+//! it. Dense models have run on an H200, mixtures of experts on no GPU.
 
 mod engine;
 mod error;
 mod expand;
+mod feed_forward;
 mod forward;
 mod load;
 mod model;

@@ -3,15 +3,17 @@
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Attention, Decode, DecodePlan, DecodeShape, Device, Gemm, Images, Loaded, Norm, Program, RowKernels,
-        SampleKernel, Turns, UpProjection, Weights, plan_decode,
+        Attention, Decode, DecodePlan, DecodeShape, Device, ExpertKernels, Gemm, Images, Loaded, Norm,
+        Program, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 use half::bf16;
 
-use super::{CudaEngineConfig, CudaLoadError, expand::Expanded, forward::Workspace, load};
+use super::{
+    CudaEngineConfig, CudaLoadError, expand::Expanded, feed_forward::FeedForward, forward::Workspace, load,
+};
 
 /// Tokens that [`CudaModel::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -19,15 +21,26 @@ const CHUNK: usize = 128;
 /// One decoder layer.
 pub(super) struct Layer {
     pub input_norm: Norm,
-    /// Queries, latent and rope key.
-    pub projection: Weights,
+    pub projection: Projection,
     pub latent_norm: Option<Norm>,
     pub up: UpProjection,
     pub output: Weights,
     pub post_norm: Norm,
-    /// Gate rows, then up rows.
-    pub gate_up: Weights,
+    pub feed_forward: FeedForward,
+}
+
+/// From a layer's normed rows to what its attention takes.
+pub(super) struct Projection {
+    /// Queries, unless they are factored, then latent and rope key.
+    pub stacked: Weights,
+    pub query: Option<FactoredQuery>,
+}
+
+/// `up norm(down x)`
+pub(super) struct FactoredQuery {
     pub down: Weights,
+    pub norm: Option<Norm>,
+    pub up: Weights,
 }
 
 /// The weights of a model.
@@ -42,11 +55,13 @@ pub(super) struct Parameters {
     pub stored_bytes: u64,
 }
 
-/// A converted LLaMA-family model on a GPU, on one decode path.
+/// A model on a GPU, on one decode path.
 pub struct CudaModel {
     pub(super) device: Device,
     pub(super) attention: Attention,
     pub(super) sample: SampleKernel,
+    /// Of a model with experts.
+    pub(super) experts: Option<ExpertKernels>,
     pub(super) shape: DecodeShape,
     pub(super) path: DecodePath,
     pub(super) parameters: Parameters,
@@ -88,6 +103,10 @@ impl CudaModel {
         let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
         let sample = SampleKernel::new(&kernels(&device, images, &Program::sample())?)?;
+        let experts = match checkpoint.config().experts {
+            Some(_) => Some(ExpertKernels::new(&kernels(&device, images, &Program::experts())?)?),
+            None => None,
+        };
         let parameters = load::parameters(checkpoint, &device, &attention, path)?;
         let expanded = if *expandable {
             let up = load::expanded(checkpoint, &device, &attention)?;
@@ -99,7 +118,7 @@ impl CudaModel {
         tracing::info!(device = device.name(), path = path.flag(), "the model is on the device");
         let attention = Attention { gemm, rows, decode: own };
         let context = checkpoint.config().max_position_embeddings;
-        Ok(Self { device, attention, sample, shape, path, parameters, expanded, context })
+        Ok(Self { device, attention, sample, experts, shape, path, parameters, expanded, context })
     }
 
     /// The decode path.

@@ -13,17 +13,17 @@ pub(super) const THREADS: u32 = 128;
 
 /// What a block of a kernel takes. A row's bits are the same in all kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
+pub(super) struct Block {
     /// As in the kernel's name.
-    name: &'static str,
-    rows: usize,
-    outputs: usize,
+    pub name: &'static str,
+    pub rows: usize,
+    pub outputs: usize,
     /// Dynamic shared memory, bytes.
-    shared: u32,
+    pub shared: u32,
 }
 
-/// By growing rows; the last takes any number, tile by tile. `gemm.cu` has the layout of shared memory.
-const BLOCKS: [Block; 3] = [
+/// By growing rows; the last takes any number, tile by tile. `gemm.cuh` has the layout of shared memory.
+pub(super) const BLOCKS: [Block; 3] = [
     Block { name: "narrow16", rows: 16, outputs: 32, shared: 4 * 4 * (16 + 32) * 128 },
     Block { name: "narrow64", rows: 64, outputs: 32, shared: 4 * 2 * (64 + 32) * 128 },
     Block { name: "wide64", rows: 64, outputs: 64, shared: 3 * (64 + 64) * 128 },
@@ -46,6 +46,15 @@ pub(super) fn kernel_for(rows: usize, outputs: usize, to: &str) -> (String, u32)
     let Block { name, shared, .. } = BLOCKS[block_of(rows, outputs)];
     (format!("gemm_{name}_{to}"), shared)
 }
+
+/// A kernel that may be launched with `shared` bytes of dynamic shared memory.
+pub(super) fn with_shared(loaded: &Loaded, name: &str, shared: u32) -> Result<CudaFunction, DeviceError> {
+    let (kernel, shared) = (loaded.kernel(name)?, int("gemm", "shared memory", shared as usize)?);
+    let doing = format!("giving `{name}` {shared} bytes of shared memory");
+    kernel.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
+    Ok(kernel)
+}
+
 /// Numbers that are copied together.
 const CHUNK: usize = 8;
 
@@ -130,15 +139,59 @@ impl Weights {
         numbers: &[bf16],
         [batch, outputs, inputs]: [usize; 3],
     ) -> Result<Self, DeviceError> {
-        if numbers.len() != batch * outputs * inputs
-            || !inputs.is_multiple_of(CHUNK)
-            || !outputs.is_multiple_of(2)
-        {
+        if numbers.len() != batch * outputs * inputs {
             let reason =
                 format!("{what}: {} numbers for {batch} matrices of {outputs} x {inputs}", numbers.len());
             return Err(DeviceError::arguments("gemm", reason));
         }
-        Ok(Self { numbers: device.upload(what, numbers)?, outputs, inputs, batch })
+        let mut weights = Self::unwritten(device, what, [batch, outputs, inputs])?;
+        device.write(&mut weights.numbers, 0, numbers)?;
+        Ok(weights)
+    }
+
+    /// Room for matrices that [`Self::write`] fills, so that they need not be together in the host's memory.
+    ///
+    /// # Errors
+    /// When widths are not such multiples; when memory is short.
+    pub fn unwritten(
+        device: &Device,
+        what: &str,
+        [batch, outputs, inputs]: [usize; 3],
+    ) -> Result<Self, DeviceError> {
+        if !inputs.is_multiple_of(CHUNK) || !outputs.is_multiple_of(2) {
+            let reason = format!(
+                "{what}: {outputs} x {inputs}, expected inputs of a multiple of {CHUNK}, outputs of 2"
+            );
+            return Err(DeviceError::arguments("gemm", reason));
+        }
+        Ok(Self { numbers: device.unwritten(what, batch * outputs * inputs)?, outputs, inputs, batch })
+    }
+
+    /// Copies `numbers` over rows of matrix `index`, from row `output` on.
+    ///
+    /// # Errors
+    /// When they are not whole rows of that matrix, or the driver refuses.
+    pub fn write(
+        &mut self,
+        device: &Device,
+        [index, output]: [usize; 2],
+        numbers: &[bf16],
+    ) -> Result<(), DeviceError> {
+        let Self { outputs, inputs, batch, .. } = *self;
+        let rows = numbers.len() / inputs.max(1);
+        if numbers.len() != rows * inputs || index >= batch || output + rows > outputs {
+            let reason = format!(
+                "{} numbers from row {output} of matrix {index} of {batch} of {outputs} x {inputs}",
+                numbers.len()
+            );
+            return Err(DeviceError::arguments("gemm", reason));
+        }
+        device.write(&mut self.numbers, (index * outputs + output) * inputs, numbers)
+    }
+
+    /// Matrices.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// Rows of each matrix.
@@ -193,7 +246,7 @@ pub enum Destination<'a> {
 }
 
 impl Destination<'_> {
-    fn index(&self) -> usize {
+    pub(super) fn index(&self) -> usize {
         match self {
             Self::Bf16(_) => 0,
             Self::F32(_) => 1,
@@ -201,7 +254,8 @@ impl Destination<'_> {
         }
     }
 
-    fn place(&self, offset: usize) -> (u64, usize) {
+    /// The address of a number, and how many there are.
+    pub(super) fn place(&self, offset: usize) -> (u64, usize) {
         match self {
             Self::Bf16(buffer) => (buffer.address() + (offset * size_of::<bf16>()) as u64, buffer.len()),
             Self::F32(buffer) | Self::Add(buffer) => {
@@ -222,14 +276,8 @@ impl Gemm {
     /// # Errors
     /// When the program lacks one.
     pub fn new(loaded: &Loaded) -> Result<Self, DeviceError> {
-        let kernel = |block: Block, to: &str| -> Result<CudaFunction, DeviceError> {
-            let name = format!("gemm_{}_{to}", block.name);
-            let (kernel, shared) =
-                (loaded.kernel(&name)?, int("gemm", "shared memory", block.shared as usize)?);
-            let doing = format!("giving `{name}` {shared} bytes of shared memory");
-            kernel.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
-            Ok(kernel)
-        };
+        let kernel =
+            |block: Block, to: &str| with_shared(loaded, &format!("gemm_{}_{to}", block.name), block.shared);
         let of = |block: Block| -> Result<[CudaFunction; 3], DeviceError> {
             Ok([kernel(block, "bf16")?, kernel(block, "f32")?, kernel(block, "add")?])
         };

@@ -3,18 +3,19 @@
 //! Nothing is linked: cudarc opens libcuda and NVRTC when they are first needed, so one binary serves on nodes with and
 //! without a GPU, and what is missing is a [`DeviceError`]. The map: [`Device`] is one GPU with one stream, [`Buffer`] its
 //! memory; [`Program`]s are the kernels' texts, which `image` loads as cubin, PTX or by NVRTC; [`plan_decode`] says as
-//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`RowKernels`], [`SampleKernel`] and [`Decode`] launch,
-//! and [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
+//! pure data which kernel decodes a shape and what it takes; [`Gemm`], [`ExpertKernels`], [`RowKernels`], [`SampleKernel`] and
+//! [`Decode`] launch, and [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
 //!
 //! All work goes to one stream, in order. **A row's result depends on that row alone**, as on the CPU: which kernel
 //! decodes follows from the shape, never from the batch, and products add in one order however many rows there are.
 //!
 //! `unsafe` is confined to launches, whose buffers are checked against what the kernel will touch, and to calls of NVRTC.
-//! Tests execute the PTX on a stand-in for libcuda; all but the kernel that chooses tokens have run on an H200.
+//! Tests execute the PTX on a stand-in for libcuda; all but those that choose tokens and those of experts have run on an H200.
 
 mod attention;
 mod decode;
 mod error;
+mod experts;
 mod gemm;
 mod image;
 mod measure;
@@ -30,6 +31,7 @@ mod trial;
 pub use attention::{Attention, AttentionScratch, Projected, Turns, UpProjection};
 pub use decode::{Decode, DecodeCache, DecodeInputs};
 pub use error::DeviceError;
+pub use experts::{Choices, ExpertKernels, ExpertRows, Router, RouterShape};
 pub use gemm::{Destination, Gemm, RowMap, Rows, Weights};
 pub use image::{ARCHITECTURES, ImageSource, Images, Loaded, Resources};
 pub use measure::{AttentionTimer, Prepared, copy_rate, product_seconds};
@@ -40,5 +42,6 @@ pub use rows::{Append, Heads, Norm, RowKernels};
 pub use sample::SampleKernel;
 pub use tables::{PageRun, Splits, Tables};
 pub use trial::{
-    Bench, DecodeTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, SampleTrial, Sum, Trial,
+    Bench, DecodeTrial, ExpertTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, SampleTrial, Sum,
+    Trial,
 };

@@ -1,12 +1,14 @@
 //! The kernels' texts.
 
 /// Texts by the names they include each other under.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 9] = [
     ("dev.cuh", include_str!("../../cuda/dev.cuh")),
     ("attention.cuh", include_str!("../../cuda/attention.cuh")),
     ("gqa_decode.cu", include_str!("../../cuda/gqa_decode.cu")),
     ("absorb_decode.cu", include_str!("../../cuda/absorb_decode.cu")),
+    ("gemm.cuh", include_str!("../../cuda/gemm.cuh")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
+    ("experts.cu", include_str!("../../cuda/experts.cu")),
     ("rows.cu", include_str!("../../cuda/rows.cu")),
     ("sample.cu", include_str!("../../cuda/sample.cu")),
 ];
@@ -27,6 +29,11 @@ impl Program {
     /// Products of matrices.
     pub fn gemm() -> Self {
         Self::new("gemm", "gemm.cu", Vec::new())
+    }
+
+    /// Mixtures of experts.
+    pub fn experts() -> Self {
+        Self::new("experts", "experts.cu", Vec::new())
     }
 
     /// Row-wise operations.
@@ -101,6 +108,7 @@ mod tests {
     fn texts_are_whole_and_include_each_file_once() {
         let programs = [
             Program::gemm(),
+            Program::experts(),
             Program::rows(),
             Program::sample(),
             Program::gqa_decode(128, 64, 128),

@@ -386,7 +386,8 @@ impl RowKernels {
     }
 }
 
-fn launch<P: DeviceRepr>(
+/// Launches blocks in one row, if there are any. Callers have checked every buffer against what the kernel touches.
+pub(super) fn launch<P: DeviceRepr>(
     device: &Device,
     function: &CudaFunction,
     name: &'static str,
@@ -400,8 +401,19 @@ fn launch<P: DeviceRepr>(
     let blocks = int(name, "blocks", blocks)?.cast_unsigned();
     let config =
         LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 };
+    launch_grid(device, function, name, params, config)
+}
+
+/// The same for any grid.
+pub(super) fn launch_grid<P: DeviceRepr>(
+    device: &Device,
+    function: &CudaFunction,
+    name: &'static str,
+    params: &P,
+    config: LaunchConfig,
+) -> Result<(), DeviceError> {
     device.bind()?;
-    // SAFETY: callers are methods above, which checked every buffer against what their kernel touches.
+    // SAFETY: callers are methods of kernels that take these parameters, and checked every buffer against what they touch.
     unsafe { device.stream.launch_builder(function).arg(params).launch(config) }
         .map_err(DeviceError::driver(format!("launching `{name}`")))?;
     Ok(())

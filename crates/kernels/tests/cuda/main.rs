@@ -8,6 +8,7 @@
 mod case;
 mod decode;
 mod device;
+mod experts;
 mod images;
 mod mutants;
 mod ops;

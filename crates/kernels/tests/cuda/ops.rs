@@ -252,8 +252,8 @@ const MUTANTS: [(&str, usize, &str, &str, Option<&str>); 10] = [
     (
         "another group's weights",
         9,
-        "(u64)blockIdx.z * p.outputs * p.inputs;\n    u8* stages",
-        "0;\n    u8* stages",
+        "weights(p.weights + (u64)blockIdx.z * p.outputs * p.inputs)",
+        "weights(p.weights)",
         None,
     ),
     ("a part forgotten", 9, "other < PARTS; other++", "other < PARTS - 1; other++", None),

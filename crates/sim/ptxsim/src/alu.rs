@@ -246,13 +246,13 @@ fn permute(a: u64, b: u64, selector: u64) -> u64 {
     u64::from(u32::from_le_bytes([pick(0), pick(1), pick(2), pick(3)]))
 }
 
-/// `bfi.b32`: the low `length` bits of `a` put into `b` at `position`.
-pub(crate) fn insert(a: u64, b: u64, position: u64, length: u64) -> u64 {
+/// `bfi`: the low `length` bits of `a` put into `b` at `position`; of 32 bits, what is beyond them is not kept.
+pub(crate) fn insert<const BITS: u64>(a: u64, b: u64, position: u64, length: u64) -> u64 {
     let (position, length) = (position & 0xff, length & 0xff);
-    if position >= 32 || length == 0 {
+    if position >= BITS || length == 0 {
         return b;
     }
-    let field = (u64::MAX >> (64 - length.min(32))) << position;
+    let field = (u64::MAX >> (64 - length.min(BITS))) << position;
     (a << position & field) | (b & !field)
 }
 

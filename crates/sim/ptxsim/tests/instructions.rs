@@ -215,15 +215,16 @@ fn bit_fields() {
                 })
             };
             check(&format!("bfe.s32 %d, %a, {position}, {length};"), 32, 32, integers, |a, _, _| signed(a));
-            let inserted = |a: u64, b: u64| {
-                (0..32).fold(0, |all, bit| {
+            let inserted = |a: u64, b: u64, bits: u64| {
+                (0..bits).fold(0, |all, bit| {
                     let from_a = bit >= position && bit < position + length;
                     all | (if from_a { a >> (bit - position) & 1 } else { b >> bit & 1 }) << bit
                 })
             };
-            check(&format!("bfi.b32 %d, %a, %b, {position}, {length};"), 32, 32, integers, |a, b, _| {
-                inserted(a, b)
-            });
+            for bits in [32, 64] {
+                let insert = format!("bfi.b{bits} %d, %a, %b, {position}, {length};");
+                check(&insert, bits, bits, integers, |a, b, _| inserted(a, b, bits.into()));
+            }
         }
     }
 }

@@ -1,22 +1,8 @@
 //! Mixtures of experts, in the fields of the DeepSeek family, which GLM shares.
 
-use gqla_model::ExpertShape;
+use gqla_model::{ExpertShape, Routing};
 
 use super::{ConfigError, ModelConfig, fields::Fields};
-
-/// How a token finds its experts: the sigmoid of each expert's logit is its score, a learned bias is added for the
-/// choice alone (`noaux_tc`), and the scores of the chosen weigh their outputs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Routing {
-    /// Equal groups the experts fall into, in order.
-    pub n_group: u32,
-    /// Groups a token chooses its experts from: those with the largest sums of their two best experts.
-    pub topk_group: u32,
-    /// Whether the chosen experts' weights are divided by their sum.
-    pub norm_topk_prob: bool,
-    /// What the weights are multiplied by in the end.
-    pub routed_scaling_factor: f32,
-}
 
 /// What a layer's feed-forward block is.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,8 +4,8 @@ use gqla_kernels::{
     Matrix, MatrixError, WeightRows,
     attention::{Absorb, Attention, PerGroup, Plain, UpProjection},
 };
-use gqla_model::{AttentionShape, DecodePath, ExpertShape, RopeScaling};
-use gqla_weights::{FeedForward as Block, Routing, Tensor};
+use gqla_model::{AttentionShape, DecodePath, ExpertShape, RopeScaling, Routing};
+use gqla_weights::{FeedForward as Block, Tensor};
 
 use super::{Kind, LoadError, Numbers, dims};
 use crate::cpu::{

@@ -2,6 +2,7 @@
 //! what traffic and multiplications are counted on.
 
 mod decode;
+mod experts;
 mod product;
 mod row;
 mod sample;
@@ -12,13 +13,14 @@ use gqla_model::{AttentionShape, DecodePath};
 use half::bf16;
 
 pub use decode::DecodeTrial;
+pub use experts::ExpertTrial;
 pub use product::{ProductTrial, Sum};
 pub use row::RowTrial;
 pub use sample::SampleTrial;
 
 use super::{
-    Decode, DecodePlan, DecodeShape, Device, DeviceError, Gemm, ImageSource, Images, Loaded, NoKernel,
-    Program, Resources, RowKernels, SampleKernel, Splits, decode::MERGE_WARPS, gemm, plan_decode,
+    Decode, DecodePlan, DecodeShape, Device, DeviceError, ExpertKernels, Gemm, ImageSource, Images, Loaded,
+    NoKernel, Program, Resources, RowKernels, SampleKernel, Splits, decode::MERGE_WARPS, gemm, plan_decode,
     sample::THREADS as SAMPLE_THREADS,
 };
 use crate::{attention::BLOCK_TOKENS, reference::counter_noise};
@@ -44,6 +46,8 @@ pub enum Trial {
     Decode(DecodeTrial),
     /// A product of matrices.
     Product(ProductTrial),
+    /// A mixture of experts.
+    Experts(ExpertTrial),
     /// What is done row by row.
     Row(RowTrial),
     /// Tokens chosen from logits.
@@ -100,11 +104,13 @@ impl Trial {
             DecodePath::ALL.into_iter().flat_map(of_path)
         };
         let products = ProductTrial::all(extent).into_iter().map(Self::Product);
+        let experts = ExpertTrial::all(extent).into_iter().map(Self::Experts);
         let rows = RowTrial::ALL.into_iter().map(Self::Row);
         shapes
             .iter()
             .flat_map(of_shape)
             .chain(products)
+            .chain(experts)
             .chain(rows)
             .chain([Self::Sample(SampleTrial)])
             .collect()
@@ -115,12 +121,13 @@ impl Trial {
         match self {
             Self::Decode(trial) => trial.shape.program(trial.path),
             Self::Product(_) => Program::gemm(),
+            Self::Experts(_) => Program::experts(),
             Self::Row(_) => Program::rows(),
             Self::Sample(_) => Program::sample(),
         }
     }
 
-    /// The kernel that does it on `device`, and for attention its plan.
+    /// The kernel that does it on `device`, the one that multiplies where there are several, and for attention its plan.
     ///
     /// # Errors
     /// When the device has room for none.
@@ -132,6 +139,7 @@ impl Trial {
                 (plan.decode.to_owned(), Some(plan))
             }
             Self::Product(trial) => (trial.kernel().0, None),
+            Self::Experts(trial) => (trial.kernels()[3].0.clone(), None),
             Self::Row(trial) => (trial.kernel().to_owned(), None),
             Self::Sample(_) => ("sample".to_owned(), None),
         })
@@ -183,6 +191,15 @@ impl<'a> Bench<'a> {
                     trial.bound(),
                     vec![self.launched(&program, &kernel, gemm::THREADS, trial.kernel().1)?],
                 )
+            }
+            (Trial::Experts(trial), _) => {
+                let error = trial.run(device, &ExpertKernels::new(loaded)?)?;
+                let launched = trial
+                    .kernels()
+                    .iter()
+                    .map(|(kernel, threads, shared)| self.launched(&program, kernel, *threads, *shared))
+                    .collect::<Result<_, _>>()?;
+                tried(error, ExpertTrial::BOUND, launched)
             }
             (Trial::Row(trial), _) => {
                 let error = trial.run(device, &RowKernels::new(loaded)?)?;

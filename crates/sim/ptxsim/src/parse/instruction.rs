@@ -393,7 +393,8 @@ impl Reader<'_> {
         let ty = self.opcode.take_type()?;
         self.usual()?;
         let f = match (name.as_str(), ty) {
-            ("bfi", Type::B32) => Some(LaneFn::Four(alu::insert)),
+            ("bfi", Type::B32) => Some(LaneFn::Four(alu::insert::<32>)),
+            ("bfi", Type::B64) => Some(LaneFn::Four(alu::insert::<64>)),
             ("lop3", Type::B32) => Some(LaneFn::Four(alu::logic3)),
             (name, ty) => alu::one(name, ty)
                 .map(LaneFn::One)
