@@ -12,7 +12,7 @@ use std::{
     process::{Command, Output},
 };
 
-use gqla_fakecuda::{Config, install};
+use gqla_fakecuda::{Config, testing::library_path};
 use serde_json::Value;
 
 const BASELINE: &str = "../kernels/baseline.json";
@@ -24,14 +24,11 @@ const SHARED_PER_BLOCK: u64 = 227 << 10;
 
 /// Runs `gqla kernels` where libcuda shows `devices`.
 fn kernels(devices: &str, args: &[&str]) -> Output {
-    let nvrtc = std::env::var("GQLA_TEST_NVRTC")
-        .expect("GQLA_TEST_NVRTC is not set: run `cargo xtask test`, which sets it, or set it to what `cargo xtask nvrtc` prints");
     let folder = tempfile::tempdir().unwrap();
-    install(folder.path()).unwrap();
     Command::new(env!("CARGO_BIN_EXE_gqla"))
         .arg("kernels")
         .args(args)
-        .env("LD_LIBRARY_PATH", format!("{}:{nvrtc}", folder.path().display()))
+        .env("LD_LIBRARY_PATH", library_path(folder.path(), true))
         .env(Config::DEVICES_ENV, devices)
         .env(Config::REPORT_ENV, folder.path().join("launches.jsonl"))
         .output()

@@ -4,12 +4,11 @@
 use std::{
     ops::ControlFlow,
     path::Path,
-    process::Command,
     sync::mpsc::{Receiver, channel},
     time::Duration,
 };
 
-use gqla_fakecuda::{Config, install};
+use gqla_fakecuda::{Config, testing::Alone};
 use gqla_kernels::{
     attention::Segment,
     device::Images,
@@ -26,31 +25,14 @@ use crate::{
     scheduler::Limits,
 };
 
-const CHILD: &str = "GQLA_ENGINE_TEST_CHILD";
 const BLOCKS: usize = 16;
 const STEP_TOKENS: usize = 64;
 const LIMITS: Limits = Limits { sequences: 16, tokens: STEP_TOKENS, context: 64 };
 
 /// Runs `body` in a process that finds the stand-in and NVRTC when it starts.
 fn on_stand_in(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(CHILD).is_some() {
-        return body();
-    }
-    let nvrtc = std::env::var("GQLA_TEST_NVRTC")
-        .expect("GQLA_TEST_NVRTC is not set: run `cargo xtask test`, which sets it, or set it to what `cargo xtask nvrtc` prints");
-    let folder = tempfile::tempdir().unwrap();
-    install(folder.path()).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .env("LD_LIBRARY_PATH", format!("{}:{nvrtc}", folder.path().display()))
-        .env(Config::DEVICES_ENV, "H20")
-        .env(Config::ORDER_ENV, "own-first")
-        .output()
-        .unwrap();
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{name}:\n{text}");
+    let test = Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, "H20");
+    test.env(Config::ORDER_ENV, "own-first").run(body);
 }
 
 fn running() -> Running {

@@ -25,6 +25,7 @@ mod install;
 mod machine;
 mod module;
 mod queue;
+pub mod testing;
 
 pub use config::{Config, ConfigError, Order};
 pub use install::{InstallError, LIBRARY_NAME, built_library, install};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use cudarc::{
     driver::{
@@ -14,28 +14,21 @@ use cudarc::{
     },
     nvrtc::Ptx,
 };
-use gqla_fakecuda::{Config, install};
+use gqla_fakecuda::{Config, testing::Alone};
 
-const CHILD: &str = "GQLA_FAKECUDA_TEST_CHILD";
 const ALL_ORDERS: [&str; 5] = ["own-first", "others-first", "1", "2", "3"];
 
-/// Runs `body` in a process that finds the stand-in, once per order, with two devices and what `variables` say.
-fn alone(name: &str, orders: &[&str], variables: &[(&str, &str)], body: fn()) {
-    if std::env::var_os(CHILD).is_some() {
-        return body();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    install(folder.path()).unwrap();
-    for order in orders {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([name, "--exact", "--nocapture"]).env(CHILD, "1").env("LD_LIBRARY_PATH", folder.path());
-        command.env(Config::DEVICES_ENV, "H20,H100").env(Config::ORDER_ENV, order);
-        let output = command.envs(variables.iter().copied()).output().unwrap();
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success() && text.contains("1 passed"), "{name}, {order}:\n{text}");
-        assert!(text.contains("gqla-fakecuda: this is no CUDA driver"), "it must say what it is:\n{text}");
-    }
+/// Runs `body` in a process that finds the stand-in, once per order, with two devices and what `variables` say. Whether
+/// that was done, and not the body itself.
+fn alone(name: &str, orders: &[&str], variables: &[(&str, &str)], body: fn()) -> bool {
+    orders.iter().all(|order| {
+        let test = Alone::new(name).env(Config::DEVICES_ENV, "H20,H100").env(Config::ORDER_ENV, *order);
+        let test = variables.iter().fold(test, |test, (name, value)| test.env(name, *value));
+        let text = test.run(body);
+        let told = |text: &String| text.contains("gqla-fakecuda: this is no CUDA driver");
+        assert!(text.as_ref().is_none_or(told), "it must say what it is:\n{text:?}");
+        text.is_some()
+    })
 }
 
 /// `to[i] = 2 from[i]` for 64 threads; `wild` adds 4 * offset bytes to the address of `from`, `race` has no barrier.
@@ -297,8 +290,8 @@ fn launches_are_reported() {
         device.twice(&device.stream, &from, &mut to, 0).unwrap();
         device.stream.synchronize().unwrap();
     };
-    alone("launches_are_reported", &["own-first"], &[(Config::REPORT_ENV, path.to_str().unwrap())], body);
-    if std::env::var_os(CHILD).is_none() {
+    let report = [(Config::REPORT_ENV, path.to_str().unwrap())];
+    if alone("launches_are_reported", &["own-first"], &report, body) {
         assert_report(&path);
     }
 }
@@ -315,19 +308,15 @@ fn assert_report(path: &Path) {
 
 #[test]
 fn without_devices_it_is_none() {
-    if std::env::var_os(CHILD).is_some() {
+    alone("without_devices_it_is_none", &["own-first"], &[(Config::DEVICES_ENV, "")], || {
         assert_eq!(code(CudaContext::new(0)), 100);
-        return;
-    }
-    alone("without_devices_it_is_none", &["own-first"], &[(Config::DEVICES_ENV, "")], || {});
+    });
 }
 
 /// What cudarc itself does when there is no library at all, which programs have to ask about first.
 #[test]
 fn a_missing_library_can_be_asked_about() {
-    if std::env::var_os(CHILD).is_none() {
-        // SAFETY: opening the library runs no code of it that depends on us.
-        let present = unsafe { sys::is_culib_present() };
-        assert!(!present || Path::new("/dev/nvidia0").exists(), "the stand-in must not be found unasked");
-    }
+    // SAFETY: opening the library runs no code of it that depends on us.
+    let present = unsafe { sys::is_culib_present() };
+    assert!(!present || Path::new("/dev/nvidia0").exists(), "the stand-in must not be found unasked");
 }
