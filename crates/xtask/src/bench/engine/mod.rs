@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use gqla_model::DecodePath;
 use serde_json::{Value, json};
 
 use crate::{
@@ -189,9 +190,9 @@ fn long_line(converted: &Path, depth: usize) -> Result<Line> {
         fs::remove_file(&weights)?;
     }
     fs::hard_link(converted.join("model.safetensors"), weights)?;
-    let ours = ["gqla", "mqa-absorb"]
+    let ours = DecodePath::ALL
         .iter()
-        .flat_map(|path| ["f32", "bf16", "int8"].map(|cache| (*path, cache)))
+        .flat_map(|path| ["f32", "bf16", "int8"].map(|cache| (path.flag(), cache)))
         .map(|(path, cache)| {
             let name = format!("decode after {depth}, {path}, {cache} cache");
             (name, words(&format!("path={path} cache={cache} prompt={depth} tokens={TOKENS}")))
