@@ -145,16 +145,18 @@ impl Matrix {
         let rows = rows_of(parts, inputs)?;
         let mut scales = Lines::shared(rows.len().next_multiple_of(PANEL));
         let mut exact = vec![0.0; inputs];
-        for ((part, start), scale) in rows.iter().zip(scales.iter_mut()) {
-            part.read_f32(*start, &mut exact);
-            *scale = exact.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
-        }
-        let scaled: Vec<_> =
-            rows.iter().zip(scales.iter()).map(|((part, start), scale)| (*part, *start, *scale)).collect();
-        let mut exact = vec![0.0; inputs];
-        let mut rounded = |(part, start, scale): (&WeightRows<'_>, usize, f32), row: &mut [i8]| {
+        let scaled: Vec<_> = rows
+            .iter()
+            .zip(scales.iter_mut())
+            .map(|((part, start), scale)| {
+                part.read_f32(*start, &mut exact);
+                let largest = exact.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                *scale = largest / 127.0;
+                (*part, *start, if largest > 0.0 { 127.0 / largest } else { 0.0 })
+            })
+            .collect();
+        let mut rounded = |(part, start, inverse): (&WeightRows<'_>, usize, f32), row: &mut [i8]| {
             part.read_f32(start, &mut exact);
-            let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
             row.iter_mut().zip(&exact).for_each(|(number, x)| *number = i8::of_f32(x * inverse));
         };
         let panels = match unit.filter(|_| inputs.is_multiple_of(STEP) && inputs <= INT8_INPUTS) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use gqla_api::GQLADeployment;
 use gqla_testkit::{cluster::Cluster, progress::Progress};
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{NAMESPACE, fleet::PRODUCT, install, volume};
 use crate::{
@@ -84,47 +84,41 @@ impl HardwareWorld {
     /// A deployment of the model in the claim over `pools`. It has no prediction layer; the shape promises one so that a plan
     /// may have drafts, which the CUDA backend looks up in the text.
     pub fn tiny(name: &str, pools: &Value) -> Value {
-        serde_json::json!({
-            "apiVersion": "gqla.dev/v1alpha1", "kind": "GQLADeployment", "metadata": {"name": name},
-            "spec": {
-                "model": {
-                    "source": {"persistentVolumeClaim": {"claimName": CLAIM}},
-                    "shape": {
-                        "numAttentionHeads": 8, "numKeyValueHeads": 2, "kvLoraRank": 36,
-                        "qkNopeHeadDim": 16, "qkRopeHeadDim": 16, "vHeadDim": 16,
-                        "hiddenSize": 128, "numHiddenLayers": 3, "numNextnPredictLayers": 1,
-                        "parameters": 560_000, "maxPositionEmbeddings": 4096,
-                    },
-                },
-                "runtime": {"device": "CUDA"},
-                "goal": {"contextLength": 128, "concurrency": 2},
-                "replicas": 2,
-                "placement": {"strategy": "Spread"},
-                "pools": pools,
-            },
-        })
+        let shape = json!({
+            "numAttentionHeads": 8, "numKeyValueHeads": 2, "kvLoraRank": 36,
+            "qkNopeHeadDim": 16, "qkRopeHeadDim": 16, "vHeadDim": 16,
+            "hiddenSize": 128, "numHiddenLayers": 3, "numNextnPredictLayers": 1,
+            "parameters": 560_000, "maxPositionEmbeddings": 4096,
+        });
+        let mut object = deployment(name, &shape, 2, pools);
+        object["spec"]["goal"] = json!({"contextLength": 128, "concurrency": 2});
+        object
     }
 
     /// A deployment with DeepSeek's attention over `pools`. Its pods never serve: the model in the claim is another.
     pub fn deepseek(name: &str, pools: &Value) -> Value {
-        serde_json::json!({
-            "apiVersion": "gqla.dev/v1alpha1", "kind": "GQLADeployment", "metadata": {"name": name},
-            "spec": {
-                "model": {
-                    "source": {"persistentVolumeClaim": {"claimName": CLAIM}},
-                    "shape": {
-                        "numAttentionHeads": 128, "numKeyValueHeads": 8, "kvLoraRank": 512,
-                        "qkNopeHeadDim": 128, "qkRopeHeadDim": 64, "vHeadDim": 128,
-                        "hiddenSize": 2048, "numHiddenLayers": 16, "numNextnPredictLayers": 1,
-                        "parameters": 2_500_000_000_u64, "maxPositionEmbeddings": 32768,
-                    },
-                },
-                "runtime": {"device": "CUDA"},
-                "decode": {"tensorParallel": 2},
-                "replicas": 4,
-                "placement": {"strategy": "Spread"},
-                "pools": pools,
-            },
-        })
+        let shape = json!({
+            "numAttentionHeads": 128, "numKeyValueHeads": 8, "kvLoraRank": 512,
+            "qkNopeHeadDim": 128, "qkRopeHeadDim": 64, "vHeadDim": 128,
+            "hiddenSize": 2048, "numHiddenLayers": 16, "numNextnPredictLayers": 1,
+            "parameters": 2_500_000_000_u64, "maxPositionEmbeddings": 32768,
+        });
+        let mut object = deployment(name, &shape, 4, pools);
+        object["spec"]["decode"] = json!({"tensorParallel": 2});
+        object
     }
+}
+
+/// On GPUs, with the claim for a model and a shape that needs no inspection.
+fn deployment(name: &str, shape: &Value, replicas: u32, pools: &Value) -> Value {
+    json!({
+        "apiVersion": "gqla.dev/v1alpha1", "kind": "GQLADeployment", "metadata": {"name": name},
+        "spec": {
+            "model": {"source": {"persistentVolumeClaim": {"claimName": CLAIM}}, "shape": shape},
+            "runtime": {"device": "CUDA"},
+            "replicas": replicas,
+            "placement": {"strategy": "Spread"},
+            "pools": pools,
+        },
+    })
 }
