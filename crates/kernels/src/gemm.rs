@@ -146,7 +146,7 @@ impl Element for i8 {
     }
 }
 
-/// `acc[r][p] += Σ_i x[r][i] · b[p][i · ldb ..]`, in the order of i; `step` is called before each.
+/// `acc[r][p] += Σ_i x[r][i] · b[p][i · ldb ..]`, in the order of i.
 ///
 /// # Safety
 /// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of `ldb`.
@@ -157,11 +157,9 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
     b: &[*const E; P],
     ldb: usize,
     k: usize,
-    mut step: impl FnMut(),
 ) {
     let (mut sums, mut x, mut b) = (*acc, *x, *b);
     for _ in 0..k {
-        step();
         // One weight vector at a time: an array of them would be kept in memory, not in registers.
         for p in 0..P {
             // SAFETY: within `k` steps; the caller's contract. The pointers are not read after the last step.
@@ -318,7 +316,7 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
             b[p] = task.panels.add(output / PANEL * PANEL * task.k + output % PANEL);
         }
         let mut acc = [[S::splat(0.0); P]; R];
-        tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, task.k, || {});
+        tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, task.k);
         for r in 0..R {
             let y = task.y.add(task.y_rows.offset(row + r));
             for p in 0..P {

@@ -105,18 +105,6 @@ impl InstructionSet {
     }
 }
 
-/// Asks for the cache line at `p`, to be read soon; nothing happens where there is no such memory.
-#[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that reads nothing; all processors of this architecture have it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Lanes of f32 and what can be done with them.
 ///
 /// # Safety
@@ -133,6 +121,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
     unsafe fn load_bf16(p: *const u16) -> Self::V;
     unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// Of two numbers for every lane, side by side, the first and the second.
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self::V; 2];
+    /// The same of int8.
+    unsafe fn load_i8_pairs(p: *const i8) -> [Self::V; 2];
     unsafe fn store(p: *mut f32, v: Self::V);
     unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize);
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -201,6 +193,24 @@ mod x86 {
         unsafe fn load_i8(p: *const i8) -> __m512 {
             // SAFETY: the trait's contract.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u16) -> [__m512; 2] {
+            // SAFETY: the trait's contract; a bf16 is the upper half of an f32.
+            unsafe {
+                let pairs = _mm512_loadu_si512(p.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff));
+                [_mm512_slli_epi32::<16>(pairs), second].map(|v| _mm512_castsi512_ps(v))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8_pairs(p: *const i8) -> [__m512; 2] {
+            // SAFETY: the trait's contract.
+            unsafe {
+                let pairs = _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()));
+                let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs));
+                [first, _mm512_srai_epi32::<16>(pairs)].map(|v| _mm512_cvtepi32_ps(v))
+            }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m512) {
@@ -329,6 +339,24 @@ mod x86 {
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
         }
         #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u16) -> [__m256; 2] {
+            // SAFETY: the trait's contract; a bf16 is the upper half of an f32.
+            unsafe {
+                let pairs = _mm256_loadu_si256(p.cast());
+                let second = _mm256_and_si256(pairs, _mm256_set1_epi32(!0xffff));
+                [_mm256_slli_epi32::<16>(pairs), second].map(|v| _mm256_castsi256_ps(v))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8_pairs(p: *const i8) -> [__m256; 2] {
+            // SAFETY: the trait's contract.
+            unsafe {
+                let pairs = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+                let first = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(pairs));
+                [first, _mm256_srai_epi32::<16>(pairs)].map(|v| _mm256_cvtepi32_ps(v))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
             // SAFETY: the trait's contract.
             unsafe { _mm256_storeu_ps(p, v) }
@@ -421,6 +449,18 @@ impl Simd for Portable {
     unsafe fn load_i8(p: *const i8) -> [f32; 8] {
         // SAFETY: 8 numbers can be read.
         std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> [[f32; 8]; 2] {
+        // SAFETY: 16 numbers can be read.
+        let at = |i| f32::from_bits(u32::from(unsafe { *p.add(i) }) << 16);
+        [0, 1].map(|number| std::array::from_fn(|lane| at(2 * lane + number)))
+    }
+    #[inline(always)]
+    unsafe fn load_i8_pairs(p: *const i8) -> [[f32; 8]; 2] {
+        // SAFETY: 16 numbers can be read.
+        let at = |i| f32::from(unsafe { *p.add(i) });
+        [0, 1].map(|number| std::array::from_fn(|lane| at(2 * lane + number)))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 8]) {

@@ -44,7 +44,7 @@ impl Model {
     ) -> Result<(), LoadError> {
         let mut draft = load::draft(shard, self.path, precision)?;
         if self.layers.iter().any(|layer| layer.expanded.is_some()) {
-            draft.layer.expanded = Some(load::per_group(shard, shard.config().num_hidden_layers)?);
+            draft.layer.expanded = Some(load::per_group(shard, precision, shard.config().num_hidden_layers)?);
         }
         self.draft = Some(draft);
         Ok(())

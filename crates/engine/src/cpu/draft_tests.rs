@@ -155,7 +155,7 @@ fn drafts_go_on_when_the_path_changes() {
     let (tokens, next) = (golden.ids("ids_2"), golden.ids("mtp_next_ids_2"));
     let checkpoint = Checkpoint::open(&fixture()).unwrap();
     let mut model = Model::load_with_threads(&checkpoint, Some(DecodePath::MqaAbsorb), Some(2)).unwrap();
-    model.make_expandable(&Shard::whole(&checkpoint)).unwrap();
+    model.make_expandable(&Shard::whole(&checkpoint), Precision::default()).unwrap();
     model.make_drafting(&checkpoint).unwrap();
     let mut workspace = Workspace::new(&model, 3, CacheFormat::F32);
     let mut drafts = run(&model, &mut workspace, &tokens, &next, 0, 100);

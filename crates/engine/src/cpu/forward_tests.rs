@@ -86,7 +86,7 @@ fn a_sequence_changes_path_in_mid_answer_and_goes_on() {
     let all_absorb = decode(&mut model(DecodePath::MqaAbsorb), false);
     let all_gqa = decode(&mut model(DecodePath::Gqa), false);
     let mut changing = model(DecodePath::MqaAbsorb);
-    changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
+    changing.make_expandable(&Shard::whole(&checkpoint), Precision::default()).unwrap();
     assert_eq!(changing.largest_kv_bytes_per_token(CacheFormat::F32), 3 * 4 * (2 * (16 + 16) + 16));
     let steps = decode_with(&mut changing, CacheFormat::F32, |model, workspace, step| {
         if step == 4 {
@@ -120,7 +120,7 @@ fn a_rounded_sequence_changes_path_and_goes_on() {
     let checkpoint = Checkpoint::open(&fixture("llama_a/llama_gqla_a")).unwrap();
     let absorb = decode_with(&mut model(DecodePath::MqaAbsorb), CacheFormat::Int8, |_, _, _| {});
     let mut changing = model(DecodePath::MqaAbsorb);
-    changing.make_expandable(&Shard::whole(&checkpoint)).unwrap();
+    changing.make_expandable(&Shard::whole(&checkpoint), Precision::default()).unwrap();
     let steps = decode_with(&mut changing, CacheFormat::Int8, |model, workspace, step| {
         if step == 4 {
             model.expand(workspace, &[0, 1, 2]);

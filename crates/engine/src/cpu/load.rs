@@ -79,11 +79,15 @@ pub(super) fn draft(
 }
 
 /// The GQA path's attention of one layer of a converted model.
-pub(super) fn per_group(checkpoint: &Shard<'_>, layer: usize) -> Result<PerGroup, LoadError> {
+pub(super) fn per_group(
+    checkpoint: &Shard<'_>,
+    precision: Precision,
+    layer: usize,
+) -> Result<PerGroup, LoadError> {
     let AttentionConfig::Latent { shape, .. } = checkpoint.config().attention else {
         return Err(LoadError::NotExpandable);
     };
-    Source { checkpoint, precision: Precision::default(), layer }.per_group(&shape)
+    Source { checkpoint, precision, layer }.per_group(&shape)
 }
 
 impl Kind {

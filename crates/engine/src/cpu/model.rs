@@ -160,12 +160,16 @@ impl Model {
     }
 
     /// Prepares an absorbing model to change to the GQA path.
-    pub(super) fn make_expandable(&mut self, shard: &Shard<'_>) -> Result<(), LoadError> {
+    pub(super) fn make_expandable(
+        &mut self,
+        shard: &Shard<'_>,
+        precision: Precision,
+    ) -> Result<(), LoadError> {
         if self.path != Some(DecodePath::MqaAbsorb) {
             return Err(LoadError::NotExpandable);
         }
         for (index, layer) in self.all_layers_mut().enumerate() {
-            layer.expanded = Some(load::per_group(shard, index)?);
+            layer.expanded = Some(load::per_group(shard, precision, index)?);
         }
         Ok(())
     }

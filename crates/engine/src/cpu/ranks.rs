@@ -68,7 +68,7 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &CpuEngineConfig) -> Result<
         }
         let weight_bytes = shard.bytes_read();
         if expandable {
-            model.make_expandable(&shard)?;
+            model.make_expandable(&shard, precision)?;
         }
         Ok(Part { model, weight_bytes })
     };

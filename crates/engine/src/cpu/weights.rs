@@ -16,7 +16,9 @@ pub enum Weights {
     Int8,
 }
 
-/// What projections, feed-forward blocks and the vocabulary multiply. Attention and the up-projections always take f32.
+/// What projections, feed-forward blocks and the vocabulary multiply, and attention over keys and values that are cached in
+/// bf16. Up-projections, absorbed queries and caches of f32 always take f32; a cache of int8 takes 16 bits where the processor
+/// multiplies int8 ([`int8_unit`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
     /// Activations as they are: the same on every machine, to f32 rounding.

@@ -245,6 +245,6 @@ impl Attention for Absorb {
             out_rows: RowMap { inner: d.heads, stride: d.rank, outer: d.heads * d.rank },
         };
         // SAFETY: the buffers were sized for every row above and segments write different rows.
-        unsafe { attend(pool, cache, segments, &mut scratch.partials, &[heads], 4, d.scale) }
+        unsafe { attend(pool, cache, segments, &mut scratch.partials, &[heads], d.terms(4)) }
     }
 }

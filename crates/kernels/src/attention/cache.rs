@@ -1,5 +1,7 @@
 //! The paged cache of one layer and how a step's tokens lie in it.
 
+use std::ops::Range;
+
 use gqla_model::{CacheFormat, CachedToken};
 
 use crate::{gemm::Element, memory::Lines};
@@ -22,24 +24,6 @@ pub(crate) enum Numbers {
     Int8(Lines<i8>, Lines<f32>),
 }
 
-/// A number of a cache.
-pub(super) trait Stored: Element {
-    /// Whether a number is worth its part's scale times itself.
-    const SCALED: bool;
-}
-
-impl Stored for f32 {
-    const SCALED: bool = false;
-}
-
-impl Stored for u16 {
-    const SCALED: bool = false;
-}
-
-impl Stored for i8 {
-    const SCALED: bool = true;
-}
-
 /// Where a token lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -55,35 +39,21 @@ pub(super) struct Run {
     pub part: usize,
     /// The first number's place in the block.
     pub offset: usize,
-    /// From one number to the next.
+    /// Numbers that lie side by side.
+    pub aside: usize,
+    /// From the first of these to the first of the next ones.
     pub step: usize,
 }
 
 impl Run {
-    /// Numbers side by side.
+    /// All numbers side by side.
     pub fn aside(part: usize, offset: usize) -> Self {
-        Self { part, offset, step: 1 }
+        Self { part, offset, aside: 1, step: 1 }
     }
-}
 
-fn write<E: Element>(
-    numbers: &mut [E],
-    offset: usize,
-    step: usize,
-    values: impl ExactSizeIterator<Item = f32>,
-) {
-    let Some(last) = values.len().checked_sub(1) else { return };
-    let places = &mut numbers[offset..][..=last * step];
-    if step == 1 {
-        places.iter_mut().zip(values).for_each(|(place, value)| *place = E::of_f32(value));
-    } else {
-        values.enumerate().for_each(|(i, value)| places[i * step] = E::of_f32(value));
+    fn place(&self, number: usize) -> usize {
+        self.offset + number / self.aside * self.step + number % self.aside
     }
-}
-
-fn read<E: Element>(numbers: &[E], offset: usize, step: usize, out: &mut [f32]) {
-    let numbers = numbers[offset..].iter().step_by(step);
-    out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_f32());
 }
 
 /// The scale with which the largest of `values` is 127, and its inverse; one value that is not finite makes it so too, so
@@ -126,6 +96,14 @@ impl LayerCache {
         }
     }
 
+    /// Numbers that keys and values of groups have side by side for one lane.
+    pub(super) fn pack(&self) -> usize {
+        match self.numbers {
+            Numbers::F32(_) => 1,
+            Numbers::Bf16(_) | Numbers::Int8(..) => 2,
+        }
+    }
+
     /// Blocks in the cache.
     pub fn blocks(&self) -> usize {
         self.blocks
@@ -143,28 +121,30 @@ impl LayerCache {
         &self.numbers
     }
 
+    /// Where the numbers of a token's block are.
+    fn block(&self, at: Place) -> Range<usize> {
+        let first = at.block as usize * self.block_elements();
+        first..first + self.block_elements()
+    }
+
     fn scale_index(&self, at: Place, part: usize) -> usize {
         at.block as usize * self.block_scales() + part * BLOCK_TOKENS + at.token
     }
 
     /// Stores a part of a token.
     pub(super) fn write(&mut self, at: Place, run: Run, values: &[f32]) {
-        let Run { part, offset, step } = run;
-        let size = self.block_elements();
-        assert!(
-            values.is_empty() || offset + (values.len() - 1) * step < size,
-            "a token's numbers lie in its block"
-        );
-        let offset = at.block as usize * size + offset;
-        let index = self.scale_index(at, part);
+        fn write<E: Element>(block: &mut [E], run: Run, values: impl Iterator<Item = f32>) {
+            values.enumerate().for_each(|(i, value)| block[run.place(i)] = E::of_f32(value));
+        }
+        let (block, index) = (self.block(at), self.scale_index(at, run.part));
         let exact = values.iter().copied();
         match &mut self.numbers {
-            Numbers::F32(numbers) => write(numbers, offset, step, exact),
-            Numbers::Bf16(numbers) => write(numbers, offset, step, exact),
+            Numbers::F32(numbers) => write(&mut numbers[block], run, exact),
+            Numbers::Bf16(numbers) => write(&mut numbers[block], run, exact),
             Numbers::Int8(numbers, scales) if !values.is_empty() => {
                 let (scale, inverse) = scale(values);
                 scales[index] = scale;
-                write(numbers, offset, step, exact.map(|value| value * inverse));
+                write(&mut numbers[block], run, exact.map(|value| value * inverse));
             }
             Numbers::Int8(..) => {}
         }
@@ -172,14 +152,16 @@ impl LayerCache {
 
     /// A part of a token, as it is worth.
     pub(super) fn read(&self, at: Place, run: Run, out: &mut [f32]) {
-        let Run { part, offset, step } = run;
-        let offset = at.block as usize * self.block_elements() + offset;
+        fn read<E: Element>(block: &[E], run: Run, out: &mut [f32]) {
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = block[run.place(i)].to_f32());
+        }
+        let block = self.block(at);
         match &self.numbers {
-            Numbers::F32(numbers) => read(numbers, offset, step, out),
-            Numbers::Bf16(numbers) => read(numbers, offset, step, out),
+            Numbers::F32(numbers) => read(&numbers[block], run, out),
+            Numbers::Bf16(numbers) => read(&numbers[block], run, out),
             Numbers::Int8(numbers, scales) => {
-                read(numbers, offset, step, out);
-                let scale = scales[self.scale_index(at, part)];
+                read(&numbers[block], run, out);
+                let scale = scales[self.scale_index(at, run.part)];
                 out.iter_mut().for_each(|value| *value *= scale);
             }
         }

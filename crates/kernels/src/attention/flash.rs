@@ -1,61 +1,62 @@
 //! Streaming softmax over cache blocks: the core all attention implementations share.
 //!
-//! A task holds up to [`MAX_ROWS`] query rows (tokens times heads that read the same keys) and visits the cache block
-//! by block, keeping a running maximum and sum per row, so keys and values are read once for all its rows. Every row
+//! A task holds up to [`MAX_ROWS`] query rows (tokens times heads that read the same keys) of each of its groups and visits
+//! the cache block by block, all groups of a block in the order they lie in, keeping a running maximum and sum per row: keys
+//! and values are read once for all rows, and memory from one end to the other. Every row
 //! meets the same blocks in the same order whatever else is in the task, and what it must not see adds an exact zero.
 //! Chunks of blocks are summed apart and merged in order: where a sequence is cut depends on its tokens alone, and so
 //! several threads can share one sequence.
 
 #![allow(clippy::needless_range_loop, reason = "a task's rows index several arrays side by side")]
 
-use std::ops::Range;
-
-use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment, Stored};
+use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
     gemm::RowMap,
     memory::{give_back, scratch},
     shared::SharedMut,
-    simd::{Simd, dispatch, prefetch},
+    simd::{Simd, dispatch},
 };
-use ahead::Ahead;
 use blocks::{Block, Blocks};
 use division::{Division, Work};
 use merge::{divide, merge};
-use scores::{score_panels, score_rows};
-use values::add_values;
+use products::{Products, Single, Stored};
+use scores::{score_columns, score_rows};
+use values::{Weighing, add_values};
 use weights::{scale_weights, weigh};
 
-/// Calls `$f::<S, E, R, N>(args, row)` for tiles of R rows.
+/// Calls `$f::<$t.., R>(args, row)` for tiles of R rows.
 macro_rules! for_tiles {
-    ($rows:expr, $max:expr, $n:ident, $f:ident($($arg:expr),*)) => {{
+    ($rows:expr, $max:expr, ($($t:tt),*), $f:ident($($arg:expr),*)) => {{
         let mut row = 0;
         while row < $rows {
             // Evenly, because a tile of few rows costs nearly as much as a full one.
             let left = $rows - row;
             let left = left.div_ceil(left.div_ceil($max));
             match left {
-                1 => $f::<S, E, 1, $n>($($arg),*, row),
-                2 => $f::<S, E, 2, $n>($($arg),*, row),
-                3 => $f::<S, E, 3, $n>($($arg),*, row),
-                4 => $f::<S, E, 4, $n>($($arg),*, row),
-                5 => $f::<S, E, 5, $n>($($arg),*, row),
-                _ => $f::<S, E, 6, $n>($($arg),*, row),
+                1 => $f::<$($t),*, 1>($($arg),*, row),
+                2 => $f::<$($t),*, 2>($($arg),*, row),
+                3 => $f::<$($t),*, 3>($($arg),*, row),
+                4 => $f::<$($t),*, 4>($($arg),*, row),
+                5 => $f::<$($t),*, 5>($($arg),*, row),
+                _ => $f::<$($t),*, 6>($($arg),*, row),
             }
             row += left;
         }
     }};
 }
 
-mod ahead;
 mod blocks;
 mod division;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod merge;
+mod products;
 mod scores;
 mod values;
 mod weights;
 
-/// Query rows of a task at most; their scores (12 KiB) stay in the first-level cache.
+/// Query rows of a task's group at most; their scores (12 KiB) stay in the first-level cache.
 const MAX_ROWS: usize = 48;
 
 /// Cache blocks of a chunk. Every row's sums are made chunk by chunk and merged in the order of its tokens, whether or
@@ -75,13 +76,14 @@ pub(super) struct KeyPart {
 /// How keys lie in a block.
 #[derive(Clone, Copy)]
 pub(super) enum Keys {
-    /// Sixteen tokens side by side, `[token / 16][channel][16]`; two parts are summed.
-    Panels([KeyPart; 2]),
+    /// All tokens of a block side by side, channel by channel or two channels together; two parts are summed.
+    Columns([KeyPart; 2]),
     /// Token by token in rows of so many numbers; the second part continues the first, in the row and in the query.
     Rows([KeyPart; 2], usize),
 }
 
-/// Where values lie in a block: token by token, with the scales of the token's part `part`.
+/// Where values lie in a block: token by token, or beside columns two tokens together, with the scales of the token's part
+/// `part`.
 #[derive(Clone, Copy)]
 pub(super) struct Values {
     pub block: usize,
@@ -90,7 +92,7 @@ pub(super) struct Values {
     pub part: usize,
 }
 
-/// Query heads that read the same keys and values.
+/// Query heads that read the same keys and values. Sets of one call differ in where things lie only.
 #[derive(Clone, Copy)]
 pub(super) struct HeadSet {
     pub keys: Keys,
@@ -109,44 +111,34 @@ pub(super) struct HeadSet {
 unsafe impl Sync for HeadSet {}
 
 impl HeadSet {
-    /// Where the keys of a block lie.
-    fn keys_in<E>(&self, block: Block<E>) -> [Range<*const E>; 2] {
+    /// Numbers of room that a row's rounded query takes: what one of each part is worth, then the parts two by two.
+    fn rounded_query(&self) -> usize {
         match self.keys {
-            Keys::Panels(parts) => parts.map(|part| block.stretch(part.block, BLOCK_TOKENS * part.dim)),
-            Keys::Rows([first, _], stride) => {
-                [block.stretch(first.block, BLOCK_TOKENS * stride), block.stretch(0, 0)]
-            }
-        }
-    }
-
-    /// Where the values of a block lie.
-    fn values_in<E>(&self, block: Block<E>) -> [Range<*const E>; 2] {
-        let Values { block: first, stride, .. } = self.values;
-        [block.stretch(first, BLOCK_TOKENS * stride), block.stretch(0, 0)]
-    }
-
-    /// Asks for the scales of a block.
-    #[inline(always)]
-    fn ask_for_scales<E: Stored>(&self, block: Block<E>) {
-        if E::SCALED {
-            let (Keys::Panels(keys) | Keys::Rows(keys, _)) = self.keys;
-            for part in [keys[0].part, keys[1].part, self.values.part] {
-                let first = block.scales(part).cast::<u8>();
-                (0..BLOCK_TOKENS * size_of::<f32>())
-                    .step_by(64)
-                    .for_each(|i| prefetch(first.wrapping_add(i)));
-            }
+            Keys::Columns([first, second]) => 2 + first.dim / 2 + second.dim / 2,
+            Keys::Rows(..) => 0,
         }
     }
 }
 
-/// Query rows of one set and segment.
+/// What a call does with its scores and weights.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    /// Scores are multiplied with this.
+    pub scale: f32,
+    /// Rows of a task that are worth a thread.
+    pub min_rows: usize,
+    /// Whether queries and weights are rounded to bf16 where the cache is and the processor multiplies bf16.
+    pub bf16_products: bool,
+}
+
+/// Query rows of some sets and a segment.
 #[derive(Clone, Copy)]
 struct Part<'a> {
-    set: &'a HeadSet,
+    sets: &'a [HeadSet],
     segment: &'a Segment<'a>,
     /// First row in the segment: token · heads + head.
     row: usize,
+    /// Rows of each set.
     rows: usize,
 }
 
@@ -154,7 +146,14 @@ struct Task<'a, E> {
     part: Part<'a>,
     cache: Blocks<E>,
     scale: f32,
+    run: RunChunk<E>,
 }
+
+/// Gathers one chunk of tokens in `partial`; the room is for what [`Part::room`] says.
+///
+/// # Safety
+/// As [`attend`], and a machine with what the function was compiled for.
+type RunChunk<E> = unsafe fn(task: &Task<'_, E>, chunk: usize, partial: Partial, room: *mut f32);
 
 /// Attends with every head set of every segment.
 ///
@@ -167,23 +166,47 @@ pub(super) unsafe fn attend(
     segments: &[Segment<'_>],
     partials: &mut Vec<f32>,
     sets: &[HeadSet],
-    min_rows: usize,
-    scale: f32,
+    terms: Terms,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
         match cache.numbers() {
             Numbers::F32(n) => {
-                attend_in(pool, Blocks::of(cache, n, &[]), segments, partials, sets, min_rows, scale);
+                let cache = Blocks::of(cache, n, &[]);
+                attend_in(pool, cache, segments, partials, sets, terms, run_chunk::<f32>);
             }
             Numbers::Bf16(n) => {
-                attend_in(pool, Blocks::of(cache, n, &[]), segments, partials, sets, min_rows, scale);
+                let cache = Blocks::of(cache, n, &[]);
+                let unit = if terms.bf16_products { unit_for(sets, bf16_unit) } else { None };
+                attend_in(pool, cache, segments, partials, sets, terms, unit.unwrap_or(run_chunk::<u16>));
             }
             Numbers::Int8(n, scales) => {
-                attend_in(pool, Blocks::of(cache, n, scales), segments, partials, sets, min_rows, scale);
+                let cache = Blocks::of(cache, n, scales);
+                let run = unit_for(sets, int8_unit).unwrap_or(run_chunk::<i8>);
+                attend_in(pool, cache, segments, partials, sets, terms, run);
             }
         }
     }
+}
+
+/// Units multiply columns of keys, and whole vectors of values.
+fn unit_for<E>(sets: &[HeadSet], unit: fn() -> Option<RunChunk<E>>) -> Option<RunChunk<E>> {
+    const VECTOR: usize = 16;
+    let fits = |set: &HeadSet| matches!(set.keys, Keys::Columns(_)) && set.values.dim.is_multiple_of(VECTOR);
+    if sets.iter().all(fits) { unit() } else { None }
+}
+
+#[cfg(target_arch = "x86_64")]
+use dots::{bf16 as bf16_unit, int8 as int8_unit};
+
+#[cfg(not(target_arch = "x86_64"))]
+fn bf16_unit() -> Option<RunChunk<u16>> {
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn int8_unit() -> Option<RunChunk<i8>> {
+    None
 }
 
 /// As [`attend`], for one format of cache.
@@ -193,33 +216,39 @@ unsafe fn attend_in<E: Stored>(
     segments: &[Segment<'_>],
     partials: &mut Vec<f32>,
     sets: &[HeadSet],
-    min_rows: usize,
-    scale: f32,
+    terms: Terms,
+    run: RunChunk<E>,
 ) {
-    let whole = parts(segments, sets, MAX_ROWS);
+    let together = parts(segments, sets, sets.len(), MAX_ROWS);
     let work = Work {
-        parts: whole.len(),
-        rows: whole.iter().map(|part| part.rows).sum(),
-        chunks: whole.iter().map(Part::chunks).max().unwrap_or(0),
+        parts: together.len(),
+        rows: together.iter().map(|part| part.rows * sets.len()).sum(),
+        chunks: together.iter().map(Part::chunks).max().unwrap_or(0),
     };
-    let task = |part| Task { part, cache, scale };
-    let parts = match work.division(pool.threads(), min_rows) {
+    let task = |part| Task { part, cache, scale: terms.scale, run };
+    let parts = match work.division(pool.threads(), terms.min_rows) {
         // SAFETY: the caller's contract.
-        Division::Tokens => return unsafe { attend_by_chunk(pool, &whole, partials, task) },
-        Division::Rows(MAX_ROWS) => whole,
-        Division::Rows(rows) => parts(segments, sets, rows),
+        Division::Tokens => return unsafe { attend_by_chunk(pool, &together, partials, task) },
+        Division::Together => together,
+        Division::Rows(rows) => parts(segments, sets, 1, rows),
     };
     // SAFETY: every part is one task; the rest is the caller's contract.
     pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i])) });
 }
 
-/// All rows, at most `size` in a part.
-fn parts<'a>(segments: &'a [Segment<'a>], sets: &'a [HeadSet], size: usize) -> Vec<Part<'a>> {
-    let pairs = segments.iter().flat_map(|segment| sets.iter().map(move |set| (segment, set)));
+/// All rows, at most `size` of each of up to `together` sets in a part.
+fn parts<'a>(
+    segments: &'a [Segment<'a>],
+    sets: &'a [HeadSet],
+    together: usize,
+    size: usize,
+) -> Vec<Part<'a>> {
+    let pairs =
+        segments.iter().flat_map(|segment| sets.chunks(together.max(1)).map(move |sets| (segment, sets)));
     pairs
-        .flat_map(|(segment, set)| {
-            let rows = segment.rows * set.heads;
-            (0..rows).step_by(size).map(move |row| Part { set, segment, row, rows: size.min(rows - row) })
+        .flat_map(|(segment, sets)| {
+            let rows = segment.rows * sets[0].heads;
+            (0..rows).step_by(size).map(move |row| Part { sets, segment, row, rows: size.min(rows - row) })
         })
         .collect()
 }
@@ -236,168 +265,273 @@ unsafe fn attend_by_chunk<'a, E: Stored>(
 ) {
     let (mut chunks, mut rows, mut total) = (Vec::new(), Vec::new(), 0);
     for part in parts {
-        rows.extend((0..part.rows).map(|row| (part, row, total)));
+        let all = (0..part.sets.len()).flat_map(|set| (0..part.rows).map(move |row| (set, row)));
+        rows.extend(all.map(|place| (part, place, total)));
         chunks.extend((0..part.chunks()).map(|chunk| (part, chunk, total + chunk * part.partial())));
         total += part.chunks() * part.partial();
     }
-    // What groups share of a block is then read once, and blocks in their order.
-    chunks.sort_by_key(|(_, chunk, _)| *chunk);
     let partials = super::sized(partials, total);
     let shared = SharedMut::new(partials);
     pool.run(chunks.len(), &|i| {
         let (part, chunk, start) = chunks[i];
         // SAFETY: every chunk of a part is one task and has numbers of its own; the rest is the caller's contract.
-        unsafe { run_chunk_task(&task(*part), chunk, shared.slice(start, part.partial())) }
+        unsafe {
+            let mut room = scratch(part.room());
+            let partial = Partial::of_mut(part, shared.slice(start, part.partial()));
+            let task = task(*part);
+            (task.run)(&task, chunk, partial, room.as_mut_ptr());
+            give_back(room);
+        }
     });
     let partials = &*partials;
     pool.run(rows.len(), &|i| {
-        let (part, row, start) = rows[i];
-        // SAFETY: every row is one task, and the partials are those of its part.
-        unsafe { merge_row(part, row, &partials[start..][..part.chunks() * part.partial()]) }
+        let (part, (set, row), start) = rows[i];
+        let (out, mut total) = (part.out(set, row), (f32::NEG_INFINITY, 0.0));
+        for partial in partials[start..].chunks_exact(part.partial()).take(part.chunks()) {
+            // SAFETY: every row is one task, and merging only reads partials; the rest is the caller's contract.
+            total = unsafe { Partial::of(part, partial).set(set).merge_into(total, out, row) };
+        }
+        // SAFETY: as above.
+        unsafe { divide(out, total.1, part.dim()) }
     });
-}
-
-dispatch! {
-    /// Gathers one chunk of tokens. Compiled once for all callers, because it holds every kernel.
-    ///
-    /// # Safety
-    /// As [`attend`]; the sink must have every row of the task.
-    unsafe fn run_chunk<E: Stored>(task: &Task<'_, E>, chunk: usize, sink: &Sink, state: &mut State)
-        = run_chunk_in; [4, 4] [2, 2] [2, 2]
-}
-
-/// Scores of a task's rows against one block, then their weights.
-type Scores = [[f32; BLOCK_TOKENS]; MAX_ROWS];
-
-/// Running softmax state of a task's rows.
-struct State {
-    max: [f32; MAX_ROWS],
-    sum: [f32; MAX_ROWS],
-    /// What the sums so far are multiplied with, now that the maximum grew.
-    rescale: [f32; MAX_ROWS],
-}
-
-impl State {
-    const EMPTY: Self =
-        Self { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], rescale: [0.0; MAX_ROWS] };
-}
-
-/// Where a task's rows gather their values.
-struct Sink {
-    to: *mut f32,
-    rows: RowMap,
-    first: usize,
-}
-
-impl Sink {
-    #[inline(always)]
-    unsafe fn row(&self, row: usize) -> *mut f32 {
-        // SAFETY: the row exists, the caller's contract.
-        unsafe { self.to.add(self.rows.offset(self.first + row)) }
-    }
-
-    /// Rows side by side.
-    fn aside(to: &mut [f32], dim: usize) -> Self {
-        Self { to: to.as_mut_ptr(), rows: RowMap::even(dim), first: 0 }
-    }
 }
 
 /// All chunks of a part, one after the other.
 unsafe fn run_task<E: Stored>(task: &Task<'_, E>) {
-    let Part { rows, .. } = task.part;
-    let dim = task.part.set.values.dim;
-    let (mut total, out) = (State::EMPTY, task.part.sink());
-    let mut partial = scratch(rows * dim);
-    // SAFETY: the caller's contract; the buffer has every row.
+    let Part { rows, sets, .. } = task.part;
+    let mut memory = scratch(task.part.partial() + task.part.room());
+    let mut totals = vec![(f32::NEG_INFINITY, 0.0); sets.len() * rows];
+    let (partial, room) = memory.split_at_mut(task.part.partial());
+    let partial = Partial::of_mut(&task.part, partial);
+    let all = || (0..sets.len()).flat_map(|set| (0..rows).map(move |row| (set, row)));
+    // SAFETY: the caller's contract; the buffers have every row.
     unsafe {
-        run_chunk(task, 0, &out, &mut total);
-        for chunk in 1..task.part.chunks() {
-            let mut state = State::EMPTY;
-            let aside = Sink::aside(&mut partial, dim);
-            run_chunk(task, chunk, &aside, &mut state);
-            for row in 0..rows {
-                let so_far = (total.max[row], total.sum[row]);
-                let more = (state.max[row], state.sum[row]);
-                (total.max[row], total.sum[row]) = merge(so_far, out.row(row), more, aside.row(row), dim);
+        for chunk in 0..task.part.chunks() {
+            (task.run)(task, chunk, partial, room.as_mut_ptr());
+            for ((set, row), total) in all().zip(&mut totals) {
+                *total = partial.set(set).merge_into(*total, task.part.out(set, row), row);
             }
         }
-        for row in 0..rows {
-            divide(out.row(row), total.sum[row], dim);
+        for ((set, row), total) in all().zip(&totals) {
+            divide(task.part.out(set, row), total.1, task.part.dim());
         }
     }
-    give_back(partial);
+    give_back(memory);
 }
 
-/// Leaves a chunk's sums in `partial`: rows of values, then all maxima, then all sums of weights.
-unsafe fn run_chunk_task<E: Stored>(task: &Task<'_, E>, chunk: usize, partial: &mut [f32]) {
-    let Part { rows, set, .. } = task.part;
-    let mut state = State::EMPTY;
-    // SAFETY: the caller's contract; the partial has every row.
-    unsafe { run_chunk(task, chunk, &Sink::aside(partial, set.values.dim), &mut state) }
-    let (maxima, sums) = partial[rows * set.values.dim..].split_at_mut(rows);
-    maxima.copy_from_slice(&state.max[..rows]);
-    sums.copy_from_slice(&state.sum[..rows]);
+dispatch! {
+    /// The [`RunChunk`] in f32, compiled once for all callers, because it holds every kernel.
+    ///
+    /// # Safety
+    /// As [`attend`].
+    unsafe fn run_chunk<E: Stored>(task: &Task<'_, E>, chunk: usize, partial: Partial, room: *mut f32)
+        = run_chunk_exactly; [4, 4] [2, 2] [2, 2]
 }
 
-/// Merges the chunks of one row into its output.
-unsafe fn merge_row(part: &Part<'_>, row: usize, partials: &[f32]) {
-    let (rows, dim) = (part.rows, part.set.values.dim);
-    let mut total = (f32::NEG_INFINITY, 0.0);
+/// Scores of a set's rows against one block, then their weights.
+type Scores = [[f32; BLOCK_TOKENS]; MAX_ROWS];
+
+/// What a chunk leaves of its sets, one after the other.
+#[derive(Clone, Copy)]
+struct Partial {
+    numbers: *mut f32,
+    rows: usize,
+    dim: usize,
+}
+
+impl Partial {
+    /// One that is only read.
+    fn of(part: &Part<'_>, numbers: &[f32]) -> Self {
+        assert!(numbers.len() >= part.partial(), "a partial has every row");
+        Self { numbers: numbers.as_ptr().cast_mut(), rows: part.rows, dim: part.dim() }
+    }
+
+    /// One that is gathered.
+    fn of_mut(part: &Part<'_>, numbers: &mut [f32]) -> Self {
+        Self { numbers: numbers.as_mut_ptr(), ..Self::of(part, numbers) }
+    }
+
+    #[inline(always)]
+    fn set(self, set: usize) -> Gathered {
+        let Self { numbers, rows, dim } = self;
+        Gathered { numbers: numbers.wrapping_add(set * rows * (dim + 2)), rows, dim }
+    }
+}
+
+/// What a chunk leaves of a set: rows of weighted values, then every row's maximum, then every row's sum of weights.
+#[derive(Clone, Copy)]
+struct Gathered {
+    numbers: *mut f32,
+    rows: usize,
+    dim: usize,
+}
+
+impl Gathered {
+    #[inline(always)]
+    fn values(&self, row: usize) -> *mut f32 {
+        self.numbers.wrapping_add(row * self.dim)
+    }
+
+    #[inline(always)]
+    fn max(&self, row: usize) -> *mut f32 {
+        self.numbers.wrapping_add(self.rows * self.dim + row)
+    }
+
+    #[inline(always)]
+    fn sum(&self, row: usize) -> *mut f32 {
+        self.max(self.rows + row)
+    }
+
+    /// Adds a row to what earlier chunks left of it in `out`.
+    unsafe fn merge_into(&self, so_far: (f32, f32), out: *mut f32, row: usize) -> (f32, f32) {
+        // SAFETY: a row that was gathered, and its output; the caller's contract.
+        unsafe { merge(so_far, out, (*self.max(row), *self.sum(row)), self.values(row), self.dim) }
+    }
+}
+
+/// Queries of a part's set.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    part: &'a Part<'a>,
+    set: &'a HeadSet,
+    /// Rounded rows, where there are any.
+    rounded: *mut f32,
+}
+
+impl Queries<'_> {
+    /// Those of the part's set `number`.
+    #[inline(always)]
+    fn of<'a>(part: &'a Part<'a>, number: usize, room: *mut f32) -> Queries<'a> {
+        let set = &part.sets[number];
+        Queries { part, set, rounded: room.wrapping_add(number * part.rows * set.rounded_query()) }
+    }
+
+    /// A row as it was given.
+    #[inline(always)]
+    unsafe fn exact(&self, row: usize) -> *const f32 {
+        // SAFETY: the row exists, the caller's contract.
+        unsafe { self.set.q.add(self.set.q_rows.offset(self.part.first(self.set) + row)) }
+    }
+
+    /// Where a row's inputs for part `number` of the keys are, and what one of them is worth.
+    #[inline(always)]
+    unsafe fn inputs<S: Simd, A: Products<S>>(
+        &self,
+        row: usize,
+        keys: &[KeyPart; 2],
+        number: usize,
+    ) -> (*const A::Inputs, f32) {
+        // SAFETY: the row exists, and was rounded where `A` rounds; the caller's contract.
+        unsafe {
+            if !A::ROUNDS {
+                return (self.exact(row).add(keys[number].query).cast(), 1.0);
+            }
+            let rounded = self.rounded.add(row * self.set.rounded_query());
+            (rounded.add(2 + number * (keys[0].dim / 2)).cast(), *rounded.add(number))
+        }
+    }
+
+    /// Rounds every row.
+    #[inline(always)]
+    unsafe fn round<S: Simd, A: Products<S>>(&self) {
+        let Keys::Columns(keys) = &self.set.keys else { return };
+        for row in 0..self.part.rows {
+            for (number, key) in keys.iter().enumerate().filter(|(_, key)| key.dim % A::PACK == 0) {
+                // SAFETY: the room has every row; the caller's contract.
+                unsafe {
+                    let rounded = self.rounded.add(row * self.set.rounded_query());
+                    let to = rounded.add(2 + number * (keys[0].dim / 2)).cast();
+                    *rounded.add(number) = A::round(self.exact(row).add(key.query), key.dim, to);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn run_chunk_exactly<S: Simd, E: Stored, const P: usize, const C: usize>(
+    task: &Task<'_, E>,
+    chunk: usize,
+    partial: Partial,
+    room: *mut f32,
+) {
     // SAFETY: the caller's contract.
-    unsafe {
-        let out = part.sink().row(row);
-        for partial in partials.chunks_exact(part.partial()) {
-            let more = (partial[rows * dim + row], partial[rows * dim + rows + row]);
-            total = merge(total, out, more, partial[row * dim..].as_ptr(), dim);
-        }
-        divide(out, total.1, dim);
-    }
+    unsafe { run_chunk_in::<S, E::Exact<S>, P, C>(task, chunk, partial, room) }
 }
 
 /// `P`: vectors of outputs beside each other; `C`: keys beside each other when keys are rows.
 #[inline(always)]
-unsafe fn run_chunk_in<S: Simd, E: Stored, const P: usize, const C: usize>(
-    task: &Task<'_, E>,
+unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
+    task: &Task<'_, A::Number>,
     chunk: usize,
-    sink: &Sink,
-    state: &mut State,
+    partial: Partial,
+    room: *mut f32,
 ) {
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
+    let mut weighing = [Weighing { rescale: 0.0, worth: 1.0 }; MAX_ROWS];
     let part = &task.part;
+    for set in 0..part.sets.len() {
+        // SAFETY: the partial and the room have every row.
+        unsafe {
+            for row in 0..part.rows {
+                *partial.set(set).max(row) = f32::NEG_INFINITY;
+                *partial.set(set).sum(row) = 0.0;
+            }
+            if A::ROUNDS {
+                Queries::of(part, set, room).round::<S, A>();
+            }
+        }
+    }
     let last = part.position(part.rows - 1);
-    let vectors = P * S::LANES;
     let end = ((chunk + 1) * CHUNK_BLOCKS).min(last / BLOCK_TOKENS + 1);
     for index in chunk * CHUNK_BLOCKS..end {
         let first = index * BLOCK_TOKENS;
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
-        // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
-        unsafe {
-            let block = task.cache.block(part.segment.blocks[index]);
-            match part.set.keys {
-                Keys::Panels(parts) => {
-                    let steps = tokens.div_ceil(vectors) * (parts[0].dim + parts[1].dim);
-                    let ahead = Ahead::of(part.set.values_in(block), steps);
-                    score_panels::<S, E, P>(part, &parts, block, tokens, &mut scores, ahead);
+        let block = task.cache.block(part.segment.blocks[index]);
+        for (number, set) in part.sets.iter().enumerate() {
+            let (gathered, queries) = (partial.set(number), Queries::of(part, number, room));
+            // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
+            unsafe {
+                match &set.keys {
+                    Keys::Columns(keys) => {
+                        score_columns::<S, A, P>(part, queries, keys, block, tokens, &mut scores);
+                    }
+                    Keys::Rows(keys, stride) => {
+                        score_rows::<S, A::Number, C>(
+                            part,
+                            queries,
+                            *keys,
+                            *stride,
+                            block,
+                            tokens,
+                            &mut scores,
+                        );
+                    }
                 }
-                Keys::Rows(parts, stride) => {
-                    score_rows::<S, E, C>(part, parts, stride, block, tokens, &mut scores);
+                for row in 0..part.rows {
+                    let visible = (part.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
+                    let so_far = (&mut *gathered.max(row), &mut *gathered.sum(row));
+                    weighing[row].rescale = weigh::<S>(&mut scores[row], visible, task.scale, so_far);
+                    if A::Number::SCALED {
+                        scale_weights::<S>(&mut scores[row], block.scales(set.values.part));
+                    }
+                    if A::ROUNDS {
+                        let weights = scores[row].as_mut_ptr();
+                        weighing[row].worth = A::round(weights, BLOCK_TOKENS, weights.cast());
+                    }
+                }
+                let values = &set.values;
+                match set.keys {
+                    Keys::Columns(_) => {
+                        add_values::<S, A, P>(part, gathered, values, block, tokens, &scores, &weighing);
+                    }
+                    Keys::Rows(..) => {
+                        add_values::<S, Single<A::Number>, P>(
+                            part, gathered, values, block, tokens, &scores, &weighing,
+                        );
+                    }
                 }
             }
-            for row in 0..part.rows {
-                let visible = (part.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
-                weigh::<S>(&mut scores[row], visible, task.scale, row, state);
-                if E::SCALED {
-                    scale_weights::<S>(&mut scores[row], block.scales(part.set.values.part));
-                }
-            }
-            let next = part.segment.blocks.get(index + 1).filter(|_| first + BLOCK_TOKENS <= last);
-            let ahead = next.map_or(Ahead::NOTHING, |next| {
-                let next = task.cache.block(*next);
-                part.set.ask_for_scales(next);
-                let steps = (part.set.values.dim / vectors).max(1) * tokens;
-                Ahead::of(part.set.keys_in(next), steps)
-            });
-            add_values::<S, E, P>(part, sink, block.numbers, tokens, &scores, &state.rescale, ahead);
         }
     }
 }
@@ -406,7 +540,7 @@ impl Part<'_> {
     /// Position of a row's token.
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
-        self.segment.start + (self.row + row) / self.set.heads
+        self.segment.start + (self.row + row) / self.sets[0].heads
     }
 
     /// Chunks up to the last row's token.
@@ -415,26 +549,32 @@ impl Part<'_> {
         self.position(self.rows - 1) / (CHUNK_BLOCKS * BLOCK_TOKENS) + 1
     }
 
+    /// Channels of a value.
+    fn dim(&self) -> usize {
+        self.sets[0].values.dim
+    }
+
     /// Numbers a chunk leaves.
     #[inline(always)]
     fn partial(&self) -> usize {
-        self.rows * (self.set.values.dim + 2)
+        self.sets.len() * self.rows * (self.dim() + 2)
     }
 
-    /// Number of the first row in the step: (token, head) as the row maps count.
-    #[inline(always)]
-    fn first(&self) -> usize {
-        self.segment.first_row * self.set.heads + self.row
+    /// Numbers of room that rounded queries take.
+    fn room(&self) -> usize {
+        self.sets.len() * self.rows * self.sets[0].rounded_query()
     }
 
+    /// Number of a set's first row in the step: (token, head) as the row maps count.
     #[inline(always)]
-    unsafe fn query(&self, row: usize) -> *const f32 {
-        // SAFETY: the row exists, the caller's contract.
-        unsafe { self.set.q.add(self.set.q_rows.offset(self.first() + row)) }
+    fn first(&self, set: &HeadSet) -> usize {
+        self.segment.first_row * set.heads + self.row
     }
 
+    /// Where a row's result goes.
     #[inline(always)]
-    fn sink(&self) -> Sink {
-        Sink { to: self.set.out, rows: self.set.out_rows, first: self.first() }
+    fn out(&self, set: usize, row: usize) -> *mut f32 {
+        let set = &self.sets[set];
+        set.out.wrapping_add(set.out_rows.offset(self.first(set) + row))
     }
 }

@@ -1,7 +1,11 @@
 //! How keys and values of groups lie in a cache block.
 //!
-//! `[G keys | shared rope key | G values]`: keys as panels of sixteen tokens, because a query meets many tokens at
-//! once; values token by token, because an output gathers many channels at once. The rope key exists once.
+//! `[shared rope key | G times key, value]`, in the order they are read, so that a block is one stretch of memory: in
+//! stretches that each group skipped through, decoding was measured to read narrow formats at half the rate and less. Keys
+//! lie channel by channel, `[d][64 tokens]`, because a query meets many tokens at once; values token by token,
+//! `[64 tokens][d_v]`, because an output gathers many channels at once. In narrow formats two channels, and two tokens, are
+//! side by side, as processors multiply them: `[d / 2][64 tokens][2]` and `[32 pairs of tokens][d_v][2]`; a key of an odd
+//! number of channels lies as in f32. The rope key exists once.
 
 use gqla_model::CachedToken;
 
@@ -9,7 +13,7 @@ use super::{
     cache::{BLOCK_TOKENS, LayerCache, Place, Run},
     flash::{HeadSet, KeyPart, Keys, Values},
 };
-use crate::gemm::{PANEL, RowMap};
+use crate::gemm::RowMap;
 
 /// Widths of one token's parts in a block.
 #[derive(Clone, Copy, Debug)]
@@ -35,41 +39,33 @@ impl GroupedLayout {
     }
 
     fn key_offset(&self, group: usize) -> usize {
-        BLOCK_TOKENS * group * self.key
-    }
-
-    fn rope_offset(&self) -> usize {
-        self.key_offset(self.groups)
+        BLOCK_TOKENS * (self.rope + group * (self.key + self.value))
     }
 
     fn value_offset(&self, group: usize) -> usize {
-        self.rope_offset() + BLOCK_TOKENS * (self.rope + group * self.value)
+        self.key_offset(group) + BLOCK_TOKENS * self.key
     }
 
     /// Stores one token's key and value of a group.
     pub fn store(&self, cache: &mut LayerCache, at: Place, group: usize, key: &[f32], value: &[f32]) {
-        store_panel(cache, at, 2 * group, self.key_offset(group), key);
-        let value_offset = self.value_offset(group) + at.token * self.value;
-        cache.write(at, Run::aside(2 * group + 1, value_offset), value);
+        store_key(cache, at, 2 * group, self.key_offset(group), key);
+        let (part, pack) = (2 * group + 1, cache.pack());
+        let offset = self.value_offset(group) + at.token / pack * pack * self.value + at.token % pack;
+        cache.write(at, Run { part, offset, aside: 1, step: pack }, value);
     }
 
     /// Stores one token's shared rope key.
     pub fn store_rope(&self, cache: &mut LayerCache, at: Place, rope: &[f32]) {
-        store_panel(cache, at, self.rope_part(), self.rope_offset(), rope);
+        store_key(cache, at, self.rope_part(), 0, rope);
     }
 
     /// The heads of one group; `heads` are consecutive in queries of `query` channels and outputs of `value`.
     pub fn head_set(&self, group: usize, heads: usize, q: QueryRows, out: *mut f32) -> HeadSet {
         let output_width = self.groups * heads * self.value;
         HeadSet {
-            keys: Keys::Panels([
+            keys: Keys::Columns([
                 KeyPart { query: 0, dim: self.key, block: self.key_offset(group), part: 2 * group },
-                KeyPart {
-                    query: self.key,
-                    dim: self.rope,
-                    block: self.rope_offset(),
-                    part: self.rope_part(),
-                },
+                KeyPart { query: self.key, dim: self.rope, block: 0, part: self.rope_part() },
             ]),
             values: Values {
                 block: self.value_offset(group),
@@ -96,7 +92,8 @@ pub(super) struct QueryRows<'a> {
     pub channels: usize,
 }
 
-fn store_panel(cache: &mut LayerCache, at: Place, part: usize, panels: usize, channels: &[f32]) {
-    let offset = panels + at.token / PANEL * PANEL * channels.len() + at.token % PANEL;
-    cache.write(at, Run { part, offset, step: PANEL }, channels);
+fn store_key(cache: &mut LayerCache, at: Place, part: usize, first: usize, channels: &[f32]) {
+    let pack = if channels.len().is_multiple_of(cache.pack()) { cache.pack() } else { 1 };
+    let offset = first + at.token * pack;
+    cache.write(at, Run { part, offset, aside: pack, step: BLOCK_TOKENS * pack }, channels);
 }

@@ -28,6 +28,7 @@ pub use per_group::PerGroup;
 pub use plain::Plain;
 
 use crate::{Matrix, MatrixError, Pool, WeightRows};
+use flash::Terms;
 
 /// Attention of one layer along one path.
 pub trait Attention: Send + Sync {
@@ -109,6 +110,7 @@ struct LatentDims {
     value: usize,
     rank: usize,
     scale: f32,
+    bf16_products: bool,
 }
 
 impl LatentDims {
@@ -123,6 +125,7 @@ impl LatentDims {
             value: shape.v_head_dim as usize,
             rank: shape.kv_lora_rank as usize,
             scale: (1.0 / ((nope + rope) as f64).sqrt()) as f32,
+            bf16_products: false,
         }
     }
 
@@ -138,6 +141,11 @@ impl LatentDims {
 
     fn projected_width(&self) -> usize {
         self.latent_offset() + self.rank + self.rope
+    }
+
+    /// What attention does with scores and weights where so many rows are worth a thread.
+    fn terms(&self, min_rows: usize) -> Terms {
+        Terms { scale: self.scale, min_rows, bf16_products: self.bf16_products }
     }
 }
 

@@ -40,6 +40,13 @@ impl PerGroup {
         self
     }
 
+    /// The same attention with queries and softmax weights rounded to bf16 where the cache is bf16 and the processor multiplies
+    /// bf16 ([`bf16_unit`](crate::bf16_unit)).
+    pub fn with_bf16_products(mut self, wanted: bool) -> Self {
+        self.dims.bf16_products = wanted;
+        self
+    }
+
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32], kv: &[f32]) {
         let d = &self.dims;
         let rope_offset = d.latent_offset() + d.rank;
@@ -158,6 +165,6 @@ impl Attention for PerGroup {
         let sets: Vec<_> =
             (0..d.groups).map(|group| self.layout.head_set(group, d.per_group, q, out)).collect();
         // SAFETY: lengths were checked above; groups write different columns, segments different rows.
-        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, d.per_group, d.scale) }
+        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, d.terms(d.per_group)) }
     }
 }

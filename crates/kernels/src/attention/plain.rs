@@ -4,7 +4,7 @@ use gqla_model::CachedToken;
 
 use super::{
     Attention, LayerCache, Scratch, Segment,
-    flash::attend,
+    flash::{Terms, attend},
     grouped::{GroupedLayout, QueryRows},
 };
 use crate::Pool;
@@ -14,13 +14,22 @@ pub struct Plain {
     heads: usize,
     head_dim: usize,
     layout: GroupedLayout,
+    bf16_products: bool,
 }
 
 impl Plain {
     /// `groups` must divide `heads`.
     pub fn new(heads: usize, groups: usize, head_dim: usize) -> Self {
         assert!(groups > 0 && heads.is_multiple_of(groups), "{groups} groups divide {heads} heads");
-        Self { heads, head_dim, layout: GroupedLayout { groups, key: head_dim, rope: 0, value: head_dim } }
+        let layout = GroupedLayout { groups, key: head_dim, rope: 0, value: head_dim };
+        Self { heads, head_dim, layout, bf16_products: false }
+    }
+
+    /// The same attention with queries and softmax weights rounded to bf16 where the cache is bf16 and the processor multiplies
+    /// bf16 ([`bf16_unit`](crate::bf16_unit)).
+    pub fn with_bf16_products(mut self, wanted: bool) -> Self {
+        self.bf16_products = wanted;
+        self
     }
 
     fn store(&self, cache: &mut LayerCache, segments: &[Segment<'_>], projected: &[f32]) {
@@ -84,7 +93,8 @@ impl Attention for Plain {
         let heads = self.heads / groups;
         let sets: Vec<_> = (0..groups).map(|group| self.layout.head_set(group, heads, q, out)).collect();
         let scale = (1.0 / (self.head_dim as f64).sqrt()) as f32;
+        let terms = Terms { scale, min_rows: heads, bf16_products: self.bf16_products };
         // SAFETY: lengths were checked above; groups write different columns, segments different rows.
-        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, heads, scale) }
+        unsafe { attend(pool, cache, segments, &mut scratch.partials, &sets, terms) }
     }
 }

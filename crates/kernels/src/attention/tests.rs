@@ -14,6 +14,7 @@ use crate::gemm::Element;
 use crate::reference::{self, AttentionInputs, AttentionOutputs, counter_noise};
 
 mod int8;
+mod units;
 
 #[derive(Deserialize)]
 struct Checksum {
@@ -284,8 +285,13 @@ fn a_bf16_cache_holds_the_nearest_numbers() {
         let [exact, rounded] = both(absorb.as_ref());
         assert_eq!(exact, rounded, "{}", case.name);
         let [(exact, kept), (rounded, kept_rounded)] = both(gqa.as_ref());
-        let nearest = kept.iter().map(|x| half::bf16::from_f32(*x).to_f32());
-        assert_eq!(nearest.collect::<Vec<_>>(), kept_rounded, "{}", case.name);
+        // Narrow numbers lie elsewhere in a block.
+        let sorted = |mut numbers: Vec<f32>| {
+            numbers.sort_by(f32::total_cmp);
+            numbers
+        };
+        let nearest = kept.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+        assert!(sorted(nearest) == sorted(kept_rounded), "{}", case.name);
         assert!(rounded.iter().all(|x| x.is_finite()) && exact != rounded, "{}", case.name);
     }
 }
@@ -311,7 +317,7 @@ fn plain_attention_reads_a_bf16_cache_as_it_was_stored() {
 
 #[test]
 fn a_copied_block_holds_the_same_numbers() {
-    let run = Run { part: 1, offset: 7, step: 2 };
+    let run = Run { part: 1, offset: 7, aside: 1, step: 2 };
     for format in CacheFormat::ALL {
         let mut cache = LayerCache::new(3, CachedToken { elements: 5, parts: 2 }, format);
         cache.write(Place { block: 1, token: 3 }, run, &[1.0, -2.0, 127.0]);

@@ -13,7 +13,7 @@ use crate::cpu::{
     model::Layer,
     projection::{FactoredQuery, Projection},
     shard::Shard,
-    weights::Precision,
+    weights::{Precision, Products},
 };
 
 /// One layer of a checkpoint.
@@ -91,7 +91,8 @@ impl<'a> Source<'a> {
         ];
         let stacked = self.matrix(&parts, self.hidden())?;
         let projection = Projection { stacked, query: None, latent_norm: None };
-        Ok((projection, Box::new(Plain::new(heads, groups, head_dim))))
+        let plain = Plain::new(heads, groups, head_dim);
+        Ok((projection, Box::new(plain.with_bf16_products(self.precision.products == Products::Bf16))))
     }
 
     fn latent_projection(
@@ -147,7 +148,9 @@ impl<'a> Source<'a> {
     pub fn per_group(self, shape: &AttentionShape) -> Result<PerGroup, LoadError> {
         let (shape, up) = self.up_projection(shape)?;
         let per_group = PerGroup::new(&shape, UpProjection(Numbers::of(&up).rows()));
-        Ok(per_group.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
+        let per_group =
+            per_group.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor());
+        Ok(per_group.with_bf16_products(self.precision.products == Products::Bf16))
     }
 
     fn score_factor(self) -> f32 {

@@ -1,7 +1,5 @@
 //! Where a cache's blocks are, for kernels.
 
-use std::ops::Range;
-
 use crate::attention::cache::{BLOCK_TOKENS, LayerCache};
 
 /// The first number and the first scale of a block. Formats without scales have none.
@@ -12,12 +10,6 @@ pub(super) struct Block<E> {
 }
 
 impl<E> Block<E> {
-    /// `len` numbers from `first` on.
-    pub fn stretch(&self, first: usize, len: usize) -> Range<*const E> {
-        let start = self.numbers.wrapping_add(first);
-        start..start.wrapping_add(len)
-    }
-
     /// Scales of a part of the block's tokens.
     #[inline(always)]
     pub fn scales(&self, part: usize) -> *const f32 {

@@ -2,66 +2,59 @@
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{Ahead, Block, KeyPart, Part, Scores, Stored};
-use crate::{
-    gemm::{PANEL, TILE_ROWS, tile},
-    simd::Simd,
+use super::{
+    Block, KeyPart, Part, Queries, Scores,
+    products::{Products, Single, Stored, gather},
 };
+use crate::{attention::cache::BLOCK_TOKENS, gemm::TILE_ROWS, simd::Simd};
 
 #[inline(always)]
-pub(super) unsafe fn score_panels<S: Simd, E: Stored, const P: usize>(
+pub(super) unsafe fn score_columns<S: Simd, A: Products<S>, const P: usize>(
     part: &Part<'_>,
-    parts: &[KeyPart; 2],
-    block: Block<E>,
+    queries: Queries<'_>,
+    keys: &[KeyPart; 2],
+    block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
-    mut ahead: Ahead,
 ) {
-    let ahead = &mut ahead;
     // SAFETY: the caller's contract.
     unsafe {
-        for_tiles!(part.rows, TILE_ROWS, P, score_panel_tile(part, parts, block, tokens, scores, ahead))
+        for_tiles!(part.rows, TILE_ROWS, (S, A, P), score_column_tile(queries, keys, block, tokens, scores))
     }
 }
 
 #[inline(always)]
-unsafe fn score_panel_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
-    part: &Part<'_>,
-    parts: &[KeyPart; 2],
-    block: Block<E>,
+unsafe fn score_column_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
+    queries: Queries<'_>,
+    keys: &[KeyPart; 2],
+    block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
-    ahead: &mut Ahead,
     row: usize,
 ) {
-    // The first tile asks for everything.
-    let mut asking = std::mem::replace(ahead, Ahead::NOTHING);
     // Whole groups of vectors: tokens beyond the last are stale but allocated, and `weigh` drops them.
     for group in (0..tokens).step_by(P * S::LANES) {
-        // SAFETY: BLOCK_TOKENS is a multiple of P · LANES, so the panels exist.
+        // SAFETY: BLOCK_TOKENS is a multiple of P · LANES, so the columns exist.
         unsafe {
             let mut acc = [[S::splat(0.0); P]; R];
-            for key in parts {
-                let mut x = [part.set.q; R];
-                for r in 0..R {
-                    x[r] = part.query(row + r).add(key.query);
+            for number in 0..2 {
+                if keys[number].dim == 0 {
+                    continue;
                 }
-                let mut b = [block.numbers; P];
-                for p in 0..P {
-                    let token = group + p * S::LANES;
-                    b[p] = block.numbers.add(key.block + token / PANEL * PANEL * key.dim + token % PANEL);
-                }
-                if !E::SCALED {
-                    tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, key.dim, || {});
-                } else if key.dim > 0 {
-                    let mut sums = [[S::splat(0.0); P]; R];
-                    tile::<S, E, R, P>(&mut sums, &x, &b, PANEL, key.dim, || asking.step::<E>());
-                    for p in 0..P {
-                        let scales = S::load(block.scales(key.part).add(group + p * S::LANES));
-                        for r in 0..R {
-                            acc[r][p] = S::mul_add(sums[r][p], scales, acc[r][p]);
-                        }
+                let key = &keys[number];
+                if key.dim % A::PACK == 0 {
+                    let mut x = [std::ptr::null(); R];
+                    let mut worth = [1.0; R];
+                    for r in 0..R {
+                        (x[r], worth[r]) = queries.inputs::<S, A>(row + r, keys, number);
                     }
+                    add_part::<S, A, R, P>(&mut acc, &x, &worth, key, block, group);
+                } else {
+                    let mut x = [std::ptr::null(); R];
+                    for r in 0..R {
+                        x[r] = queries.exact(row + r).add(key.query);
+                    }
+                    add_part::<S, Single<A::Number>, R, P>(&mut acc, &x, &[1.0; R], key, block, group);
                 }
             }
             for r in 0..R {
@@ -73,9 +66,49 @@ unsafe fn score_panel_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     }
 }
 
+/// Adds what one part of the keys gives to scores of the tokens from `group` on.
+#[inline(always)]
+unsafe fn add_part<S: Simd, A: Products<S>, const R: usize, const P: usize>(
+    acc: &mut [[S::V; P]; R],
+    x: &[*const A::Inputs; R],
+    worth: &[f32; R],
+    key: &KeyPart,
+    block: Block<A::Number>,
+    group: usize,
+) {
+    // SAFETY: the part's columns are in the block, and `x` has an input for each; the caller's contract.
+    unsafe {
+        let (steps, step) = (key.dim / A::PACK, BLOCK_TOKENS * A::PACK);
+        let first = block.numbers.add(key.block + group * A::PACK);
+        let scaled = <A::Number as Stored>::SCALED;
+        let mut sums = [[A::start(S::splat(0.0)); P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                sums[r][p] = A::start(if scaled { S::splat(0.0) } else { acc[r][p] });
+            }
+        }
+        gather::<S, A, R, P>(&mut sums, x, first, step, steps);
+        for p in 0..P {
+            let scales = if scaled {
+                S::load(block.scales(key.part).add(group + p * S::LANES))
+            } else {
+                S::splat(0.0)
+            };
+            for r in 0..R {
+                acc[r][p] = if scaled {
+                    S::mul_add(A::end(sums[r][p], worth[r], S::splat(0.0)), scales, acc[r][p])
+                } else {
+                    A::end(sums[r][p], worth[r], acc[r][p])
+                };
+            }
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) unsafe fn score_rows<S: Simd, E: Stored, const C: usize>(
     part: &Part<'_>,
+    queries: Queries<'_>,
     keys: [KeyPart; 2],
     stride: usize,
     block: Block<E>,
@@ -87,12 +120,19 @@ pub(super) unsafe fn score_rows<S: Simd, E: Stored, const C: usize>(
     let both = [KeyPart { dim: first.dim + second.dim, ..first }];
     let keys = if E::SCALED { &keys[..] } else { &both };
     // SAFETY: the caller's contract.
-    unsafe { for_tiles!(part.rows, TILE_ROWS, C, score_row_tile(part, keys, stride, block, tokens, scores)) }
+    unsafe {
+        for_tiles!(
+            part.rows,
+            TILE_ROWS,
+            (S, E, C),
+            score_row_tile(queries, keys, stride, block, tokens, scores)
+        )
+    }
 }
 
 #[inline(always)]
-unsafe fn score_row_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
-    part: &Part<'_>,
+unsafe fn score_row_tile<S: Simd, E: Stored, const C: usize, const R: usize>(
+    queries: Queries<'_>,
     keys: &[KeyPart],
     stride: usize,
     block: Block<E>,
@@ -102,9 +142,9 @@ unsafe fn score_row_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
 ) {
     // SAFETY: tokens below `tokens` are in the block.
     unsafe {
-        let mut q = [part.set.q; R];
+        let mut q = [std::ptr::null(); R];
         for r in 0..R {
-            q[r] = part.query(row + r);
+            q[r] = queries.exact(row + r);
         }
         let mut token = 0;
         while token + C <= tokens {

@@ -1,85 +1,82 @@
-//! Weighted sums of one block's values, added to a task's outputs.
+//! Weighted sums of one block's values, added to what a chunk has gathered.
 
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
-use super::{Ahead, MAX_ROWS, Part, Scores, Sink, Stored, Values};
+use super::{
+    Block, Gathered, Part, Scores, Values,
+    products::{Products, gather},
+};
 use crate::{
-    gemm::{TILE_ROWS, tile},
+    gemm::{Element, TILE_ROWS},
     simd::Simd,
 };
 
-/// `out = out · rescale + weights · V`; a rescale of 0 starts afresh.
+/// What turns a row's weights into an addition to its sums.
+#[derive(Clone, Copy)]
+pub(super) struct Weighing {
+    /// What the sums so far are multiplied with; 0 starts afresh.
+    pub rescale: f32,
+    /// What one of a weight is worth.
+    pub worth: f32,
+}
+
+/// `sums = sums · rescale + weights · V`. Weights are as `A` takes them.
 #[inline(always)]
-pub(super) unsafe fn add_values<S: Simd, E: Stored, const P: usize>(
+pub(super) unsafe fn add_values<S: Simd, A: Products<S>, const P: usize>(
     part: &Part<'_>,
-    sink: &Sink,
-    block: *const E,
+    gathered: Gathered,
+    values: &Values,
+    block: Block<A::Number>,
     tokens: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-    mut ahead: Ahead,
+    weights: &Scores,
+    weighing: &[Weighing],
 ) {
-    let ahead = &mut ahead;
     // SAFETY: the caller's contract.
     unsafe {
-        for_tiles!(part.rows, TILE_ROWS, P, value_tile(part, sink, block, tokens, scores, rescale, ahead))
+        for_tiles!(
+            part.rows,
+            TILE_ROWS,
+            (S, A, P),
+            value_tile(gathered, values, block.numbers, tokens, weights, weighing)
+        )
     }
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
-    part: &Part<'_>,
-    sink: &Sink,
-    block: *const E,
+unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
+    gathered: Gathered,
+    values: &Values,
+    block: *const A::Number,
     tokens: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-    ahead: &mut Ahead,
+    weights: &Scores,
+    weighing: &[Weighing],
     row: usize,
 ) {
-    // The first tile asks for everything.
-    let mut asking = std::mem::replace(ahead, Ahead::NOTHING);
-    let Values { block: offset, stride, dim, .. } = part.set.values;
+    let Values { block: offset, stride, dim, .. } = *values;
     let whole = dim / S::LANES * S::LANES;
-    let mut channel = 0;
     // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
     unsafe {
         let values = block.add(offset);
+        let columns = Columns::<A::Number> { gathered, stride, tokens, weights, weighing, values };
+        let mut channel = 0;
         while channel + P * S::LANES <= whole {
-            value_columns::<S, E, R, P>(
-                sink,
-                values.add(channel),
-                stride,
-                tokens,
-                channel,
-                scores,
-                rescale,
-                &mut asking,
-                row,
-            );
+            columns.add::<S, A, R, P>(channel, row);
             channel += P * S::LANES;
         }
         while channel < whole {
-            value_columns::<S, E, R, 1>(
-                sink,
-                values.add(channel),
-                stride,
-                tokens,
-                channel,
-                scores,
-                rescale,
-                &mut asking,
-                row,
-            );
+            columns.add::<S, A, R, 1>(channel, row);
             channel += S::LANES;
         }
         for channel in whole..dim {
             for r in 0..R {
-                let out = sink.row(row + r).add(channel);
-                let mut sum = start(*out, rescale[row + r]);
+                let out = gathered.values(row + r).add(channel);
+                let rescale = weighing[row + r].rescale;
+                // What was never written is not read.
+                let mut sum = if rescale == 0.0 { 0.0 } else { *out * rescale };
                 for token in 0..tokens {
-                    sum += scores[row + r][token] * (*values.add(token * stride + channel)).to_f32();
+                    let value =
+                        values.add(token / A::PACK * A::PACK * stride + channel * A::PACK + token % A::PACK);
+                    sum += weights[row + r][token] * (*value).to_f32();
                 }
                 *out = sum;
             }
@@ -87,49 +84,63 @@ unsafe fn value_tile<S: Simd, E: Stored, const R: usize, const P: usize>(
     }
 }
 
-/// What a sum goes on from. The output buffer is not read before something was written to it.
-#[inline(always)]
-fn start(out: f32, rescale: f32) -> f32 {
-    if rescale == 0.0 { 0.0 } else { out * rescale }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn value_columns<S: Simd, E: Stored, const R: usize, const P: usize>(
-    sink: &Sink,
+/// Values of a block and what is made of them.
+struct Columns<'a, E> {
+    gathered: Gathered,
     values: *const E,
+    /// Numbers from one token to the next.
     stride: usize,
     tokens: usize,
-    channel: usize,
-    scores: &Scores,
-    rescale: &[f32; MAX_ROWS],
-    ahead: &mut Ahead,
-    row: usize,
-) {
-    let mut asking = *ahead;
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut x = [scores.as_ptr().cast::<f32>(); R];
-        let mut acc = [[S::splat(0.0); P]; R];
-        for r in 0..R {
-            x[r] = scores[row + r].as_ptr();
-            let out = sink.row(row + r).add(channel);
-            if rescale[row + r] != 0.0 {
-                for p in 0..P {
-                    acc[r][p] = S::mul(S::load(out.add(p * S::LANES)), S::splat(rescale[row + r]));
+    weights: &'a Scores,
+    weighing: &'a [Weighing],
+}
+
+impl<E> Columns<'_, E> {
+    /// `P` vectors of channels of `R` rows.
+    #[inline(always)]
+    unsafe fn add<S: Simd, A: Products<S, Number = E>, const R: usize, const P: usize>(
+        &self,
+        channel: usize,
+        row: usize,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut x = [self.weights.as_ptr().cast::<A::Inputs>(); R];
+            let mut so_far = [[S::splat(0.0); P]; R];
+            for r in 0..R {
+                x[r] = self.weights[row + r].as_ptr().cast();
+                let rescale = self.weighing[row + r].rescale;
+                if rescale != 0.0 {
+                    let out = self.gathered.values(row + r).add(channel);
+                    for p in 0..P {
+                        so_far[r][p] = S::mul(S::load(out.add(p * S::LANES)), S::splat(rescale));
+                    }
                 }
             }
-        }
-        let mut b = [values; P];
-        for p in 0..P {
-            b[p] = values.add(p * S::LANES);
-        }
-        tile::<S, E, R, P>(&mut acc, &x, &b, stride, tokens, || asking.step::<E>());
-        *ahead = asking;
-        for r in 0..R {
-            let out = sink.row(row + r).add(channel);
-            for p in 0..P {
-                S::store(out.add(p * S::LANES), acc[r][p]);
+            let mut sums = [[A::start(S::splat(0.0)); P]; R];
+            for r in 0..R {
+                for p in 0..P {
+                    sums[r][p] = A::start(so_far[r][p]);
+                }
+            }
+            let (steps, step) = (self.tokens / A::PACK, self.stride * A::PACK);
+            let first = self.values.add(channel * A::PACK);
+            gather::<S, A, R, P>(&mut sums, &x, first, step, steps);
+            if !self.tokens.is_multiple_of(A::PACK) {
+                // Beside the last token lies what somebody else left, which may not even be finite.
+                for p in 0..P {
+                    let lots = A::load_first(first.add(steps * step + p * S::LANES * A::PACK));
+                    for r in 0..R {
+                        sums[r][p] = A::add(sums[r][p], x[r].add(steps).read_unaligned(), lots);
+                    }
+                }
+            }
+            for r in 0..R {
+                let out = self.gathered.values(row + r).add(channel);
+                for p in 0..P {
+                    let sum = A::end(sums[r][p], self.weighing[row + r].worth, so_far[r][p]);
+                    S::store(out.add(p * S::LANES), sum);
+                }
             }
         }
     }

@@ -1,21 +1,20 @@
 //! From scores to the weights of values.
 
-use super::{BLOCK_TOKENS, State};
+use super::BLOCK_TOKENS;
 use crate::{math::exp, simd::Simd};
 
-/// Turns one row's scores of a block into weights relative to the running maximum; invisible tokens weigh 0.
+/// Turns one row's scores of a block into weights relative to the running maximum; invisible tokens weigh 0. Answers what
+/// the sums so far are multiplied with, now that the maximum grew.
 #[inline(always)]
 pub(super) unsafe fn weigh<S: Simd>(
     scores: &mut [f32; BLOCK_TOKENS],
     visible: usize,
     scale: f32,
-    row: usize,
-    state: &mut State,
-) {
+    (largest, total): (&mut f32, &mut f32),
+) -> f32 {
     if visible == 0 {
         scores.fill(0.0);
-        state.rescale[row] = 1.0;
-        return;
+        return 1.0;
     }
     scores[visible..].fill(f32::NEG_INFINITY);
     // SAFETY: the array is a whole number of vectors long.
@@ -26,7 +25,7 @@ pub(super) unsafe fn weigh<S: Simd>(
             S::store(scores.as_mut_ptr().add(i), scaled);
             max = S::max(max, scaled);
         }
-        let max = S::max_lane(max).max(state.max[row]);
+        let max = S::max_lane(max).max(*largest);
         for score in scores.iter_mut() {
             *score = exp(*score - max);
         }
@@ -36,10 +35,10 @@ pub(super) unsafe fn weigh<S: Simd>(
             sum = S::mul_add(S::load(scores.as_ptr().add(i)), S::splat(1.0), sum);
         }
         // The first block has nothing to rescale.
-        let rescale = if state.max[row] == f32::NEG_INFINITY { 0.0 } else { exp(state.max[row] - max) };
-        state.sum[row] = state.sum[row] * rescale + S::sum(sum);
-        state.max[row] = max;
-        state.rescale[row] = rescale;
+        let rescale = if *largest == f32::NEG_INFINITY { 0.0 } else { exp(*largest - max) };
+        *total = *total * rescale + S::sum(sum);
+        *largest = max;
+        rescale
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 const BOUND: f64 = 1.2e-2;
 
 /// Nearly normal: twelve uniform numbers.
-fn normal(seed: u64, n: usize, deviation: f64) -> Vec<f64> {
+pub(super) fn normal(seed: u64, n: usize, deviation: f64) -> Vec<f64> {
     let uniform: Vec<f64> = counter_noise(seed, 12 * n, 1.0).collect();
     uniform.chunks_exact(12).map(|twelve| twelve.iter().sum::<f64>() / 2.0 * deviation).collect()
 }
@@ -42,7 +42,7 @@ fn shape(heads: u32, groups: u32, [rank, nope, rope, value]: [u32; 4]) -> Attent
     }
 }
 
-fn relative_rms(ours: &[f32], expected: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn relative_rms(ours: &[f32], expected: impl IntoIterator<Item = f64>) -> f64 {
     let pairs = ours.iter().zip(expected);
     let (error, size) = pairs.fold((0.0, 0.0), |(error, size), (ours, expected)| {
         (error + (f64::from(*ours) - expected).powi(2), size + expected.powi(2))
@@ -172,9 +172,9 @@ fn rounded_latents_expand_to_the_keys_and_values_that_are_theirs() {
 #[test]
 fn a_number_is_off_by_half_a_scale_at_most() {
     let at = Place { block: 0, token: 5 };
-    let run = Run { part: 0, offset: 5, step: 3 };
+    let run = Run { part: 0, offset: 5, aside: 2, step: 3 };
     for (seed, size) in [(1, 1e-30), (2, 1e-3), (3, 1.0), (4, 1e30)] {
-        let mut cache = LayerCache::new(1, CachedToken { elements: 200, parts: 1 }, CacheFormat::Int8);
+        let mut cache = LayerCache::new(1, CachedToken { elements: 300, parts: 1 }, CacheFormat::Int8);
         let values: Vec<f32> = normal(seed, 200, size).iter().map(|x| *x as f32).collect();
         cache.write(at, run, &values);
         let mut read = vec![f32::NAN; values.len()];

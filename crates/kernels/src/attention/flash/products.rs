@@ -1,0 +1,191 @@
+//! How a cache's numbers are multiplied: as they are, in f32, or in the processor's units for narrow numbers.
+
+use std::marker::PhantomData;
+
+use crate::{gemm::Element, simd::Simd};
+
+/// A number of a cache.
+pub(super) trait Stored: Element {
+    /// Whether a number is worth its part's scale times itself.
+    const SCALED: bool;
+    /// Products in f32 of numbers as columns of keys and pairs of values have them side by side.
+    type Exact<S: Simd>: Products<S, Number = Self>;
+}
+
+impl Stored for f32 {
+    const SCALED: bool = false;
+    type Exact<S: Simd> = Single<f32>;
+}
+
+impl Stored for u16 {
+    const SCALED: bool = false;
+    type Exact<S: Simd> = Pairs<u16>;
+}
+
+impl Stored for i8 {
+    const SCALED: bool = true;
+    type Exact<S: Simd> = Pairs<i8>;
+}
+
+/// Products of inputs, which all lanes meet, with numbers of their own; every lane sums its own.
+///
+/// # Safety
+/// As [`Simd`]: the machine must have the instructions, and pointers must be valid for what they name.
+pub(super) trait Products<S: Simd> {
+    /// What the cache stores.
+    type Number: Stored;
+    /// [`Self::PACK`] inputs.
+    type Inputs: Copy;
+    /// As many numbers of every lane.
+    type Lots: Copy;
+    type Sums: Copy;
+    /// Numbers that a lane has side by side.
+    const PACK: usize;
+    /// Whether inputs are rounded; else they are read where they are.
+    const ROUNDS: bool;
+
+    /// Rounds `n` numbers, a multiple of [`Self::PACK`], which may lie where they go to. Answers what one of a sum is worth.
+    unsafe fn round(from: *const f32, n: usize, to: *mut Self::Inputs) -> f32;
+    unsafe fn load(p: *const Self::Number) -> Self::Lots;
+    /// Every lane's first number, and nothing beside it.
+    unsafe fn load_first(p: *const Self::Number) -> Self::Lots;
+    /// Sums that go on from `so_far`.
+    unsafe fn start(so_far: S::V) -> Self::Sums;
+    unsafe fn add(sums: Self::Sums, x: Self::Inputs, lots: Self::Lots) -> Self::Sums;
+    /// What sums that were started so have come to.
+    unsafe fn end(sums: Self::Sums, worth: f32, so_far: S::V) -> S::V;
+}
+
+/// One number at a time, in f32.
+pub(super) struct Single<E>(PhantomData<E>);
+
+impl<S: Simd, E: Stored> Products<S> for Single<E> {
+    type Number = E;
+    type Inputs = f32;
+    type Lots = S::V;
+    type Sums = S::V;
+    const PACK: usize = 1;
+    const ROUNDS: bool = false;
+
+    #[inline(always)]
+    unsafe fn round(_: *const f32, _: usize, _: *mut f32) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const E) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { E::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const E) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { E::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn start(so_far: S::V) -> S::V {
+        so_far
+    }
+    #[inline(always)]
+    unsafe fn add(sums: S::V, x: f32, lots: S::V) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::mul_add(S::splat(x), lots, sums) }
+    }
+    #[inline(always)]
+    unsafe fn end(sums: S::V, _: f32, _: S::V) -> S::V {
+        sums
+    }
+}
+
+/// Narrow numbers two by two, the first before the second, in f32.
+pub(super) struct Pairs<E>(PhantomData<E>);
+
+/// A narrow number.
+pub(super) trait Narrow: Stored {
+    /// The first and the second number of every lane.
+    unsafe fn load_pairs<S: Simd>(p: *const Self) -> [S::V; 2];
+}
+
+impl Narrow for u16 {
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(p: *const u16) -> [S::V; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { S::load_bf16_pairs(p) }
+    }
+}
+
+impl Narrow for i8 {
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(p: *const i8) -> [S::V; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { S::load_i8_pairs(p) }
+    }
+}
+
+impl<S: Simd, E: Narrow> Products<S> for Pairs<E> {
+    type Number = E;
+    type Inputs = [f32; 2];
+    type Lots = [S::V; 2];
+    type Sums = S::V;
+    const PACK: usize = 2;
+    const ROUNDS: bool = false;
+
+    #[inline(always)]
+    unsafe fn round(_: *const f32, _: usize, _: *mut [f32; 2]) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const E) -> [S::V; 2] {
+        // SAFETY: the trait's contract.
+        unsafe { E::load_pairs::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const E) -> [S::V; 2] {
+        // SAFETY: the trait's contract.
+        unsafe { [E::load_pairs::<S>(p)[0], S::splat(0.0)] }
+    }
+    #[inline(always)]
+    unsafe fn start(so_far: S::V) -> S::V {
+        so_far
+    }
+    #[inline(always)]
+    unsafe fn add(sums: S::V, x: [f32; 2], lots: [S::V; 2]) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::mul_add(S::splat(x[1]), lots[1], S::mul_add(S::splat(x[0]), lots[0], sums)) }
+    }
+    #[inline(always)]
+    unsafe fn end(sums: S::V, _: f32, _: S::V) -> S::V {
+        sums
+    }
+}
+
+/// `sums[r][p] += Σ_i x[r][i] · b[i · step + p vectors ..]`, in the order of i.
+///
+/// # Safety
+/// Every `x[r]` holds `steps` inputs; `b` holds `P` vectors of lots at each step.
+#[inline(always)]
+pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: usize>(
+    sums: &mut [[A::Sums; P]; R],
+    x: &[*const A::Inputs; R],
+    b: *const A::Number,
+    step: usize,
+    steps: usize,
+) {
+    let (mut gathered, mut x, mut b) = (*sums, *x, b);
+    for _ in 0..steps {
+        // One vector at a time: an array of them would be kept in memory, not in registers.
+        for p in 0..P {
+            // SAFETY: within `steps`; the caller's contract. The pointers are not read after the last step.
+            unsafe {
+                let lots = A::load(b.wrapping_add(p * S::LANES * A::PACK));
+                for r in 0..R {
+                    gathered[r][p] = A::add(gathered[r][p], x[r].read_unaligned(), lots);
+                }
+            }
+        }
+        b = b.wrapping_add(step);
+        for r in 0..R {
+            x[r] = x[r].wrapping_add(1);
+        }
+    }
+    *sums = gathered;
+}
