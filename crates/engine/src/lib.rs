@@ -9,6 +9,9 @@ mod blocks;
 pub mod cpu;
 pub mod cuda;
 mod request;
+#[cfg(test)]
+#[path = "../tests/support/rewrite.rs"]
+mod rewrite;
 mod runner;
 mod sampling;
 mod scheduler;
@@ -22,7 +25,7 @@ use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
 pub use request::{Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError};
 pub use speculation::{
-    DraftSource, MOST_DRAFTS, PromptLookup, Speculation, SpeculationError, SpeculationStats,
+    DraftSource, MOST_DRAFTS, NoDraftLayer, PromptLookup, Speculation, SpeculationError, SpeculationStats,
 };
 
 /// A running model. The server and the tools know nothing more of it.

@@ -19,7 +19,7 @@ use std::{
 
 use gqla_kernels::{
     attention::Segment,
-    sample::{Choice, Draw, NoToken, argmax},
+    sample::{Choice, Draw, NoToken},
 };
 
 use crate::{
@@ -46,19 +46,20 @@ pub(crate) trait StepModel: Send + 'static {
     /// Runs `tokens`, which `segments` describe, and keeps `[wanted.len(), vocab]` logits of the rows `wanted`.
     fn step(&mut self, tokens: &[u32], segments: &[Segment<'_>], wanted: &[usize]) -> Result<(), String>;
 
-    /// Chooses a token for each of `draws`, whose rows are among those that the last step kept.
+    /// Chooses a token for each of `draws`, whose rows are among those that the last call of [`Self::step`] or
+    /// [`Self::draft`] kept.
     fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String>;
 
     /// Runs the prediction layer: row i continues row `rows[i]` of the last step or of the last call of this, and `next[i]`
-    /// is the token that follows it. `segments` describe the rows of this call. Answers `[wanted.len(), vocab]` logits, of
-    /// the token after `next`, of the rows `wanted`.
+    /// is the token that follows it. `segments` describe the rows of this call. Keeps `[wanted.len(), vocab]` logits, of the
+    /// token after `next`, of the rows `wanted`.
     fn draft(
         &mut self,
         rows: &[usize],
         next: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Result<&[f32], String>;
+    ) -> Result<(), String>;
 }
 
 /// Bounds of a running engine.
@@ -333,7 +334,7 @@ impl Shared {
         self.generated_tokens.fetch_add(generated, Ordering::Relaxed);
         self.steps.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        draft(model, scheduler, &slices, self.bounds.vocab)?;
+        draft(model, scheduler, &slices)?;
         scheduler.took(&slices, (stepped + began.elapsed()).as_secs_f64());
         scheduler.retire();
         Ok(())
@@ -409,11 +410,8 @@ fn draw(
             }
         }
         let began = Instant::now();
-        let choices = model.choose(&draws)?;
+        let choices = choose(model, &draws)?;
         *spent += began.elapsed();
-        if choices.len() != draws.len() {
-            return Err("the model chose too few tokens or too many".to_owned());
-        }
         drawing = Vec::new();
         for ((index, first_row), choice) in asked.into_iter().zip(choices) {
             let sequence = &mut scheduler.running[slices[index].sequence];
@@ -427,23 +425,27 @@ fn draw(
 }
 
 /// Gives the prediction layer, if drafts come from one, what the step computed, and takes its drafts for the next.
-fn draft(
-    model: &mut impl StepModel,
-    scheduler: &mut Scheduler,
-    slices: &[Slice],
-    vocab: usize,
-) -> Result<(), String> {
+fn draft(model: &mut impl StepModel, scheduler: &mut Scheduler, slices: &[Slice]) -> Result<(), String> {
     let mut round = scheduler.after(slices);
     while !round.is_empty() {
         let segments = round.segments(&scheduler.running);
-        let logits = model.draft(&round.rows, &round.next, &segments, &round.wanted)?;
-        if logits.len() != round.wanted.len() * vocab {
-            return Err("the prediction layer answered too few logits or too many".to_owned());
-        }
-        let drafts: Vec<u32> = logits.chunks_exact(vocab).map(argmax).collect();
+        model.draft(&round.rows, &round.next, &segments, &round.wanted)?;
+        let draws: Vec<Draw> = (0..round.wanted.len()).map(Draw::greedy).collect();
+        // Any token will do for a layer that has no best one: drafts are verified.
+        let id = |choice: Result<Choice, NoToken>| choice.map_or(0, |choice| choice.id);
+        let drafts: Vec<u32> = choose(model, &draws)?.into_iter().map(id).collect();
         round = scheduler.drafted(&round, &drafts);
     }
     Ok(())
+}
+
+/// One choice for each draw.
+fn choose(model: &mut impl StepModel, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
+    let choices = model.choose(draws)?;
+    if choices.len() != draws.len() {
+        return Err("the model chose too few tokens or too many".to_owned());
+    }
+    Ok(choices)
 }
 
 /// What a panic said.

@@ -63,6 +63,14 @@ pub enum SpeculationError {
     },
 }
 
+/// The model cannot draft for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the checkpoint has no multi-token-prediction layer (num_nextn_predict_layers is 0 in its config): draft without \
+     one, or serve a checkpoint that kept the layer"
+)]
+pub struct NoDraftLayer;
+
 impl Speculation {
     /// Drafts at most `tokens` tokens per step and sequence, 1 to [`MOST_DRAFTS`]; fewer where they would cost more
     /// than they give.

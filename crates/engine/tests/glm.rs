@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use gqla_engine::{
     Checkpoint, Engine,
     cpu::{CacheFormat, CpuEngine, CpuEngineConfig, LoadError, Model},
@@ -14,40 +12,17 @@ use gqla_model::{
     DecodePath::{self, Gqa, MqaAbsorb},
     RopeScaling, Yarn,
 };
-use gqla_weights::{AttentionConfig, CheckpointWriter, Dtype, ModelConfig, Sidecars, Tensor, TensorSpec};
+use gqla_weights::{AttentionConfig, Dtype, Tensor};
 use serde_json::json;
-use support::{Golden, collect, config, fixture, ids, relative_error, submit};
+use support::{
+    Golden, collect, config, fixture, ids, relative_error,
+    rewrite::{Tensors, rewritten},
+    submit,
+};
 use tempfile::TempDir;
-
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&fixture(name)).unwrap()
-}
-
-/// A copy of a checkpoint with some tensors and fields changed.
-fn rewritten(
-    source: &Checkpoint,
-    dtype: Dtype,
-    change: impl FnOnce(&mut Tensors, &mut ModelConfig),
-) -> (TempDir, Checkpoint) {
-    let dir = tempfile::tempdir().unwrap();
-    let read =
-        |name: &str| source.tensor(name).map(|tensor| (tensor.shape.clone(), tensor.to_f32())).unwrap();
-    let mut tensors: Tensors = source.names().map(|name| (name.to_owned(), read(name))).collect();
-    let mut config = source.config().clone();
-    change(&mut tensors, &mut config);
-    let spec = |(name, (shape, _)): (&String, &(Vec<usize>, _))| TensorSpec {
-        name: name.clone(),
-        dtype,
-        shape: shape.clone(),
-    };
-    let mut writer = CheckpointWriter::create(dir.path(), tensors.iter().map(spec).collect()).unwrap();
-    tensors.iter().for_each(|(name, (_, values))| writer.write(name, values).unwrap());
-    let config = config.to_json(dtype);
-    writer.finish(&Sidecars { config: &config, tokenizer: None, chat_template: None }).unwrap();
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    (dir, checkpoint)
 }
 
 /// Gives every head of some layers a group of its own, with the weights of its old group: the same function.

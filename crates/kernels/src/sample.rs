@@ -74,6 +74,14 @@ pub struct Draw {
     pub logprobs: Option<u32>,
 }
 
+impl Draw {
+    /// Takes the most likely token of a row as it is, the lowest id among equals.
+    pub fn greedy(row: usize) -> Self {
+        let cuts = Cuts { temperature: 0.0, min_p: 0.0, top_k: 0, top_p: 1.0 };
+        Self { row, edits: Vec::new(), allowed: None, cuts, random: 0, logprobs: None }
+    }
+}
+
 /// Log-probability of a chosen token and of the most likely ones, by the logits as they were.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {

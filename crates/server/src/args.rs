@@ -157,12 +157,6 @@ pub enum ArgsError {
     /// Several GPUs.
     #[error("--device cuda --tp {0}: this version runs on one GPU; use --tp 1, or --device cpu")]
     CudaTensorParallel(u32),
-    /// The layer that would draft does not run on a GPU.
-    #[error(
-        "--device cuda --speculative-method mtp: the CUDA backend of this version runs no multi-token-prediction layer; \
-         use ngram or auto, or --mtp 0"
-    )]
-    CudaPredictionLayer,
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
@@ -304,11 +298,10 @@ impl ServeArgs {
         let mtp = of(DraftSource::PredictionLayer)?;
         let lookup = PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max);
         let ngram = of(DraftSource::PromptLookup(lookup.map_err(ArgsError::PromptLookup)?))?;
-        Ok(Some(match (self.speculative_method, self.device) {
-            (SpeculativeMethod::Mtp, Device::Cuda) => return Err(ArgsError::CudaPredictionLayer),
-            (SpeculativeMethod::Mtp, Device::Cpu) => Drafts::Mtp(mtp),
-            (SpeculativeMethod::Auto, Device::Cpu) => Drafts::Auto { mtp, ngram },
-            (SpeculativeMethod::Auto, Device::Cuda) | (SpeculativeMethod::Ngram, _) => Drafts::Ngram(ngram),
+        Ok(Some(match self.speculative_method {
+            SpeculativeMethod::Mtp => Drafts::Mtp(mtp),
+            SpeculativeMethod::Auto => Drafts::Auto { mtp, ngram },
+            SpeculativeMethod::Ngram => Drafts::Ngram(ngram),
         }))
     }
 }
@@ -401,10 +394,6 @@ mod tests {
         for (flags, error) in [
             ("--device cuda", ArgsError::CudaPath),
             ("--device cuda --decode-path gqa --tp 2", ArgsError::CudaTensorParallel(2)),
-            (
-                "--device cuda --decode-path gqa --mtp 1 --speculative-method mtp",
-                ArgsError::CudaPredictionLayer,
-            ),
             ("--tp 9", ArgsError::TensorParallel(9)),
             ("--tp 0", ArgsError::TensorParallel(0)),
             ("--mtp 16", ArgsError::Drafts(SpeculationError::Tokens { tokens: 16 })),
@@ -443,7 +432,7 @@ mod tests {
                 Some(Drafts::Ngram(of(lookup(2, 5), 5))),
             ),
             ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", Some(auto(lookup(3, 3), 15))),
-            ("--device cuda --decode-path gqa --mtp 1", Some(Drafts::Ngram(of(lookup(2, 5), 1)))),
+            ("--device cuda --decode-path gqa --mtp 1", Some(auto(lookup(2, 5), 1))),
         ] {
             assert_eq!(drafts(flags), expected, "{flags}");
         }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use gqla_engine::{
     Engine, Speculation,
     cpu::{CpuEngine, CpuEngineConfig},
-    cuda::{CudaEngine, CudaEngineConfig, Images},
+    cuda::{CudaEngine, CudaEngineConfig, CudaModel, Images},
 };
 use gqla_protocol::ChatTemplate;
 use gqla_weights::{AttentionConfig, Checkpoint, Tokenizer};
@@ -78,8 +78,14 @@ fn decode_path(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<PathC
 }
 
 fn speculation(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<Option<Speculation>> {
-    let Some(drafts) = config.drafts else { return Ok(None) };
+    let Some(mut drafts) = config.drafts else { return Ok(None) };
     let layers = checkpoint.config().num_nextn_predict_layers;
+    if let (Drafts::Auto { .. }, Device::Cuda, 1..) = (drafts, config.device, layers)
+        && let Err(error) = CudaModel::can_draft(checkpoint)
+    {
+        tracing::warn!(%error, "drafts are looked up in the text");
+        drafts = drafts.where_no_layer_runs();
+    }
     let (speculation, method) = drafts.of(layers)?;
     if layers == 0 && matches!(drafts, Drafts::Auto { .. }) {
         tracing::info!(

@@ -5,8 +5,7 @@ use gqla_engine::Speculation;
 /// Where drafts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SpeculativeMethod {
-    /// mtp where the checkpoint has a multi-token-prediction layer and the device runs it, which CUDA does not yet, or else
-    /// ngram.
+    /// mtp where the checkpoint has a multi-token-prediction layer that the device runs, or else ngram.
     Auto,
     /// What followed the same tokens earlier in the text.
     Ngram,
@@ -39,6 +38,14 @@ pub enum Drafts {
 pub struct NoPredictionLayer;
 
 impl Drafts {
+    /// Drafts on a device that does not run the layer: from the text unless they must come from the layer.
+    pub fn where_no_layer_runs(self) -> Self {
+        match self {
+            Self::Auto { ngram, .. } | Self::Ngram(ngram) => Self::Ngram(ngram),
+            Self::Mtp(mtp) => Self::Mtp(mtp),
+        }
+    }
+
     /// What a checkpoint with so many prediction layers can do, and how that method is called.
     ///
     /// # Errors
@@ -73,6 +80,13 @@ mod tests {
             (Drafts::Mtp(mtp), 0, Err(NoPredictionLayer)),
         ] {
             assert_eq!(drafts.of(layers), expected, "{drafts:?} of {layers}");
+        }
+        for (drafts, expected) in [
+            (Drafts::Auto { mtp, ngram }, Drafts::Ngram(ngram)),
+            (Drafts::Ngram(ngram), Drafts::Ngram(ngram)),
+            (Drafts::Mtp(mtp), Drafts::Mtp(mtp)),
+        ] {
+            assert_eq!(drafts.where_no_layer_runs(), expected, "{drafts:?}");
         }
     }
 }

@@ -5,6 +5,7 @@ use gqla_model::{DecodePath, ShapeError, SplitError};
 use gqla_weights::TensorError;
 
 use super::memory::CacheTooSmall;
+use crate::NoDraftLayer;
 
 /// Why a checkpoint cannot be run on the CPU.
 #[derive(Debug, thiserror::Error)]
@@ -82,11 +83,8 @@ pub enum LoadError {
     #[error("only a converted model that starts along `mqa-absorb` can change its path while it runs")]
     NotExpandable,
     /// The model cannot draft for itself.
-    #[error(
-        "the checkpoint has no multi-token-prediction layer (num_nextn_predict_layers is 0 in its config): draft \
-         without one, or serve a checkpoint that kept the layer"
-    )]
-    NoDraftLayer,
+    #[error(transparent)]
+    NoDraftLayer(#[from] NoDraftLayer),
     /// No sequence could ever run.
     #[error("{field} is 0, expected at least 1")]
     Zero {

@@ -12,6 +12,7 @@ use gqla_model::{AttentionShape, DecodePath, RopeScaling, rotary_frequencies};
 use gqla_weights::{AttentionConfig, ModelConfig};
 
 use super::{LoadError, Model, Precision, draft::DraftLayer, model::RotaryHeads, shard::Shard};
+use crate::NoDraftLayer;
 use layer::Source;
 use numbers::Numbers;
 
@@ -65,7 +66,7 @@ pub(super) fn draft(
 ) -> Result<DraftLayer, LoadError> {
     let config = checkpoint.config();
     if config.num_nextn_predict_layers == 0 {
-        return Err(LoadError::NoDraftLayer);
+        return Err(NoDraftLayer.into());
     }
     let source = Source { checkpoint, precision, layer: config.num_hidden_layers };
     let hidden = config.hidden_size;

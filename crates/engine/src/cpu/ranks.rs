@@ -188,12 +188,12 @@ impl StepModel for Ranks {
         next: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Result<&[f32], String> {
+    ) -> Result<(), String> {
         self.order(|| Order::Draft(rows.into(), Arc::new(Step::of(next, segments, wanted))));
         let Stepping { model, workspace } = &mut self.first;
         let logits =
             model.draft(workspace, rows, next, segments, wanted).map_err(|error| error.to_string())?;
-        logits.ok_or_else(|| LogitsError::NoDraftLayer.to_string())
+        logits.map(drop).ok_or_else(|| LogitsError::NoDraftLayer.to_string())
     }
 }
 

@@ -41,7 +41,7 @@ pub struct CudaEngineConfig {
     pub max_queued: usize,
     /// What the cache may take of the device's memory.
     pub kv_cache: CacheMemory,
-    /// Drafts, if any, looked up in the text. They never change a text, but the kernel that attends is chosen for them.
+    /// Drafts, if any. They never change a text, but the kernel that attends is chosen for them.
     pub speculation: Option<Speculation>,
     /// Whether the engine can change from the absorb path to the GQA path while it runs. The up-projections are then
     /// kept in both forms, and a cache block takes what the larger of the two layouts needs.
@@ -130,7 +130,7 @@ fn plan_cache(
     drawn: usize,
 ) -> Result<EngineInfo, CudaLoadError> {
     let context = config.max_model_len.unwrap_or(usize::MAX).min(model.context_length());
-    let kv_bytes_per_token = model.kv_elements_per_token_layer() * model.layers() * size_of::<bf16>();
+    let kv_bytes_per_token = model.kv_elements_per_token_layer() * model.cached_layers() * size_of::<bf16>();
     let blocks_per_sequence = context.div_ceil(BLOCK_TOKENS);
     let demand = Demand {
         block: model.page_bytes() as u64,
@@ -206,8 +206,14 @@ impl StepModel for Running {
         self.model.choose(&mut self.workspace, draws).map_err(|error| error.to_string())
     }
 
-    /// Nobody asks for it: drafts by a prediction layer are refused when the model is loaded.
-    fn draft(&mut self, _: &[usize], _: &[u32], _: &[Segment<'_>], _: &[usize]) -> Result<&[f32], String> {
-        Err("the CUDA backend runs no prediction layer".to_owned())
+    fn draft(
+        &mut self,
+        rows: &[usize],
+        next: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[usize],
+    ) -> Result<(), String> {
+        let drafted = self.model.draft(&mut self.workspace, rows, next, segments, wanted);
+        drafted.map_err(|error| error.to_string())
     }
 }

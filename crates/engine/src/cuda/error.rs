@@ -3,7 +3,7 @@
 use gqla_kernels::device::{DeviceError, NoKernel};
 use gqla_weights::TensorError;
 
-use crate::cpu::CacheTooSmall;
+use crate::{NoDraftLayer, cpu::CacheTooSmall};
 
 /// Why a checkpoint cannot be run on a GPU.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum CudaLoadError {
         /// The variant.
         what: String,
     },
+    /// The model cannot draft for itself.
+    #[error(transparent)]
+    NoDraftLayer(#[from] NoDraftLayer),
     /// A tensor is missing or has another shape than the configuration says.
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -13,7 +13,7 @@ use super::{forward::Workspace, model::CudaModel};
 /// What the GQA path has and the absorb path has not.
 pub(super) struct Expanded {
     pub decode: Decode,
-    /// Of every layer.
+    /// Of every layer, the prediction layer's last.
     pub up: Vec<UpProjection>,
 }
 
@@ -22,12 +22,12 @@ impl CudaModel {
     /// numbers, and those of `live`, which ascend, their content. A model that was not made for it stays as it is.
     pub(super) fn expand(&mut self, workspace: &mut Workspace, live: &[u32]) -> Result<(), DeviceError> {
         let Some(Expanded { decode, up }) = self.expanded.take() else { return Ok(()) };
-        let Workspace { caches, pages, rows, longest, activations } = workspace;
+        let Workspace { caches, pages, rows, longest, activations, .. } = workspace;
         let (device, shape, gqa) = (&self.device, &self.shape, DecodePath::Gqa);
         activations.scratch = AttentionScratch::new(device, shape, gqa, Splits::ENGINE, [*rows, *longest])?;
         let runs = runs(live, *rows / BLOCK_TOKENS).into_iter().map(|run| PageRun::new(device, run, *pages));
         let runs: Vec<PageRun> = runs.collect::<Result<_, _>>()?;
-        for ((layer, cache), up) in self.parameters.layers.iter_mut().zip(caches).zip(up) {
+        for ((layer, cache), up) in self.parameters.all_layers_mut().zip(caches).zip(up) {
             let mut expanded = DecodeCache::new(device, shape, gqa, *pages)?;
             for run in &runs {
                 let caches = (&*cache, &mut expanded);

@@ -3,7 +3,7 @@
 use gqla_kernels::{
     attention::Segment,
     device::{
-        AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Heads, Projected,
+        AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Heads, Norm, Projected,
         RouterShape, Rows, Splits, Tables, Weights,
     },
     sample::{Choice, Draw, NoToken},
@@ -25,12 +25,23 @@ pub(super) struct Workspace {
     /// Tokens of a sequence at most.
     pub longest: usize,
     pub activations: Activations,
+    /// Whose the residual stream is.
+    pub stream: Stream,
+}
+
+/// Whose rows are in the residual stream since the last call; drafts go on from them.
+pub(super) enum Stream {
+    /// Those are normed first, as for the output head.
+    OfDecoder,
+    OfPredictionLayer,
 }
 
 pub(super) struct Activations {
     /// The residual stream, `[rows, hidden]`.
     pub residual: Buffer<f32>,
     pub normed: Buffer<bf16>,
+    /// The prediction layer's input, `[rows, 2 hidden]`; none without one.
+    pub joined: Buffer<bf16>,
     /// Queries before their second factor.
     query_latent: Buffer<bf16>,
     projected: Projected,
@@ -46,6 +57,7 @@ pub(super) struct Activations {
 /// Numbers of each activation per row; the logits' row is per token that is drawn.
 struct Widths {
     hidden: usize,
+    joined: usize,
     query_latent: usize,
     attended: usize,
     inner: usize,
@@ -56,16 +68,17 @@ struct Widths {
 impl Widths {
     fn of(model: &CudaModel) -> Self {
         let (shape, parameters) = (&model.shape, &model.parameters);
-        let widest = |width: &dyn Fn(&Layer) -> usize| parameters.layers.iter().map(width).max().unwrap_or(0);
+        let widest = |width: &dyn Fn(&Layer) -> usize| parameters.all_layers().map(width).max().unwrap_or(0);
         Self {
             hidden: parameters.embedding.inputs(),
+            joined: parameters.draft.as_ref().map_or(0, |draft| draft.projection.inputs()),
             query_latent: widest(&|layer| {
                 layer.projection.query.as_ref().map_or(0, |query| query.up.inputs())
             }),
             attended: (shape.heads * shape.value) as usize,
             inner: widest(&|layer| layer.feed_forward.inner()),
             vocab: parameters.embedding.outputs(),
-            router: parameters.layers.iter().find_map(|layer| layer.feed_forward.router()).copied(),
+            router: parameters.all_layers().find_map(|layer| layer.feed_forward.router()).copied(),
         }
     }
 }
@@ -75,10 +88,11 @@ impl CudaModel {
     /// path changes, both have theirs.
     pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize, context: usize) -> usize {
         let w = Widths::of(self);
-        let of_bf16 = w.hidden + w.query_latent + Projected::width(&self.shape) + w.attended + 3 * w.inner;
+        let widths =
+            [w.hidden, w.joined, w.query_latent, Projected::width(&self.shape), w.attended, 3 * w.inner];
         let of_f32 = rows * w.hidden + wanted * w.vocab;
         let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
-        rows * of_bf16 * size_of::<bf16>()
+        rows * widths.iter().sum::<usize>() * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
             + w.router.map_or(0, |router| Routed::bytes(&router, rows, w.hidden))
             + self.paths().map(scratch).sum::<usize>()
@@ -105,13 +119,14 @@ impl Workspace {
         };
         let room = |width: usize| device.unwritten("activations", rows * width);
         Ok(Self {
-            caches: model.parameters.layers.iter().map(cache).collect::<Result<_, _>>()?,
+            caches: model.parameters.all_layers().map(cache).collect::<Result<_, _>>()?,
             pages,
             rows,
             longest,
             activations: Activations {
                 residual: device.unwritten("activations", rows * w.hidden)?,
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
+                joined: room(w.joined)?,
                 query_latent: room(w.query_latent)?,
                 projected: Projected::new(device, &model.shape, rows)?,
                 scratch: AttentionScratch::new(
@@ -130,6 +145,7 @@ impl Workspace {
                 },
                 logits: device.unwritten("logits", wanted * w.vocab)?,
             },
+            stream: Stream::OfDecoder,
         })
     }
 
@@ -153,19 +169,17 @@ impl CudaModel {
         segments: &[Segment<'_>],
         wanted: &[usize],
     ) -> Result<(), DeviceError> {
-        let Workspace { caches, pages, activations: a, .. } = workspace;
+        let Workspace { caches, pages, activations: a, stream, .. } = workspace;
         let tables = Tables::new(&self.device, segments, *pages, Splits::ENGINE)?;
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
+        *stream = Stream::OfDecoder;
         for (layer, cache) in self.parameters.layers.iter().zip(caches) {
-            self.attend(layer, cache, &tables, a)?;
-            let rows = tables.rows();
-            self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, Ok(rows), &mut a.normed)?;
-            self.feed_forward(&layer.feed_forward, rows, a)?;
+            self.layer(layer, cache, &tables, a)?;
         }
-        self.head(wanted, a)
+        self.head(&self.parameters.norm, wanted, a)
     }
 
-    /// Chooses a token for each of `draws` from the logits that the last step kept.
+    /// Chooses a token for each of `draws` from the logits that the last step or draft kept.
     pub(super) fn choose(
         &self,
         workspace: &mut Workspace,
@@ -174,7 +188,7 @@ impl CudaModel {
         self.sample.choose(&self.device, &mut workspace.activations.logits, self.vocab_size(), draws)
     }
 
-    /// The first `rows` rows of logits that the last step kept.
+    /// The first `rows` rows of logits that the last step or draft kept.
     pub(super) fn kept_logits(&self, workspace: &Workspace, rows: usize) -> Result<Vec<f32>, DeviceError> {
         self.device.download(&workspace.activations.logits, rows * self.vocab_size())
     }
@@ -189,6 +203,20 @@ impl CudaModel {
     ) -> Result<(), DeviceError> {
         let (from, to) = (Rows::even(0, weights.inputs())?, Rows::even(0, weights.outputs())?);
         self.attention.gemm.launch(&self.device, weights, rows, (x, from), (y, to))
+    }
+
+    /// One layer's rows through attention and feed-forward block.
+    pub(super) fn layer(
+        &self,
+        layer: &Layer,
+        cache: &mut DecodeCache,
+        tables: &Tables,
+        a: &mut Activations,
+    ) -> Result<(), DeviceError> {
+        self.attend(layer, cache, tables, a)?;
+        let rows = tables.rows();
+        self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, Ok(rows), &mut a.normed)?;
+        self.feed_forward(&layer.feed_forward, rows, a)
     }
 
     fn attend(
@@ -236,17 +264,12 @@ impl CudaModel {
         self.attention.gemm.launch(&self.device, stacked, rows, from, to)
     }
 
-    fn head(&self, wanted: &[usize], a: &mut Activations) -> Result<(), DeviceError> {
+    /// Logits of the rows `wanted` of the residual stream, after a norm.
+    pub(super) fn head(&self, norm: &Norm, wanted: &[usize], a: &mut Activations) -> Result<(), DeviceError> {
         if wanted.is_empty() {
             return Ok(());
         }
-        self.attention.rows.norm(
-            &self.device,
-            &self.parameters.norm,
-            &a.residual,
-            Err(wanted),
-            &mut a.normed,
-        )?;
+        self.attention.rows.norm(&self.device, norm, &a.residual, Err(wanted), &mut a.normed)?;
         let head = self.parameters.head.as_ref().unwrap_or(&self.parameters.embedding);
         self.multiply(head, wanted.len(), &a.normed, Destination::F32(&mut a.logits))
     }

@@ -12,10 +12,11 @@ use half::bf16;
 
 use super::{
     CudaLoadError,
+    draft::DraftLayer,
     feed_forward::{FeedForward, Mixture, Mlp},
     model::{FactoredQuery, Layer, Parameters, Projection},
 };
-use crate::{DraftSource, Speculation};
+use crate::NoDraftLayer;
 
 /// Epsilon of latent norms: Hugging Face's implementation uses this whatever `rms_norm_eps` says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -36,14 +37,22 @@ pub(super) fn attention(checkpoint: &Checkpoint) -> Result<AttentionShape, CudaL
     }
 }
 
-/// Drafts of a step of one sequence at most.
-pub(super) fn drafts(speculation: Option<Speculation>) -> Result<u32, CudaLoadError> {
-    match speculation {
-        Some(speculation) if speculation.source() == DraftSource::PredictionLayer => {
-            let what = "prediction layers: draft by prompt lookup (--speculative-method ngram)".to_owned();
+/// Whether there is a prediction layer, and one that the decoder's kernels run.
+pub(super) fn can_draft(checkpoint: &Checkpoint) -> Result<(), CudaLoadError> {
+    let config = checkpoint.config();
+    if config.num_nextn_predict_layers == 0 {
+        return Err(NoDraftLayer.into());
+    }
+    let groups = |layer| checkpoint.groups_of_layer(layer).unwrap_or(0);
+    match (groups(config.num_hidden_layers), groups(0)) {
+        (own, decoder) if own != decoder => {
+            let what = format!(
+                "a prediction layer of {own} groups beside a decoder of {decoder}: draft by prompt lookup \
+                 (--speculative-method ngram), or convert the layer too"
+            );
             Err(CudaLoadError::UnsupportedVariant { what })
         }
-        speculation => Ok(speculation.map_or(0, |speculation| speculation.tokens() as u32)),
+        _ => Ok(()),
     }
 }
 
@@ -54,12 +63,13 @@ pub(super) fn decode_shape(attention: &AttentionShape, config: &ModelConfig) -> 
     DecodeShape { scale: shape.scale * factor, ..shape }
 }
 
-/// Copies all weights to the device, layer by layer.
+/// Copies all weights to the device, layer by layer; those of the first prediction layer for a model that is `drafting`.
 pub(super) fn parameters(
     checkpoint: &Checkpoint,
     device: &Device,
     attention: &AttentionShape,
     path: DecodePath,
+    drafting: bool,
 ) -> Result<Parameters, CudaLoadError> {
     let config = checkpoint.config();
     let source = Source::new(checkpoint, device, attention);
@@ -70,20 +80,22 @@ pub(super) fn parameters(
         embedding: head("model.embed_tokens.weight")?,
         head: if config.tie_word_embeddings { None } else { Some(head("lm_head.weight")?) },
         layers,
+        draft: if drafting { Some(source.draft(path)?) } else { None },
         norm: source.norm("model.norm.weight", config.hidden_size, config.rms_norm_eps)?,
         turns: turns(device, attention.qk_rope_head_dim as usize, config)?,
         stored_bytes: source.bytes_read.get(),
     })
 }
 
-/// The GQA path's up-projections of all layers.
+/// The GQA path's up-projections of the first `layers` layers.
 pub(super) fn expanded(
     checkpoint: &Checkpoint,
     device: &Device,
     attention: &AttentionShape,
+    layers: usize,
 ) -> Result<Vec<UpProjection>, CudaLoadError> {
     let source = Source::new(checkpoint, device, attention);
-    (0..checkpoint.config().num_hidden_layers).map(|layer| source.up(layer, DecodePath::Gqa)).collect()
+    (0..layers).map(|layer| source.up(layer, DecodePath::Gqa)).collect()
 }
 
 /// Cosine and sine of every position's angles, times what turned channels are multiplied by, computed in float64.
@@ -160,6 +172,21 @@ impl<'a> Source<'a> {
             output: self.matrix(&[(&name("self_attn.o_proj"), hidden)], attended)?,
             post_norm: self.norm(&name("post_attention_layernorm"), hidden, eps)?,
             feed_forward: self.feed_forward(layer)?,
+        })
+    }
+
+    /// The first prediction layer.
+    fn draft(&self, path: DecodePath) -> Result<DraftLayer, CudaLoadError> {
+        let config = self.config;
+        can_draft(self.checkpoint)?;
+        let (layer, hidden, eps) = (config.num_hidden_layers, config.hidden_size, config.rms_norm_eps);
+        let name = |tensor: &str| format!("model.layers.{layer}.{tensor}.weight");
+        Ok(DraftLayer {
+            embedding_norm: self.norm(&name("enorm"), hidden, eps)?,
+            hidden_norm: self.norm(&name("hnorm"), hidden, eps)?,
+            projection: self.matrix(&[(&name("eh_proj"), hidden)], 2 * hidden)?,
+            layer: self.layer(layer, path)?,
+            norm: self.norm(&name("shared_head.norm"), hidden, eps)?,
         })
     }
 

@@ -2,8 +2,9 @@
 //!
 //! The residual stream and all sums are f32, everything between is bf16, and so are the weights, whatever the checkpoint
 //! has. A step is launched kernel by kernel; tokens are chosen on the device, so that of logits only what was asked for leaves
-//! it. Dense models have run on an H200, mixtures of experts on no GPU.
+//! it. Dense models have run on an H200, mixtures of experts and prediction layers on no GPU.
 
+mod draft;
 mod engine;
 mod error;
 mod expand;

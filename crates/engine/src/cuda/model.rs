@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Attention, Decode, DecodePlan, DecodeShape, Device, ExpertKernels, Gemm, Images, Loaded, Norm,
-        Program, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
+        Attention, Decode, DecodePlan, DecodeShape, Device, DeviceError, ExpertKernels, Gemm, Images, Loaded,
+        Norm, Program, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -12,8 +12,10 @@ use gqla_weights::Checkpoint;
 use half::bf16;
 
 use super::{
-    CudaEngineConfig, CudaLoadError, expand::Expanded, feed_forward::FeedForward, forward::Workspace, load,
+    CudaEngineConfig, CudaLoadError, draft::DraftLayer, expand::Expanded, feed_forward::FeedForward,
+    forward::Workspace, load,
 };
+use crate::DraftSource;
 
 /// Tokens that [`CudaModel::logits`] computes at a time.
 const CHUNK: usize = 128;
@@ -49,10 +51,24 @@ pub(super) struct Parameters {
     /// `None` when the embedding is the head.
     pub head: Option<Weights>,
     pub layers: Vec<Layer>,
+    /// The prediction layer, if drafts come from one.
+    pub draft: Option<DraftLayer>,
     pub norm: Norm,
     pub turns: Turns,
     /// Bytes of the checkpoint's tensors, as the files store them.
     pub stored_bytes: u64,
+}
+
+impl Parameters {
+    /// The decoder's layers, then the prediction layer: the order of the caches.
+    pub fn all_layers(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().chain(self.draft.iter().map(|draft| &draft.layer))
+    }
+
+    /// As [`Self::all_layers`], to be changed.
+    pub fn all_layers_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
+        self.layers.iter_mut().chain(self.draft.iter_mut().map(|draft| &mut draft.layer))
+    }
 }
 
 /// A model on a GPU, on one decode path.
@@ -85,11 +101,14 @@ impl CudaModel {
         Self::prepare(checkpoint, &CudaEngineConfig { path, device: ordinal, images, ..Default::default() })
     }
 
-    /// The same for an engine, which may draft and change its path.
-    pub(super) fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
+    /// The same for an engine, which may draft and change its path. A prediction layer is loaded if drafts come from one.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and when the checkpoint has no such layer.
+    pub fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
         let CudaEngineConfig { images, speculation, expandable, .. } = config;
         let attention = load::attention(checkpoint)?;
-        let s_q = 1 + load::drafts(*speculation)?;
+        let s_q = 1 + speculation.map_or(0, |speculation| speculation.tokens() as u32);
         let shape = load::decode_shape(&attention, checkpoint.config());
         let path = config.path.unwrap_or(DecodePath::Gqa);
         if *expandable && path != DecodePath::MqaAbsorb {
@@ -107,9 +126,11 @@ impl CudaModel {
             Some(_) => Some(ExpertKernels::new(&kernels(&device, images, &Program::experts())?)?),
             None => None,
         };
-        let parameters = load::parameters(checkpoint, &device, &attention, path)?;
+        let source = speculation.map(|speculation| speculation.source());
+        let drafting = source == Some(DraftSource::PredictionLayer);
+        let parameters = load::parameters(checkpoint, &device, &attention, path, drafting)?;
         let expanded = if *expandable {
-            let up = load::expanded(checkpoint, &device, &attention)?;
+            let up = load::expanded(checkpoint, &device, &attention, parameters.all_layers().count())?;
             Some(Expanded { decode: decode(DecodePath::Gqa)?, up })
         } else {
             None
@@ -119,6 +140,14 @@ impl CudaModel {
         let attention = Attention { gemm, rows, decode: own };
         let context = checkpoint.config().max_position_embeddings;
         Ok(Self { device, attention, sample, experts, shape, path, parameters, expanded, context })
+    }
+
+    /// Whether a model of this checkpoint can be prepared to draft with its prediction layer.
+    ///
+    /// # Errors
+    /// When the checkpoint has no such layer, or one that this backend does not run.
+    pub fn can_draft(checkpoint: &Checkpoint) -> Result<(), CudaLoadError> {
+        load::can_draft(checkpoint)
     }
 
     /// The decode path.
@@ -146,7 +175,7 @@ impl CudaModel {
     pub(super) fn page_bytes(&self) -> usize {
         let widths = || self.paths().map(|path| self.shape.kv_elements(path) as usize);
         let (all, most) = (widths().sum::<usize>(), widths().max().unwrap_or(0));
-        (self.layers().saturating_sub(1) * most + all) * BLOCK_TOKENS * size_of::<bf16>()
+        (self.cached_layers().saturating_sub(1) * most + all) * BLOCK_TOKENS * size_of::<bf16>()
     }
 
     /// Its path, and the one it can change to.
@@ -154,9 +183,9 @@ impl CudaModel {
         std::iter::once(self.path).chain(self.expanded.as_ref().map(|_| DecodePath::Gqa))
     }
 
-    /// Decoder layers.
-    pub fn layers(&self) -> usize {
-        self.parameters.layers.len()
+    /// Layers that have a cache: the decoder's, and the prediction layer if drafts come from one.
+    pub fn cached_layers(&self) -> usize {
+        self.parameters.all_layers().count()
     }
 
     /// Logits of every position of one sequence, `[tokens, vocab]`, computed in chunks as the engine does.
@@ -164,13 +193,24 @@ impl CudaModel {
     /// # Errors
     /// When a token is outside the vocabulary, the sequence is longer than the context, or the device fails.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, CudaLoadError> {
+        self.in_chunks(tokens, |workspace, chunk, segment| {
+            let wanted: Vec<usize> = (0..chunk.len()).collect();
+            self.forward(workspace, chunk, &[segment], &wanted)
+        })
+    }
+
+    /// The logits of all rows that `compute` keeps of each chunk of one sequence.
+    pub(super) fn in_chunks(
+        &self,
+        tokens: &[u32],
+        mut compute: impl FnMut(&mut Workspace, &[u32], Segment<'_>) -> Result<(), DeviceError>,
+    ) -> Result<Vec<f32>, CudaLoadError> {
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
         let mut workspace = Workspace::new(self, blocks.len(), [CHUNK, tokens.len()], CHUNK)?;
         let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };
-            let wanted: Vec<usize> = (0..chunk.len()).collect();
-            self.forward(&mut workspace, chunk, &[segment], &wanted)?;
+            compute(&mut workspace, chunk, segment)?;
             logits.extend(self.kept_logits(&workspace, chunk.len())?);
         }
         Ok(logits)

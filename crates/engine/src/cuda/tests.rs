@@ -30,7 +30,7 @@ const STEP_TOKENS: usize = 64;
 const LIMITS: Limits = Limits { sequences: 16, tokens: STEP_TOKENS, context: 64 };
 
 /// Runs `body` in a process that finds the stand-in and NVRTC when it starts.
-fn on_stand_in(name: &str, body: impl FnOnce()) {
+pub(super) fn on_stand_in(name: &str, body: impl FnOnce()) {
     let test = Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, "H20");
     test.env(Config::ORDER_ENV, "own-first").run(body);
 }
@@ -64,7 +64,7 @@ impl StepModel for Downloading {
         Ok(choose_rows(&logits, self.0.model.vocab_size(), draws))
     }
 
-    fn draft(&mut self, _: &[usize], _: &[u32], _: &[Segment<'_>], _: &[usize]) -> Result<&[f32], String> {
+    fn draft(&mut self, _: &[usize], _: &[u32], _: &[Segment<'_>], _: &[usize]) -> Result<(), String> {
         Err("there is no prediction layer".to_owned())
     }
 }

@@ -15,6 +15,8 @@ const VOCAB: usize = 16;
 /// Answers token + 1 for every token; can fail or panic at a given step.
 struct Successor {
     steps: usize,
+    /// The last call was a draft.
+    drafted: bool,
     /// Of the last step or draft.
     rows: usize,
     logits: Vec<f32>,
@@ -30,7 +32,8 @@ enum Break {
     Choice,
     Draft,
     DraftPanic,
-    DraftLogits,
+    DraftChoice,
+    DraftNotANumber,
 }
 
 impl StepModel for Successor {
@@ -42,7 +45,7 @@ impl StepModel for Successor {
         assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), tokens.len());
         thread::sleep(self.delay);
         self.steps += 1;
-        self.rows = tokens.len();
+        (self.drafted, self.rows) = (false, tokens.len());
         self.logits = successors(tokens, wanted);
         match self.break_at {
             Some((step, Break::Error)) if step == self.steps => return Err("out of order".to_owned()),
@@ -55,8 +58,12 @@ impl StepModel for Successor {
 
     fn choose(&mut self, draws: &[Draw]) -> Result<Vec<Result<Choice, NoToken>>, String> {
         let mut choices = choose_rows(&self.logits, VOCAB, draws);
-        if matches!(self.break_at, Some((step, Break::Choice)) if step <= self.steps) {
-            choices.pop();
+        match self.break_at {
+            Some((step, Break::Choice)) if step <= self.steps => drop(choices.pop()),
+            Some((step, Break::DraftChoice)) if step <= self.steps && self.drafted => {
+                choices.push(Err(NoToken::NotFinite));
+            }
+            _ => {}
         }
         Ok(choices)
     }
@@ -67,16 +74,19 @@ impl StepModel for Successor {
         next: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Result<&[f32], String> {
+    ) -> Result<(), String> {
         assert_eq!(segments.iter().map(|segment| segment.rows).sum::<usize>(), next.len());
         assert!(rows.len() == next.len() && rows.iter().all(|row| *row < self.rows));
-        self.rows = rows.len();
+        (self.drafted, self.rows) = (true, rows.len());
         self.logits = successors(next, wanted);
         match self.break_at {
             Some((step, Break::Draft)) if step <= self.steps => Err("out of order".to_owned()),
             Some((step, Break::DraftPanic)) if step <= self.steps => panic!("a bug"),
-            Some((step, Break::DraftLogits)) if step <= self.steps => Ok(&[0.0]),
-            _ => Ok(&self.logits),
+            Some((step, Break::DraftNotANumber)) if step <= self.steps => {
+                self.logits.fill(f32::NAN);
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -111,7 +121,11 @@ fn lookup() -> DraftSource {
 }
 
 fn start(bounds: Bounds, break_at: Option<(usize, Break)>, delay: Duration) -> Runner {
-    Runner::start(Successor { steps: 0, rows: 0, logits: Vec::new(), break_at, delay }, bounds).unwrap()
+    Runner::start(
+        Successor { steps: 0, drafted: false, rows: 0, logits: Vec::new(), break_at, delay },
+        bounds,
+    )
+    .unwrap()
 }
 
 fn request(prompt: &[u32], max_tokens: u32) -> (Request, Receiver<Event>) {
@@ -229,7 +243,7 @@ fn a_client_that_leaves_in_mid_prompt_frees_its_blocks() {
 #[test]
 fn failures_end_every_sequence_and_stop_the_heartbeat() {
     let all =
-        [Break::Error, Break::Panic, Break::Choice, Break::Draft, Break::DraftPanic, Break::DraftLogits];
+        [Break::Error, Break::Panic, Break::Choice, Break::Draft, Break::DraftPanic, Break::DraftChoice];
     for how in all {
         let runner = start(drafting(LAYER, bounds()), Some((2, how)), Duration::from_millis(20));
         let events: Vec<_> = (0..6)
@@ -248,6 +262,18 @@ fn failures_end_every_sequence_and_stop_the_heartbeat() {
         thread::sleep(3 * HEARTBEAT);
         assert!(runner.stats().since_last_heartbeat > 2 * HEARTBEAT);
     }
+}
+
+/// Its drafts are refused like any others that are wrong.
+#[test]
+fn a_layer_that_computes_no_numbers_changes_no_text() {
+    let runner = start(drafting(LAYER, bounds()), Some((1, Break::DraftNotANumber)), Duration::ZERO);
+    let (request, events) = request(&[0], 10);
+    runner.submit(request).unwrap();
+    assert_eq!(collect(&events), ((1..11).collect(), Finish::Length));
+    runner.shutdown(Duration::from_secs(5));
+    let stats = runner.stats().speculation;
+    assert!(stats.draft_tokens > 0 && stats.accepted_tokens == 0, "{stats:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary takes what it needs")]
 
+pub mod rewrite;
 pub mod stand_in;
 
 use std::{

@@ -38,7 +38,7 @@ pub use measure::{AttentionTimer, Prepared, copy_rate, product_seconds};
 pub use memory::{Buffer, Device, Number};
 pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
-pub use rows::{Append, Heads, Norm, RowKernels};
+pub use rows::{Append, Heads, Norm, NormInput, RowKernels};
 pub use sample::SampleKernel;
 pub use tables::{PageRun, Splits, Tables};
 pub use trial::{

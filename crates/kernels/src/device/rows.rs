@@ -93,6 +93,15 @@ pub struct Norm {
     pub eps: f32,
 }
 
+/// Rows that a norm reads, each as wide as its weights.
+#[derive(Clone, Copy)]
+pub enum NormInput<'a> {
+    /// Of the residual stream.
+    F32(&'a Buffer<f32>),
+    /// Of what lies between products, or of an embedding.
+    Bf16(&'a Buffer<bf16>),
+}
+
 /// Heads in rows: the first of row i from `offset + i * stride` on, the others `head_stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -189,36 +198,57 @@ impl RowKernels {
         rows: Result<usize, &[usize]>,
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
+        let whole = Heads { offset: 0, stride: norm.weight.len(), head_stride: 0 };
+        self.norm_into(device, norm, NormInput::F32(x), rows, (out, whole))
+    }
+
+    /// The same to part of every row of `out`, numbers from `at.offset` on; what is around it stays.
+    ///
+    /// # Errors
+    /// As [`Self::norm`].
+    pub fn norm_into(
+        &self,
+        device: &Device,
+        norm: &Norm,
+        x: NormInput<'_>,
+        rows: Result<usize, &[usize]>,
+        (out, at): (&mut Buffer<bf16>, Heads),
+    ) -> Result<(), DeviceError> {
         let width = norm.weight.len();
+        let (kernel, name, address, room) = match x {
+            NormInput::F32(x) => (&self.norm_f32, "rms_norm_f32", x.address(), x.len()),
+            NormInput::Bf16(x) => (&self.norm_bf16, "rms_norm_bf16", x.address(), x.len()),
+        };
         let (count, last) = match rows {
             Ok(rows) => (rows, rows),
             Err(wanted) => (wanted.len(), wanted.iter().max().map_or(0, |row| row + 1)),
         };
-        if x.len() < last * width || out.len() < count * width {
-            let reason =
-                format!("rows up to {last} of {} and {count} into {}, of width {width}", x.len(), out.len());
-            return Err(DeviceError::arguments("rms_norm", reason));
+        if room < last * width || out.len() < at.end(count, 1, width) {
+            let reason = format!(
+                "rows up to {last} of {room} and {count} at {at:?} of {}, of width {width}",
+                out.len()
+            );
+            return Err(DeviceError::arguments(name, reason));
         }
         let wanted = match rows {
             Ok(_) => None,
             Err(wanted) => {
-                let wanted: Result<Vec<i32>, _> =
-                    wanted.iter().map(|row| int("rms_norm", "row", *row)).collect();
+                let wanted: Result<Vec<i32>, _> = wanted.iter().map(|row| int(name, "row", *row)).collect();
                 Some(device.upload("wanted rows", &wanted?)?)
             }
         };
-        let width = int("rms_norm", "width", width)?;
+        let width = int(name, "width", width)?;
         let params = NormParams {
-            x: x.address(),
+            x: address,
             weight: norm.weight.address(),
             rows: wanted.as_ref().map_or(0, Buffer::address),
-            out: out.address(),
+            out: out.address() + (at.offset * size_of::<bf16>()) as u64,
             width,
             x_stride: width,
-            out_stride: width,
+            out_stride: int(name, "stride", at.stride)?,
             eps: norm.eps,
         };
-        launch(device, &self.norm_f32, "rms_norm_f32", &params, count, THREADS)
+        launch(device, kernel, name, &params, count, THREADS)
     }
 
     /// Norms part of every row in place: those numbers from `at.offset` on.

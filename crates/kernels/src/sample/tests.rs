@@ -47,7 +47,7 @@ fn masks_end_with_the_vocabulary() {
 #[test]
 fn a_number_falls_on_tokens_by_ascending_id() {
     let cuts = Cuts { temperature: 1.0, min_p: 0.0, top_k: 3, top_p: 1.0 };
-    let draw = |random| Draw { row: 0, edits: Vec::new(), allowed: None, cuts, random, logprobs: None };
+    let draw = |random| Draw { cuts, random, ..Draw::greedy(0) };
     // Weights 1/4, 1, 1/2 of 7/4; the fourth is cut off.
     let logits = [1.0f32, 4.0, 2.0, 0.5].map(f32::ln);
     let id =

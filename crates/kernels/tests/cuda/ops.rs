@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Append, Buffer, Destination, Device, DeviceError, Gemm, Heads, Images, Norm, Program, RowKernels,
-        RowMap, Rows, Splits, Tables, Weights,
+        Append, Buffer, Destination, Device, DeviceError, Gemm, Heads, Images, Norm, NormInput, Program,
+        RowKernels, RowMap, Rows, Splits, Tables, Weights,
     },
     ops::{Rope, RopeStyle},
 };
@@ -325,6 +325,23 @@ fn embeddings_and_norms() {
         kernels.norm(&device, &norm, &x, Err(&[4, 1]), &mut out).unwrap();
         let wanted: Vec<f64> = [4, 1].into_iter().flat_map(|i| expected(&row(i), &weight)).collect();
         assert_close(&wide(&device.download(&out, 2 * width).unwrap()), &wanted, HALF_ULP, "two rows");
+
+        // Rows of either format side by side, as a prediction layer takes them.
+        let ones = vec![bf16::ONE; 4 * width];
+        let mut joined = device.upload("joined", &ones).unwrap();
+        let half = |offset| Heads { offset, stride: 2 * width, head_stride: 0 };
+        let (from, to) = (NormInput::Bf16(weights.numbers()), Err(&[6, 0][..]));
+        kernels.norm_into(&device, &norm, from, to, (&mut joined, half(0))).unwrap();
+        let left = device.download(&joined, 4 * width).unwrap();
+        assert_eq!(left[width..2 * width], ones[..width], "what is around it stays");
+        let (from, to) = (NormInput::F32(&x), Err(&[3, 4][..]));
+        kernels.norm_into(&device, &norm, from, to, (&mut joined, half(width))).unwrap();
+        let all: Vec<f64> = [0, 3, 1, 4].into_iter().flat_map(|i| expected(&row(i), &weight)).collect();
+        assert_close(&wide(&device.download(&joined, 4 * width).unwrap()), &all, HALF_ULP, "halves");
+        for (rows, place) in [(Err(&[10][..]), half(0)), (Err(&[6, 0]), half(width + 1))] {
+            let from = NormInput::Bf16(weights.numbers());
+            assert!(kernels.norm_into(&device, &norm, from, rows, (&mut joined, place)).is_err());
+        }
 
         // Part of each row, in place; what is around it stays.
         let (stride, offset, part) = (64, 8, 36);

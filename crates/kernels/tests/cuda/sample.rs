@@ -32,7 +32,7 @@ fn on_device(
 }
 
 fn plain(row: usize, cuts: Cuts) -> Draw {
-    Draw { row, edits: Vec::new(), allowed: None, cuts, random: 0, logprobs: None }
+    Draw { cuts, ..Draw::greedy(row) }
 }
 
 /// Every cut alone and together, of few tokens, of some and of all.

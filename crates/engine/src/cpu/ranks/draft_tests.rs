@@ -7,7 +7,6 @@ use std::{
 };
 
 use gqla_kernels::attention::BLOCK_TOKENS;
-use gqla_weights::{CheckpointWriter, Dtype, Sidecars, TensorSpec};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -15,6 +14,7 @@ use super::{tests::relative_error, *};
 use crate::{
     EngineStats, Event, Request, SamplingParams, Speculation,
     cpu::shard::tests::fixture,
+    rewrite,
     runner::{Bounds, Runner},
     scheduler::Limits,
 };
@@ -24,38 +24,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// Fewer than prompts have, and no divisor of a block.
 const STEP_TOKENS: usize = 50;
 
-/// A model whose layers add so little to an embedding that mostly the last token decides what follows, and whose
-/// prediction layer has mostly the same opinion: drafts are accepted often, and often not.
 fn leaning() -> (TempDir, Checkpoint) {
-    let source = Checkpoint::open(&fixture("../glm_a/gqla")).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let tensor = |name: &str| source.tensor(name).unwrap();
-    let spec = |name: &str| TensorSpec {
-        name: name.to_owned(),
-        dtype: Dtype::F32,
-        shape: tensor(name).shape.clone(),
-    };
-    let mut writer = CheckpointWriter::create(dir.path(), source.names().map(spec).collect()).unwrap();
-    for name in source.names() {
-        let mut values = tensor(name).to_f32();
-        match name.rsplit_once('.').map_or(name, |(stem, _)| stem) {
-            "model.layers.4.eh_proj" => {
-                let hidden = tensor(name).shape[0];
-                values.iter_mut().for_each(|value| *value *= 0.1);
-                (0..hidden).for_each(|i| values[i * 2 * hidden + i] += 1.0);
-            }
-            "model.layers.4.shared_head.norm" => values = tensor("model.norm.weight").to_f32(),
-            stem if stem.ends_with("o_proj") || stem.ends_with("down_proj") => {
-                values.iter_mut().for_each(|value| *value *= 0.15);
-            }
-            _ => {}
-        }
-        writer.write(name, &values).unwrap();
-    }
-    let config = source.config().to_json(Dtype::F32);
-    writer.finish(&Sidecars { config: &config, tokenizer: None, chat_template: None }).unwrap();
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    (dir, checkpoint)
+    rewrite::leaning(&Checkpoint::open(&fixture("../glm_a/gqla")).unwrap())
 }
 
 /// Of a sequence its start, its tokens that follow, and the logits of its last row if they were wanted.
@@ -118,17 +88,16 @@ impl StepModel for Overheard {
         next: &[u32],
         segments: &[Segment<'_>],
         wanted: &[usize],
-    ) -> Result<&[f32], String> {
-        let logits = self.ranks.draft(rows, next, segments, wanted)?;
+    ) -> Result<(), String> {
+        self.ranks.draft(rows, next, segments, wanted)?;
         let call = Call {
             first: std::mem::take(&mut self.first),
             next: next.to_vec(),
             segments: segments.iter().map(|segment| (segment.start, segment.rows)).collect(),
             wanted: wanted.to_vec(),
-            logits: logits.to_vec(),
+            logits: self.ranks.first.workspace.logits().to_vec(),
         };
-        self.calls.send(call).map_err(|error| error.to_string())?;
-        Ok(logits)
+        self.calls.send(call).map_err(|error| error.to_string())
     }
 }
 

@@ -45,14 +45,8 @@ impl SampleTrial {
 }
 
 fn draw(row: usize) -> Draw {
-    let plain = Draw {
-        row,
-        edits: Vec::new(),
-        allowed: None,
-        cuts: CUTS[row / 2],
-        random: (row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
-        logprobs: None,
-    };
+    let random = (row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let plain = Draw { cuts: CUTS[row / 2], random, ..Draw::greedy(row) };
     if row.is_multiple_of(2) {
         return plain;
     }
