@@ -7,7 +7,7 @@ use gqla_model::DecodePath;
 use gqla_weights::Checkpoint;
 
 use super::*;
-use crate::cpu::shard::Shard;
+use crate::cpu::{Precision, shard::Shard};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)

@@ -19,8 +19,10 @@ use crate::{
 };
 use blocks::{Block, Blocks};
 use division::{Division, Work};
-use merge::{divide, merge};
+use merge::divide;
+use partial::Partial;
 use products::{Products, Single, Stored};
+use queries::Queries;
 use scores::{score_columns, score_rows};
 use values::{Weighing, add_values};
 use weights::{scale_weights, weigh};
@@ -51,7 +53,9 @@ mod division;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 mod merge;
+mod partial;
 mod products;
+mod queries;
 mod scores;
 mod values;
 mod weights;
@@ -330,123 +334,6 @@ dispatch! {
 
 /// Scores of a set's rows against one block, then their weights.
 type Scores = [[f32; BLOCK_TOKENS]; MAX_ROWS];
-
-/// What a chunk leaves of its sets, one after the other.
-#[derive(Clone, Copy)]
-struct Partial {
-    numbers: *mut f32,
-    rows: usize,
-    dim: usize,
-}
-
-impl Partial {
-    /// One that is only read.
-    fn of(part: &Part<'_>, numbers: &[f32]) -> Self {
-        assert!(numbers.len() >= part.partial(), "a partial has every row");
-        Self { numbers: numbers.as_ptr().cast_mut(), rows: part.rows, dim: part.dim() }
-    }
-
-    /// One that is gathered.
-    fn of_mut(part: &Part<'_>, numbers: &mut [f32]) -> Self {
-        Self { numbers: numbers.as_mut_ptr(), ..Self::of(part, numbers) }
-    }
-
-    #[inline(always)]
-    fn set(self, set: usize) -> Gathered {
-        let Self { numbers, rows, dim } = self;
-        Gathered { numbers: numbers.wrapping_add(set * rows * (dim + 2)), rows, dim }
-    }
-}
-
-/// What a chunk leaves of a set: rows of weighted values, then every row's maximum, then every row's sum of weights.
-#[derive(Clone, Copy)]
-struct Gathered {
-    numbers: *mut f32,
-    rows: usize,
-    dim: usize,
-}
-
-impl Gathered {
-    #[inline(always)]
-    fn values(&self, row: usize) -> *mut f32 {
-        self.numbers.wrapping_add(row * self.dim)
-    }
-
-    #[inline(always)]
-    fn max(&self, row: usize) -> *mut f32 {
-        self.numbers.wrapping_add(self.rows * self.dim + row)
-    }
-
-    #[inline(always)]
-    fn sum(&self, row: usize) -> *mut f32 {
-        self.max(self.rows + row)
-    }
-
-    /// Adds a row to what earlier chunks left of it in `out`.
-    unsafe fn merge_into(&self, so_far: (f32, f32), out: *mut f32, row: usize) -> (f32, f32) {
-        // SAFETY: a row that was gathered, and its output; the caller's contract.
-        unsafe { merge(so_far, out, (*self.max(row), *self.sum(row)), self.values(row), self.dim) }
-    }
-}
-
-/// Queries of a part's set.
-#[derive(Clone, Copy)]
-struct Queries<'a> {
-    part: &'a Part<'a>,
-    set: &'a HeadSet,
-    /// Rounded rows, where there are any.
-    rounded: *mut f32,
-}
-
-impl Queries<'_> {
-    /// Those of the part's set `number`.
-    #[inline(always)]
-    fn of<'a>(part: &'a Part<'a>, number: usize, room: *mut f32) -> Queries<'a> {
-        let set = &part.sets[number];
-        Queries { part, set, rounded: room.wrapping_add(number * part.rows * set.rounded_query()) }
-    }
-
-    /// A row as it was given.
-    #[inline(always)]
-    unsafe fn exact(&self, row: usize) -> *const f32 {
-        // SAFETY: the row exists, the caller's contract.
-        unsafe { self.set.q.add(self.set.q_rows.offset(self.part.first(self.set) + row)) }
-    }
-
-    /// Where a row's inputs for part `number` of the keys are, and what one of them is worth.
-    #[inline(always)]
-    unsafe fn inputs<S: Simd, A: Products<S>>(
-        &self,
-        row: usize,
-        keys: &[KeyPart; 2],
-        number: usize,
-    ) -> (*const A::Inputs, f32) {
-        // SAFETY: the row exists, and was rounded where `A` rounds; the caller's contract.
-        unsafe {
-            if !A::ROUNDS {
-                return (self.exact(row).add(keys[number].query).cast(), 1.0);
-            }
-            let rounded = self.rounded.add(row * self.set.rounded_query());
-            (rounded.add(2 + number * (keys[0].dim / 2)).cast(), *rounded.add(number))
-        }
-    }
-
-    /// Rounds every row.
-    #[inline(always)]
-    unsafe fn round<S: Simd, A: Products<S>>(&self) {
-        let Keys::Columns(keys) = &self.set.keys else { return };
-        for row in 0..self.part.rows {
-            for (number, key) in keys.iter().enumerate().filter(|(_, key)| key.dim % A::PACK == 0) {
-                // SAFETY: the room has every row; the caller's contract.
-                unsafe {
-                    let rounded = self.rounded.add(row * self.set.rounded_query());
-                    let to = rounded.add(2 + number * (keys[0].dim / 2)).cast();
-                    *rounded.add(number) = A::round(self.exact(row).add(key.query), key.dim, to);
-                }
-            }
-        }
-    }
-}
 
 #[inline(always)]
 unsafe fn run_chunk_exactly<S: Simd, E: Stored, const P: usize, const C: usize>(

@@ -6,7 +6,8 @@
 //! same streaming softmax (`flash`).
 //!
 //! A cache stores f32, bf16, or int8 with a scale for each token's part (a group's key, its value, the rotary key, the
-//! latent). Scales multiply scores and softmax weights, never single numbers. With normally distributed queries, keys and
+//! latent). Scales multiply scores and softmax weights, never single numbers. Keys and values of groups that are cached in
+//! int8 meet queries and weights of 16 bits where the processor multiplies pairs of these, f32 elsewhere. With normally distributed queries, keys and
 //! values, outputs over an int8 cache are within a relative root mean square error of 1.2e-2 of float64 along every path;
 //! a part with few channels that stand out loses more, since one scale serves it.
 

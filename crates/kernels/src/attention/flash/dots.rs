@@ -26,7 +26,11 @@ impl Products<Avx512> for Bf16Dots {
             unsafe {
                 let rounded = _mm512_cvtneps_pbh(load(from.add(i), n - i));
                 let mask = first(n - i);
-                _mm256_mask_storeu_epi16(to.add(i / 2).cast(), mask, std::mem::transmute(rounded));
+                _mm256_mask_storeu_epi16(
+                    to.add(i / 2).cast(),
+                    mask,
+                    std::mem::transmute::<__m256bh, __m256i>(rounded),
+                );
             }
         }
         1.0

@@ -42,7 +42,7 @@ unsafe fn score_column_tile<S: Simd, A: Products<S>, const P: usize, const R: us
                     continue;
                 }
                 let key = &keys[number];
-                if key.dim % A::PACK == 0 {
+                if key.dim.is_multiple_of(A::PACK) {
                     let mut x = [std::ptr::null(); R];
                     let mut worth = [1.0; R];
                     for r in 0..R {

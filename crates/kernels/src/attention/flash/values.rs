@@ -3,7 +3,8 @@
 #![allow(clippy::needless_range_loop, reason = "register arrays are indexed side by side")]
 
 use super::{
-    Block, Gathered, Part, Scores, Values,
+    Block, Part, Scores, Values,
+    partial::Gathered,
     products::{Products, gather},
 };
 use crate::{
