@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Output},
@@ -19,6 +20,8 @@ const BASELINE: &str = "../kernels/baseline.json";
 /// Multiplications and additions of a matrix instruction, 16 x 8 x 16.
 const MMA: u64 = 2048;
 const REGISTERS_PER_BLOCK: u64 = 65536;
+/// What images have machine code for.
+const ARCHITECTURES: &str = "sm_80,sm_89,sm_90,sm_100,sm_120";
 /// What a block on Hopper may have, bytes.
 const SHARED_PER_BLOCK: u64 = 227 << 10;
 
@@ -105,6 +108,31 @@ fn assert_fits(row: &Value) {
     assert!(number(row, "smem_bytes") <= SHARED_PER_BLOCK, "{row}");
 }
 
+/// No kernel spills on any architecture, and each is there for all: those that were launched, and those that another card or
+/// shape would take.
+fn assert_every_kernel_fits_everywhere(rows: &[Value]) {
+    let assembled = |arch: &str| -> BTreeSet<String> {
+        let of_arch = rows.iter().filter(|row| row["arch"] == arch && row.get("threads").is_none());
+        of_arch
+            .map(|row| {
+                assert_eq!(number(row, "spills"), 0, "{row}");
+                assert!((1..=255).contains(&number(row, "registers")), "{row}");
+                format!("{} {}", row["name"].as_str().unwrap(), row["shape"])
+            })
+            .collect()
+    };
+    let everywhere: Vec<_> = ARCHITECTURES.split(',').map(assembled).collect();
+    assert!(everywhere.iter().all(|kernels| *kernels == everywhere[0]), "{everywhere:?}");
+    // Two programs for each of three widths of heads, six decoding kernels and one that merges each.
+    let merging = everywhere[0].iter().filter(|kernel| kernel.contains("_merge")).count();
+    let attending = everywhere[0].iter().filter(|kernel| kernel.contains("_decode_")).count();
+    assert_eq!(attending, 6 * merging, "{:?}", everywhere[0]);
+    for row in rows {
+        let name = row["name"].as_str().unwrap();
+        assert!(everywhere[0].iter().any(|kernel| kernel.split(' ').next() == Some(name)), "{row}");
+    }
+}
+
 /// Where two rows differ, for people.
 fn differences(was: &Value, is: &Value) -> Vec<String> {
     let keys = was.as_object().into_iter().chain(is.as_object()).flat_map(|row| row.keys());
@@ -116,9 +144,11 @@ fn differences(was: &Value, is: &Value) -> Vec<String> {
 
 #[test]
 fn kernels_take_what_their_shapes_need_and_what_they_took_before() {
-    let rows = rows(&kernels("H20", &["report", "-o", "json"]));
+    let rows = rows(&kernels("H20", &["report", "-o", "json", "--arch", ARCHITECTURES]));
     let (mut attending, mut products) = (0, 0);
-    for row in &rows {
+    let launched = |row: &&Value| row.get("threads").is_some();
+    assert_every_kernel_fits_everywhere(&rows);
+    for row in rows.iter().filter(launched) {
         assert_fits(row);
         let name = row["name"].as_str().unwrap();
         if name.contains("_decode_") {

@@ -1,7 +1,7 @@
 // Decode attention along the MQA-absorb path over a paged cache: all heads' absorbed queries attend to one latent row
 // [c | rope] per token, whose first RANK numbers are its value too. Compiled per RANK and D_ROPE.
 //
-// absorb_decode_tokensT_rowsN: a block takes N query rows and reads every latent row once for them, T tokens at a time
+// absorb_decode_tokensT_rowsN: a unit has N query rows, and a block reads every latent row once for them, T tokens at a time
 // through two stages of shared memory. Warps are groups of TILES tiles of 16 rows times PARTS: a warp scores its part of a
 // stage's tokens, shares the weights with the other parts through shared memory, and sums its part of the value's columns.
 // What a warp loads of the latents serves all of its tiles. Dynamic shared memory: queries, stages, weights, and two floats
@@ -233,24 +233,20 @@ struct WarpTile {
 
 // Latent rows from `first` on, of which those from `length` on become zero. TOKENS divides a page.
 template <int TOKENS, int THREADS>
-DEV void load_tokens(u8* to, const Params& p, int sequence, int first, int length) {
-    const int page = p.page_table[sequence * p.table_width + first / PAGE];
+DEV void load_tokens(u8* to, const Params& p, const Unit& unit, int first, int length) {
+    const int page = p.page_table[unit.pages + first / PAGE];
     const u16* from = p.keys + ((u64)page * PAGE + first % PAGE) * WIDTH;
     load_rows<TOKENS, WIDTH, CHUNKS, 0, THREADS>(to, from, min(TOKENS, length - first));
 }
 
 template <int GROUPS, int TILES, int PARTS, int TOKENS>
-DEV void decode(const Params& p) {
+DEV void attend(const Params& p, const Unit& unit) {
     constexpr int THREADS = GROUPS * PARTS * WARP, ROWS = GROUPS * TILES * 16, STAGE_BYTES = TOKENS * WIDTH * 2;
     constexpr int OWN = TOKENS / PARTS;
     const int warp = threadIdx.x / WARP, first_row = warp / PARTS * TILES * 16, part = warp % PARTS;
-    const int split = blockIdx.x, sequence = blockIdx.z;
-    const Tile t = tile_of<ROWS>(p, sequence, 0, blockIdx.y);
-    // Other sequences have more queries, or more splits.
-    if (t.rows() <= 0) return;
-    const Range pages = pages_of(p, t.length, split);
-    if (pages.first >= pages.end) return;
-    const int begin = pages.first * PAGE, end = min(t.length, pages.end * PAGE);
+    const Tile t = tile_of(p, unit);
+    const Range pages = pages_of(unit);
+    const int begin = pages.first * PAGE, end = min(unit.length, pages.end * PAGE);
     // Groups whose rows are not there only help to copy.
     const bool has_rows = first_row < t.rows();
 
@@ -264,14 +260,14 @@ DEV void decode(const Params& p) {
     WarpTile<TILES, PARTS, TOKENS> mine;
     mine.start(p, t, first_row);
     load_queries<ROWS, WIDTH, THREADS>(queries, p, t);
-    load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);
+    load_tokens<TOKENS, THREADS>(stages, p, unit, begin, end);
     commit_copies();
     for (int first = begin, turn = 0; first < end; first += TOKENS, turn ^= 1) {
         wait_copies<0>();
         // These tokens are there for all, and all are done with those whose place the next ones take.
         __syncthreads();
         if (first + TOKENS < end) {
-            load_tokens<TOKENS, THREADS>(stages + (turn ^ 1) * STAGE_BYTES, p, sequence, first + TOKENS, end);
+            load_tokens<TOKENS, THREADS>(stages + (turn ^ 1) * STAGE_BYTES, p, unit, first + TOKENS, end);
             commit_copies();
         }
         const u8* latents = stages + turn * STAGE_BYTES;
@@ -288,8 +284,15 @@ DEV void decode(const Params& p) {
         if (has_rows) mine.add_values(own_weights, latents, part);
     }
     if (has_rows) mine.store_sums(sums + part * ROWS + first_row);
+    // All sums are there, and all are done with the queries and tokens whose place the next unit's take. Sums lie apart, and
+    // are written again only after the next unit's barriers.
     __syncthreads();
-    if (has_rows) mine.store(p, t, split, first_row, part, sums + first_row, ROWS);
+    if (has_rows) mine.store(p, t, unit.split, first_row, part, sums + first_row, ROWS);
+}
+
+template <int GROUPS, int TILES, int PARTS, int TOKENS>
+DEV void decode(const Params& p) {
+    for (int i = blockIdx.x; i < p.work->count; i += gridDim.x) attend<GROUPS, TILES, PARTS, TOKENS>(p, p.work->unit(i));
 }
 
 // Parts that share 512 columns are eight of 64 where few rows leave room for more warps.

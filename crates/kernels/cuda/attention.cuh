@@ -1,26 +1,47 @@
 // What both decode kernels share: which queries attend to which tokens, how pages come to shared memory, and the merge.
 //
 // A launch serves any number of sequences, each with as many queries as it likes: one or a few when it decodes, a chunk of
-// its prompt otherwise. A block takes one (split, tile of query rows, sequence). How many pages a split has follows from a
-// query's position, so that its result depends on that alone, never on what shares the launch; all queries of what the
-// launch calls a sequence have splits of one size.
+// its prompt otherwise. Its grid is what the device runs at once, whatever the step: blocks walk the step's list of units,
+// each a split of a tile of one sequence's query rows. How many pages a split has follows from a query's position, so that
+// its result depends on that alone, never on what shares the launch or on which block takes it.
 #pragma once
 #include "dev.cuh"
 
 enum : int { PAGE = 64 };
+
+// A split of a tile of query rows.
+struct __align__(16) Unit {
+    // Where the sequence's pages begin in the page table.
+    int pages;
+    // Queries of the sequence whose splits have one size.
+    int first_query, queries;
+    // Row i of a group is query i / (heads of a group), head i % (heads of a group): the tile's first one.
+    int first_row, group;
+    // Tokens that the tile's last query sees.
+    int length;
+    int split, pages_each;
+};
+
+// A step's units, those of most pages first.
+struct Work {
+    int count, queries, unused[6];
+
+    DEV Unit unit(int i) const { return ((const Unit*)(this + 1))[i]; }
+};
+static_assert(sizeof(Work) == sizeof(Unit), "units begin where one would");
 
 struct Params {
     const u16* q;          // query i from i * q_stride on: [heads][width of a key]
     const u16* keys;       // GQA: [pages][groups][PAGE][D_NOPE]; absorb: latent rows, [pages][PAGE][RANK + D_ROPE]
     const u16* rope_keys;  // GQA: [pages][PAGE][D_ROPE]
     const u16* values;     // GQA: [pages][groups][PAGE][D_V]
-    const int* page_table; // [batch][table_width]
+    const int* page_table; // each sequence's pages, one after the other
     const int* positions;  // [queries], each one's place in its sequence
-    const int* first_rows; // [batch + 1], where each sequence's queries begin
-    float* partial;        // [splits][queries][heads][width of a value], divided by their sum
-    float* partial_lse;    // [splits][queries][heads], to base 2
+    const Work* work;
+    float* partial;        // [splits][room for queries][heads][width of a value], divided by their sum
+    float* partial_lse;    // [splits][room for queries][heads], to base 2
     u16* out;              // [queries][heads][width of a value]
-    int queries, q_stride, heads, groups, table_width, least_pages, most_splits;
+    int query_room, q_stride, heads, groups, least_pages, most_splits;
     float scale_log2;      // softmax scale times log2(e)
 };
 
@@ -82,16 +103,8 @@ struct Tile {
     DEV int head(int row) const { return group * per_group + (first_row + row) % per_group; }
 };
 
-template <int ROWS>
-DEV Tile tile_of(const Params& p, int sequence, int group, int tile) {
-    Tile t;
-    t.first_query = p.first_rows[sequence];
-    t.queries = p.first_rows[sequence + 1] - t.first_query;
-    t.per_group = p.heads / p.groups;
-    t.group = group;
-    t.first_row = tile * ROWS;
-    if (t.rows() > 0) t.length = p.positions[t.query(min(t.rows(), ROWS) - 1)] + 1;
-    return t;
+DEV Tile tile_of(const Params& p, const Unit& unit) {
+    return {unit.first_query, unit.queries, p.heads / p.groups, unit.group, unit.first_row, unit.length};
 }
 
 // Starts copies of a tile's queries of WIDTH numbers to rows like those of keys; rows beyond become zero.
@@ -121,13 +134,13 @@ DEV int pages_per_split(const Params& p, int pages) {
     return each;
 }
 
-// Pages of a tile that split `split` has.
+// Pages that a unit has of its sequence.
 struct Range {
     int first, end;
 };
-DEV Range pages_of(const Params& p, int length, int split) {
-    const int pages = (length + PAGE - 1) / PAGE, each = pages_per_split(p, pages), first = split * each;
-    return {first, min(pages, first + each)};
+DEV Range pages_of(const Unit& unit) {
+    const int pages = (unit.length + PAGE - 1) / PAGE, first = unit.split * unit.pages_each;
+    return {first, min(pages, first + unit.pages_each)};
 }
 
 // Sum and maximum over the four lanes that hold a row.
@@ -142,36 +155,58 @@ DEV float row_sum(float x) {
 
 // Where the partial results of a query's head are.
 DEV u64 place_of(const Params& p, int split, int query, int head) {
-    return ((u64)split * p.queries + query) * p.heads + head;
+    return ((u64)split * p.query_room + query) * p.heads + head;
 }
 
-// Puts the splits of each row together: a warp per 128 columns of a (query, head).
+// Puts the splits of 128 columns of a (query, head) together: a warp's work.
 template <int WIDTH>
-DEV void merge(const Params& p) {
-    constexpr int COLUMNS = WARP * 4, PARTS = (WIDTH + COLUMNS - 1) / COLUMNS;
-    const int unit = blockIdx.x * 4 + threadIdx.x / WARP, row = unit / PARTS;
-    const int column = unit % PARTS * COLUMNS + threadIdx.x % WARP * 4;
-    if (row >= p.queries * p.heads || column >= WIDTH) return;
+DEV void merge_columns(const Params& p, int row, int column) {
     const int query = row / p.heads, pages = p.positions[query] / PAGE + 1;
     const int each = pages_per_split(p, pages), splits = (pages + each - 1) / each;
-    const u64 apart = (u64)p.queries * p.heads;
+    const u64 apart = (u64)p.query_room * p.heads;
+    // Of so many splits, loads are under way at once.
+    constexpr int AT_ONCE = 8;
+    auto weight_of = [&](int s) { return s < splits ? p.partial_lse[s * apart + row] : negative_infinity(); };
     float most = negative_infinity();
-#pragma unroll(8)
-    for (int s = 0; s < splits; s++) most = fmaxf(most, p.partial_lse[s * apart + row]);
+    for (int first = 0; first < splits; first += AT_ONCE) {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) most = fmaxf(most, weight_of(first + i));
+    }
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     float total = 0.f;
-#pragma unroll(8)
-    for (int s = 0; s < splits; s++) {
-        const float factor = exp2_below(p.partial_lse[s * apart + row], most);
-        const float4 x = *(const float4*)(p.partial + (s * apart + row) * WIDTH + column);
-        total += factor;
-        sum.x += factor * x.x;
-        sum.y += factor * x.y;
-        sum.z += factor * x.z;
-        sum.w += factor * x.w;
+    for (int first = 0; first < splits; first += AT_ONCE) {
+        float weights[AT_ONCE];
+        float4 x[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int s = first + i;
+            weights[i] = weight_of(s);
+            x[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (s < splits) x[i] = *(const float4*)(p.partial + (s * apart + row) * WIDTH + column);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float factor = exp2_below(weights[i], most);
+            total += factor;
+            sum.x += factor * x[i].x;
+            sum.y += factor * x[i].y;
+            sum.z += factor * x[i].z;
+            sum.w += factor * x[i].w;
+        }
     }
     const float inverse = total > 0.f ? 1.f / total : 0.f;
     u32* to = (u32*)(p.out + (u64)row * WIDTH + column);
     to[0] = pack(sum.x * inverse, sum.y * inverse);
     to[1] = pack(sum.z * inverse, sum.w * inverse);
+}
+
+// All rows, in warps as in a grid of any size.
+template <int WIDTH>
+DEV void merge(const Params& p) {
+    constexpr int COLUMNS = WARP * 4, PARTS = (WIDTH + COLUMNS - 1) / COLUMNS, WARPS = 4;
+    const int parts = p.work->queries * p.heads * PARTS;
+    for (int part = blockIdx.x * WARPS + threadIdx.x / WARP; part < parts; part += gridDim.x * WARPS) {
+        const int column = part % PARTS * COLUMNS + threadIdx.x % WARP * 4;
+        if (column < WIDTH) merge_columns<WIDTH>(p, part / PARTS, column);
+    }
 }

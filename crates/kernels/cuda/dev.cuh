@@ -87,5 +87,5 @@ DEV float log2_approx(float x) {
 
 DEV float negative_infinity() { return __int_as_float(0xff800000); }
 
-// 2^(x - max); zero for a maximum of nothing.
-DEV float exp2_below(float x, float max) { return max == negative_infinity() ? 0.f : exp2_approx(x - max); }
+// 2^(x - max) of a number up to `max`; zero for a maximum of nothing. There is no branch that loads of `x` would hide behind.
+DEV float exp2_below(float x, float max) { return exp2_approx(x - (max == negative_infinity() ? 0.f : max)); }

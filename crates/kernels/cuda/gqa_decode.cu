@@ -1,7 +1,7 @@
 // Decode attention along the GQA path over a paged cache: for each sequence and group, the query rows of the group attend
 // to its keys [nope | rope] and values. Compiled per head dimensions: D_NOPE, D_ROPE and D_V.
 //
-// gqa_decode_stagesS_rowsN: a block takes N query rows at most, and reads every key and value once for them. It takes the
+// gqa_decode_stagesS_rowsN: a unit has N query rows at most, and a block reads every key and value once for them. It takes the
 // larger of S pages (and the queries, where registers would not hold them) and WARPS * 16 rows of PITCH + 2 floats as
 // dynamic shared memory. Warps are tiles of 16 rows times slices of a page's tokens: a slice's probabilities go from
 // accumulator to operand within a warp. Pages come through S stages of shared memory: two where two blocks share a
@@ -20,10 +20,10 @@ enum : int { QUERIES_IN_SHARED = DK / 4 + DV / 2 > 160 };
 static_assert(DN % 16 == 0 && DR % 16 == 0 && DV % 16 == 0, "head dimensions are multiples of 16");
 
 template <int THREADS>
-DEV void load_page(u8* stage, const Params& p, int sequence, int group, int index, int length) {
-    const int page = p.page_table[sequence * p.table_width + index];
-    const int valid = min((int)PAGE, length - index * PAGE);
-    const u64 of_group = (u64)page * p.groups + group;
+DEV void load_page(u8* stage, const Params& p, const Unit& unit, int index) {
+    const int page = p.page_table[unit.pages + index];
+    const int valid = min((int)PAGE, unit.length - index * PAGE);
+    const u64 of_group = (u64)page * p.groups + unit.group;
     load_rows<PAGE, DN, K_CHUNKS, 0, THREADS>(stage, p.keys + of_group * PAGE * DN, valid);
     load_rows<PAGE, DR, K_CHUNKS, DN / 8, THREADS>(stage, p.rope_keys + (u64)page * PAGE * DR, valid);
     load_rows<PAGE, DV, V_CHUNKS, 0, THREADS>(stage + K_BYTES, p.values + of_group * PAGE * DV, valid);
@@ -199,15 +199,11 @@ DEV void merge_slices(const Params& p, const float* sums, const float* stats, in
 }
 
 template <int STAGES, int TILES, int SLICES>
-DEV void decode(const Params& p) {
+DEV void attend(const Params& p, const Unit& unit) {
     constexpr int WARPS = TILES * SLICES, THREADS = WARPS * WARP, TOKENS = PAGE / SLICES, ROWS = TILES * 16;
     const int warp = threadIdx.x / WARP, tile = warp / SLICES, slice = warp % SLICES;
-    const int split = blockIdx.x, group = blockIdx.y % p.groups, sequence = blockIdx.z;
-    const Tile t = tile_of<ROWS>(p, sequence, group, blockIdx.y / p.groups);
-    // Other sequences have more queries, or more splits.
-    if (t.rows() <= 0) return;
-    const Range pages = pages_of(p, t.length, split);
-    if (pages.first >= pages.end) return;
+    const Tile t = tile_of(p, unit);
+    const Range pages = pages_of(unit);
     // Tiles of 16 rows that there are not only help to copy.
     const bool has_rows = tile * 16 < t.rows();
 
@@ -218,7 +214,7 @@ DEV void decode(const Params& p) {
     auto start = [&](int page) {
         if (page < pages.end) {
             u8* stage = shared_memory + (page - pages.first) % STAGES * STAGE_BYTES;
-            load_page<THREADS>(stage, p, sequence, group, page, t.length);
+            load_page<THREADS>(stage, p, unit, page);
         }
         // An empty group keeps the count of those in flight.
         commit_copies();
@@ -250,7 +246,16 @@ DEV void decode(const Params& p) {
     for (int i = slice; i < 16; i += SLICES) {
         const int row = tile * 16 + i;
         if (row >= t.rows()) break;
-        merge_slices<SLICES>(p, sums, stats, tile, i, place_of(p, split, t.query(row), t.head(row)));
+        merge_slices<SLICES>(p, sums, stats, tile, i, place_of(p, unit.split, t.query(row), t.head(row)));
+    }
+}
+
+template <int STAGES, int TILES, int SLICES>
+DEV void decode(const Params& p) {
+    for (int i = blockIdx.x; i < p.work->count; i += gridDim.x) {
+        attend<STAGES, TILES, SLICES>(p, p.work->unit(i));
+        // All have read the sums, whose place the next unit's pages take.
+        __syncthreads();
     }
 }
 

@@ -209,6 +209,7 @@ DEV int draw(const Row& row, const Weigh& weigh, const Cut& cut, u64 random, OfW
     }
     __syncthreads();
     u64 total = 0, left_ties = cut.ties;
+#pragma unroll(1)
     for (int i = 0; i < WARPS; i++) {
         const u64 kept = at_most(of_warps[1][i], left_ties);
         total += of_warps[0][i] + kept * each;
@@ -217,6 +218,7 @@ DEV int draw(const Row& row, const Weigh& weigh, const Cut& cut, u64 random, OfW
     u64 left = __umul64hi(random, total);
     left_ties = cut.ties;
     int owner = 0;
+#pragma unroll(1)
     for (; owner < WARPS - 1; owner++) {
         const u64 kept = at_most(of_warps[1][owner], left_ties), sum = of_warps[0][owner] + kept * each;
         if (left < sum) break;

@@ -21,6 +21,9 @@ const BASELINE: &str = "crates/kernels/baseline.json";
 /// The card whose memory per block the counted kernels are planned for.
 const CARD: &str = "H20";
 
+/// Those whose registers and spills are in the baseline: what images are made for.
+const ARCHITECTURES: &str = "sm_80,sm_89,sm_90,sm_100,sm_120";
+
 /// What decides the images, besides NVRTC: texts, how they are compiled, and the built-in shapes.
 const SOURCES: [&str; 3] = ["crates/kernels/cuda", "crates/kernels/src/device", "crates/planner/src"];
 
@@ -71,7 +74,7 @@ pub fn write_baseline() -> Result<()> {
     let report = step("Count", || {
         capture(
             Command::new(built.join("gqla"))
-                .args(["kernels", "report", "-o", "json"])
+                .args(["kernels", "report", "-o", "json", "--arch", ARCHITECTURES])
                 .env("LD_LIBRARY_PATH", format!("{}:{}", folder.path().display(), nvrtc.display()))
                 .env("GQLA_FAKECUDA_DEVICES", CARD)
                 .env("GQLA_FAKECUDA_REPORT", folder.path().join("launches.jsonl")),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::Context as _;
-use gqla_kernels::device::{ARCHITECTURES, Extent, Images, Trial};
+use gqla_kernels::device::{ARCHITECTURES, Extent, Images, Program, Trial};
 
 use super::shapes;
 
@@ -21,7 +21,7 @@ pub(super) struct Args {
 }
 
 /// `sm_90` is (9, 0).
-fn architecture(text: &str) -> Result<(u32, u32), String> {
+pub(super) fn architecture(text: &str) -> Result<(u32, u32), String> {
     let number: Option<u32> = text.strip_prefix("sm_").and_then(|digits| digits.parse().ok());
     match number {
         Some(number) if number >= 80 => Ok((number / 10, number % 10)),
@@ -31,8 +31,7 @@ fn architecture(text: &str) -> Result<(u32, u32), String> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let trials = Trial::all(&shapes(&args.model)?, Extent::Whole);
-    let programs: BTreeMap<String, _> =
-        trials.iter().map(Trial::program).map(|program| (program.stem(), program)).collect();
+    let programs = programs(&trials);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let architectures = if args.arch.is_empty() { &ARCHITECTURES[..] } else { &args.arch };
     for (stem, program) in &programs {
@@ -40,6 +39,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("{stem}");
     }
     Ok(())
+}
+
+/// What trials take kernels of, each once.
+pub(super) fn programs(trials: &[Trial]) -> BTreeMap<String, Program> {
+    trials.iter().map(Trial::program).map(|program| (program.stem(), program)).collect()
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use gqla_kernels::device::{Bench, Device, Extent, Launched, Outcome, Trial};
+use gqla_kernels::device::{Bench, Device, Extent, Launched, Outcome, Program, Resources, Trial};
 use serde::Serialize;
 
 use super::{
-    Tried, devices,
+    Tried,
+    build::{architecture, programs},
+    devices,
     launches::{Launch, LaunchLog},
     shape::Shape,
     shapes,
@@ -21,6 +23,9 @@ pub(super) struct Args {
     /// The file to which the stand-in for libcuda appends a line per launch; without it, what only it counts is null
     #[arg(long, env = "GQLA_FAKECUDA_REPORT", value_name = "FILE")]
     launches: Option<PathBuf>,
+    /// Also print what the assembler in NVRTC gives every kernel on these architectures, with commas between
+    #[arg(long, value_name = "sm_XY", value_delimiter = ',', value_parser = architecture)]
+    arch: Vec<(u32, u32)>,
 }
 
 #[derive(Debug, Serialize)]
@@ -28,7 +33,7 @@ struct Report {
     kernels: Vec<Row>,
 }
 
-/// A kernel's counters over one launch; null is what this driver does not tell.
+/// A kernel's counters over one launch; null is what this driver does not tell. What was assembled only has none.
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
@@ -38,15 +43,21 @@ struct Row {
     registers: Option<u32>,
     /// Bytes of local memory of a thread.
     spills: Option<u32>,
-    /// Of a block, declared or asked for.
+    /// Of a block, declared or asked for; what was assembled only has what is declared.
     smem_bytes: u32,
+    #[serde(flatten)]
+    launched: Option<OfLaunch>,
+    /// Bytes of cached keys and values, or latents; of kernels that attend only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_bytes_read: Option<Option<u64>>,
+}
+
+#[derive(Debug, Serialize)]
+struct OfLaunch {
     /// Of a block.
     threads: u32,
     #[serde(flatten)]
     counted: Counted,
-    /// Bytes of cached keys and values, or latents; of kernels that attend only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kv_bytes_read: Option<Option<u64>>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -87,12 +98,35 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             kernels.extend(rows(device, &shape, &outcome, &log.take()?)?);
         }
     }
+    for program in programs(&trials).values() {
+        for capability in &args.arch {
+            kernels.extend(assembled(program, *capability)?);
+        }
+    }
     TableFormat::or_default(args.tried.output).print(&Report { kernels }, table)?;
     Ok(())
 }
 
+/// What a program's kernels take on an architecture that need not be here.
+fn assembled(program: &Program, capability: (u32, u32)) -> anyhow::Result<Vec<Row>> {
+    let row = |(name, resources): (String, Resources)| Row {
+        name,
+        arch: arch(capability),
+        shape: Shape::of_program(program),
+        registers: Some(resources.registers),
+        spills: Some(resources.local_bytes),
+        smem_bytes: resources.shared_bytes,
+        launched: None,
+        kv_bytes_read: None,
+    };
+    Ok(program.resources(capability)?.into_iter().map(row).collect())
+}
+
+fn arch((major, minor): (u32, u32)) -> String {
+    format!("sm_{major}{minor}")
+}
+
 fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) -> anyhow::Result<Vec<Row>> {
-    let (major, minor) = device.limits().capability;
     let row = |(index, launched): (usize, &Launched)| -> anyhow::Result<Row> {
         let launch = launches.get(index);
         if let Some(Launch { kernel, .. }) = launch {
@@ -105,13 +139,15 @@ fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) 
         let attends = index == 0 && !outcome.cache.is_empty();
         Ok(Row {
             name: launched.kernel.clone(),
-            arch: format!("sm_{major}{minor}"),
+            arch: arch(device.limits().capability),
             shape: shape.clone(),
             registers: launched.resources.map(|resources| resources.registers),
             spills: launched.resources.map(|resources| resources.local_bytes),
             smem_bytes: launched.shared_bytes,
-            threads: launched.threads,
-            counted: launch.map(Counted::of).unwrap_or_default(),
+            launched: Some(OfLaunch {
+                threads: launched.threads,
+                counted: launch.map(Counted::of).unwrap_or_default(),
+            }),
             kv_bytes_read: attends.then(|| launch.map(|launch| launch.bytes_read(&outcome.cache))),
         })
     };
@@ -138,6 +174,8 @@ impl Counted {
 fn table(report: &Report) -> String {
     let number = |x: Option<u64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
     let cells = |row: &Row| {
+        let counted = row.launched.as_ref().map(|launched| &launched.counted);
+        let of = |what: fn(&Counted) -> Option<u64>| number(counted.and_then(what));
         [
             row.name.clone(),
             row.arch.clone(),
@@ -146,9 +184,9 @@ fn table(report: &Report) -> String {
             number(row.spills.map(u64::from)),
             row.smem_bytes.to_string(),
             number(row.kv_bytes_read.flatten()),
-            number(row.counted.global_bytes_read),
-            number(row.counted.mma),
-            number(row.counted.shared_conflicts),
+            of(|counted| counted.global_bytes_read),
+            of(|counted| counted.mma),
+            of(|counted| counted.shared_conflicts),
         ]
     };
     let header =

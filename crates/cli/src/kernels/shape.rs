@@ -1,8 +1,8 @@
 //! What a kernel was tried on, for programs and for people.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use gqla_kernels::device::{DecodePlan, RowTrial, SampleTrial, Trial};
+use gqla_kernels::device::{DecodePlan, Program, RowTrial, SampleTrial, Splits, Trial};
 use serde::Serialize;
 
 /// Dimensions of a trial.
@@ -18,7 +18,7 @@ pub(super) enum Shape {
         r: u32,
         s_q: usize,
         tokens: usize,
-        /// Blocks that read each token, per group whose heads share keys; none where there is no kernel.
+        /// Units that read each token, per group whose heads share keys; none where there is no kernel.
         row_tiles: Option<usize>,
     },
     Product {
@@ -37,9 +37,16 @@ pub(super) enum Shape {
         rows: usize,
         width: usize,
     },
+    /// What a program is compiled for.
+    Program(BTreeMap<String, u32>),
 }
 
 impl Shape {
+    pub(super) fn of_program(program: &Program) -> Self {
+        let name = |name: &str| if name == "RANK" { "r".to_owned() } else { name.to_lowercase() };
+        Self::Program(program.numbers().iter().map(|(text, number)| (name(text), *number)).collect())
+    }
+
     pub(super) fn of(trial: &Trial, plan: Option<&DecodePlan>) -> Self {
         match trial {
             Trial::Decode(trial) => Self::Decode {
@@ -51,7 +58,7 @@ impl Shape {
                 r: trial.shape.rank,
                 s_q: trial.queries,
                 tokens: trial.tokens,
-                row_tiles: plan.map(|plan| plan.row_tiles(&trial.shape, trial.queries)),
+                row_tiles: plan.map(|plan| plan.tiling(&trial.shape, Splits::ENGINE).tiles(trial.queries)),
             },
             Trial::Product(trial) => {
                 Self::Product { rows: trial.rows, outputs: trial.outputs, inputs: trial.inputs }
@@ -81,6 +88,11 @@ impl fmt::Display for Shape {
                 write!(f, "{rows} rows of {hidden}, {per_token} of {experts} experts of {inner}")
             }
             Self::Row { rows, width } => write!(f, "{rows} rows of {width}"),
+            Self::Program(numbers) => {
+                let numbers: Vec<String> =
+                    numbers.iter().map(|(name, number)| format!("{name} {number}")).collect();
+                f.write_str(&numbers.join(", "))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use gqla_kernels::{
     attention::Segment,
-    device::{Destination, DeviceError, Heads, Norm, NormInput, Splits, Tables, Weights},
+    device::{Destination, DeviceError, Heads, Norm, NormInput, Weights},
 };
 
 use super::{
@@ -58,7 +58,7 @@ impl CudaModel {
         segments: &[Segment<'_>],
         wanted: &[usize],
     ) -> Result<(), DeviceError> {
-        let Workspace { caches, pages, activations: a, stream, .. } = workspace;
+        let Workspace { caches, pages, tables, activations: a, stream, .. } = workspace;
         let wrong = |reason: String| DeviceError::Arguments { kernel: "draft", reason };
         let (Some(draft), Some(cache)) =
             (&self.parameters.draft, caches.get_mut(self.parameters.layers.len()))
@@ -72,7 +72,7 @@ impl CudaModel {
         }
         let (device, kernels, hidden) = (&self.device, &self.attention.rows, draft.norm.weight.len());
         let half = |offset| Heads { offset, stride: 2 * hidden, head_stride: 0 };
-        let tables = Tables::new(device, segments, *pages, Splits::ENGINE)?;
+        tables.set(device, segments, *pages)?;
         let tokens: Vec<usize> = next.iter().map(|id| *id as usize).collect();
         let embedding = NormInput::Bf16(self.parameters.embedding.numbers());
         kernels.norm_into(
@@ -92,7 +92,7 @@ impl CudaModel {
         kernels.norm_into(device, &draft.hidden_norm, from, rows, (&mut a.joined, half(hidden)))?;
         self.multiply(&draft.projection, tokens.len(), &a.joined, Destination::F32(&mut a.residual))?;
         *stream = Stream::OfPredictionLayer;
-        self.layer(&draft.layer, cache, &tables, a)?;
+        self.layer(&draft.layer, cache, tables, a)?;
         self.head(&draft.norm, wanted, a)
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use gqla_kernels::{
     attention::BLOCK_TOKENS,
-    device::{AttentionScratch, Decode, DecodeCache, DeviceError, PageRun, Splits, UpProjection},
+    device::{AttentionScratch, Decode, DecodeCache, DeviceError, PageRun, Splits, Tables, UpProjection},
 };
 use gqla_model::DecodePath;
 
@@ -22,9 +22,10 @@ impl CudaModel {
     /// numbers, and those of `live`, which ascend, their content. A model that was not made for it stays as it is.
     pub(super) fn expand(&mut self, workspace: &mut Workspace, live: &[u32]) -> Result<(), DeviceError> {
         let Some(Expanded { decode, up }) = self.expanded.take() else { return Ok(()) };
-        let Workspace { caches, pages, rows, longest, activations, .. } = workspace;
+        let Workspace { caches, pages, tables, rows, longest, activations, .. } = workspace;
         let (device, shape, gqa) = (&self.device, &self.shape, DecodePath::Gqa);
         activations.scratch = AttentionScratch::new(device, shape, gqa, Splits::ENGINE, [*rows, *longest])?;
+        *tables = Tables::room(device, decode.tiling(Splits::ENGINE), [*rows, *longest])?;
         let runs = runs(live, *rows / BLOCK_TOKENS).into_iter().map(|run| PageRun::new(device, run, *pages));
         let runs: Vec<PageRun> = runs.collect::<Result<_, _>>()?;
         for ((layer, cache), up) in self.parameters.all_layers_mut().zip(caches).zip(up) {

@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::Segment,
     device::{
-        AttentionScratch, Buffer, DecodeCache, Destination, Device, DeviceError, Heads, Norm, Projected,
-        RouterShape, Rows, Splits, Tables, Weights,
+        AttentionScratch, Buffer, Decode, DecodeCache, Destination, Device, DeviceError, Heads, Norm,
+        Projected, RouterShape, Rows, Splits, Tables, Weights,
     },
     sample::{Choice, Draw, NoToken},
 };
@@ -20,6 +20,7 @@ use crate::blocks::BlockCopy;
 pub(super) struct Workspace {
     pub caches: Vec<DecodeCache>,
     pub pages: usize,
+    pub tables: Tables,
     /// Tokens of a step at most.
     pub rows: usize,
     /// Tokens of a sequence at most.
@@ -92,10 +93,13 @@ impl CudaModel {
             [w.hidden, w.joined, w.query_latent, Projected::width(&self.shape), w.attended, 3 * w.inner];
         let of_f32 = rows * w.hidden + wanted * w.vocab;
         let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
+        let tables = |decode: &Decode| Tables::bytes(decode.tiling(Splits::ENGINE), [rows, context]);
+        let decodes = [Some(&self.attention.decode), self.expanded.as_ref().map(|expanded| &expanded.decode)];
         rows * widths.iter().sum::<usize>() * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
             + w.router.map_or(0, |router| Routed::bytes(&router, rows, w.hidden))
             + self.paths().map(scratch).sum::<usize>()
+            + decodes.into_iter().flatten().map(tables).sum::<usize>()
     }
 }
 
@@ -121,6 +125,7 @@ impl Workspace {
         Ok(Self {
             caches: model.parameters.all_layers().map(cache).collect::<Result<_, _>>()?,
             pages,
+            tables: Tables::room(device, model.attention.decode.tiling(Splits::ENGINE), [rows, longest])?,
             rows,
             longest,
             activations: Activations {
@@ -169,12 +174,12 @@ impl CudaModel {
         segments: &[Segment<'_>],
         wanted: &[usize],
     ) -> Result<(), DeviceError> {
-        let Workspace { caches, pages, activations: a, stream, .. } = workspace;
-        let tables = Tables::new(&self.device, segments, *pages, Splits::ENGINE)?;
+        let Workspace { caches, pages, tables, activations: a, stream, .. } = workspace;
+        tables.set(&self.device, segments, *pages)?;
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
         *stream = Stream::OfDecoder;
         for (layer, cache) in self.parameters.layers.iter().zip(caches) {
-            self.layer(layer, cache, &tables, a)?;
+            self.layer(layer, cache, tables, a)?;
         }
         self.head(&self.parameters.norm, wanted, a)
     }

@@ -7,14 +7,14 @@ use cudarc::driver::{
 use gqla_model::DecodePath;
 use half::bf16;
 
-use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Splits, Tables};
+use super::{Buffer, DecodePlan, DecodeShape, Device, DeviceError, Loaded, Splits, Tables, Tiling};
 use crate::attention::BLOCK_TOKENS;
 
 /// Warps of a block of the merging kernel, and columns of a row that each merges.
 pub(super) const MERGE_WARPS: u32 = 4;
 const MERGE_COLUMNS: usize = 128;
-/// Blocks of a grid along its second and third axes.
-const MOST_BLOCKS: usize = 65_535;
+/// Blocks of that kernel on a multiprocessor at most: their loads keep its memory busy.
+const MERGE_BLOCKS: u32 = 8;
 
 /// `Params` of `attention.cuh`.
 #[repr(C)]
@@ -26,15 +26,14 @@ struct Params {
     values: u64,
     page_table: u64,
     positions: u64,
-    first_rows: u64,
+    work: u64,
     partial: u64,
     partial_lse: u64,
     out: u64,
-    queries: i32,
+    query_room: i32,
     q_stride: i32,
     heads: i32,
     groups: i32,
-    table_width: i32,
     least_pages: i32,
     most_splits: i32,
     scale_log2: f32,
@@ -145,8 +144,29 @@ pub struct DecodeInputs<'a> {
 pub struct Decode {
     shape: DecodeShape,
     plan: DecodePlan,
-    decode: CudaFunction,
-    merge: CudaFunction,
+    decode: Grid,
+    merge: Grid,
+}
+
+/// A kernel, and how it is launched in every step.
+struct Grid {
+    name: &'static str,
+    function: CudaFunction,
+    config: LaunchConfig,
+}
+
+impl Grid {
+    fn new(
+        loaded: &Loaded,
+        name: &'static str,
+        threads: u32,
+        shared_mem_bytes: u32,
+        most: u32,
+    ) -> Result<Self, DeviceError> {
+        let blocks = loaded.blocks(name, threads, shared_mem_bytes)?.min(most);
+        let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes };
+        Ok(Self { name, function: loaded.kernel(name)?, config })
+    }
 }
 
 impl Decode {
@@ -155,10 +175,12 @@ impl Decode {
     /// # Errors
     /// When the program lacks them, or the device refuses their shared memory.
     pub fn new(loaded: &Loaded, shape: DecodeShape, plan: DecodePlan) -> Result<Self, DeviceError> {
-        let (decode, merge) = (loaded.kernel(plan.decode)?, loaded.kernel(plan.merge)?);
+        let decode = Grid::new(loaded, plan.decode, plan.threads, plan.shared_bytes, u32::MAX)?;
+        let most = MERGE_BLOCKS * loaded.multiprocessors().count;
+        let merge = Grid::new(loaded, plan.merge, 32 * MERGE_WARPS, 0, most)?;
         let shared = int(plan.decode, "shared memory", plan.shared_bytes as usize)?;
         let doing = format!("giving `{}` {shared} bytes of shared memory", plan.decode);
-        decode.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
+        decode.function.set_attribute(MAX_DYNAMIC, shared).map_err(DeviceError::driver(doing))?;
         Ok(Self { shape, plan, decode, merge })
     }
 
@@ -169,6 +191,11 @@ impl Decode {
 
     pub(super) fn plan(&self) -> &DecodePlan {
         &self.plan
+    }
+
+    /// What tables of steps that it attends in are made for.
+    pub fn tiling(&self, division: Splits) -> Tiling {
+        self.plan.tiling(&self.shape, division)
     }
 
     /// Numbers that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.
@@ -197,9 +224,9 @@ impl Decode {
         let (shape, path) = (&self.shape, self.plan.path);
         let heads = shape.heads as usize;
         let (query, output) = (shape.query(path) as usize, shape.output(path) as usize);
-        self.check(cache, tables, &inputs, heads * query, heads * output)?;
-        let splits = tables.splits;
-        let (partial, sums) = (inputs.partial.address(), splits * tables.rows * heads * output);
+        let (room, division) =
+            (tables.room, self.check(cache, tables, &inputs, heads * query, heads * output)?);
+        let (partial, sums) = (inputs.partial.address(), room.splits * room.rows * heads * output);
         let int = |what: &str, x: usize| int(self.plan.decode, what, x);
         let [keys, rope_keys, values] = cache.addresses();
         let params = Params {
@@ -209,58 +236,30 @@ impl Decode {
             values,
             page_table: tables.pages.address(),
             positions: tables.positions.address(),
-            first_rows: tables.first_rows.address(),
+            work: tables.work.address(),
             partial,
             partial_lse: partial + (sums * size_of::<f32>()) as u64,
             out: inputs.out.address(),
-            queries: int("rows", tables.rows)?,
+            query_room: int("rows", room.rows)?,
             q_stride: int("q_stride", inputs.q_stride)?,
             heads: int("heads", heads)?,
             groups: int("groups", shape.key_groups(path) as usize)?,
-            table_width: int("page table", tables.width)?,
-            least_pages: int("pages of a split", tables.division.least_pages.max(1))?,
-            most_splits: int("splits", tables.division.most.max(1))?,
+            least_pages: int("pages of a split", division.least_pages.max(1))?,
+            most_splits: int("splits", division.most.max(1))?,
             scale_log2: (shape.scale * std::f64::consts::LOG2_E) as f32,
         };
-        let row_tiles = self.plan.row_tiles(shape, tables.most_rows);
-        let blocks = (splits, row_tiles * shape.key_groups(path) as usize, tables.sequences);
-        if blocks.1.max(blocks.2) > MOST_BLOCKS {
-            let reason =
-                format!("{} tiles of {} sequences, a launch has at most {MOST_BLOCKS}", blocks.1, blocks.2);
-            return Err(DeviceError::arguments(self.plan.decode, reason));
-        }
-        let grid_dim = (
-            int("splits", splits)? as u32,
-            int("tiles", blocks.1)? as u32,
-            int("sequences", blocks.2)? as u32,
-        );
-        let decode = LaunchConfig {
-            grid_dim,
-            block_dim: (self.plan.threads, 1, 1),
-            shared_mem_bytes: self.plan.shared_bytes,
-        };
-        let merge = LaunchConfig {
-            grid_dim: (
-                (int("rows", tables.rows * heads * output.div_ceil(MERGE_COLUMNS))? as u32)
-                    .div_ceil(MERGE_WARPS),
-                1,
-                1,
-            ),
-            block_dim: (32 * MERGE_WARPS, 1, 1),
-            shared_mem_bytes: 0,
-        };
+        int("parts of rows", room.rows * heads * output.div_ceil(MERGE_COLUMNS))?;
         device.bind()?;
-        for (function, config, name) in
-            [(&self.decode, decode, self.plan.decode), (&self.merge, merge, self.plan.merge)]
-        {
+        for Grid { name, function, config } in [&self.decode, &self.merge] {
             // SAFETY: the kernels take these parameters, `check` held every buffer to what they touch, and `Tables` name
-            // pages that are there.
-            unsafe { device.stream.launch_builder(function).arg(&params).launch(config) }
+            // pages that are there and units for this kernel's tiles.
+            unsafe { device.stream.launch_builder(function).arg(&params).launch(*config) }
                 .map_err(DeviceError::driver(format!("launching `{name}`")))?;
         }
         Ok(())
     }
 
+    /// How rows are divided, if everything fits.
     fn check(
         &self,
         cache: &DecodeCache,
@@ -268,13 +267,17 @@ impl Decode {
         inputs: &DecodeInputs<'_>,
         query: usize,
         output: usize,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Splits, DeviceError> {
         let wrong = |reason: String| Err(DeviceError::arguments(self.plan.decode, reason));
         let (rows, of_path) =
             (tables.rows, matches!(cache, DecodeCache::Gqa { .. }) == (self.plan.path == DecodePath::Gqa));
         if rows == 0 {
             return wrong("no rows".to_owned());
         }
+        let division = match tables.tiling {
+            Some(tiling) if tiling == self.tiling(tiling.division) => tiling.division,
+            other => return wrong(format!("the tables' units are of another kernel: {other:?}")),
+        };
         if !of_path || cache.tokens(&self.shape) < tables.page_count * BLOCK_TOKENS {
             return wrong(format!(
                 "the cache is not one of {} pages along {}",
@@ -291,7 +294,7 @@ impl Decode {
                 inputs.q_stride
             ));
         }
-        let partial = tables.splits * rows * (output + self.shape.heads as usize);
+        let partial = tables.room.splits * tables.room.rows * (output + self.shape.heads as usize);
         if inputs.partial.len() < partial {
             return wrong(format!(
                 "splits sum {partial} numbers, there is room for {}",
@@ -301,7 +304,7 @@ impl Decode {
         if inputs.out.len() < rows * output {
             return wrong(format!("out holds {}, {rows} rows of {output} are written", inputs.out.len()));
         }
-        Ok(())
+        Ok(division)
     }
 }
 

@@ -13,7 +13,7 @@ use cudarc::{
 };
 
 use super::{
-    Device, DeviceError, Program,
+    Device, DeviceError, Multiprocessors, Program,
     error::reason_of,
     nvrtc::{self, Target, compile},
 };
@@ -68,6 +68,8 @@ pub struct Resources {
     pub registers: u32,
     /// Bytes of local memory: what did not fit in registers. These kernels declare none.
     pub local_bytes: u32,
+    /// Bytes of shared memory that a block declares, besides what launches add.
+    pub shared_bytes: u32,
 }
 
 /// A loaded program.
@@ -75,6 +77,7 @@ pub struct Loaded {
     module: Arc<CudaModule>,
     program: Program,
     capability: (u32, u32),
+    multiprocessors: Multiprocessors,
     /// Where it came from.
     pub source: ImageSource,
     /// Why earlier steps did not do, a sentence for each.
@@ -106,7 +109,8 @@ impl Images {
             match loaded {
                 Ok(module) => {
                     let (program, capability) = (program.clone(), device.limits().capability);
-                    return Ok(Loaded { module, program, capability, source, refusals });
+                    let multiprocessors = device.multiprocessors();
+                    return Ok(Loaded { module, program, capability, multiprocessors, source, refusals });
                 }
                 Err(reason) => refusals.push(format!("{source}: {reason}")),
             }
@@ -208,10 +212,22 @@ impl Loaded {
     pub(super) fn resources(&self, kernel: &str) -> Result<Option<Resources>, DeviceError> {
         let function = self.kernel(kernel)?;
         let of = |function: &CudaFunction| -> Result<Resources, DriverError> {
-            let (registers, local) = (function.num_regs()?, function.local_size_bytes()?);
-            Ok(Resources { registers: registers.unsigned_abs(), local_bytes: local.unsigned_abs() })
+            let told = [function.num_regs()?, function.local_size_bytes()?, function.shared_size_bytes()?];
+            let [registers, local_bytes, shared_bytes] = told.map(i32::unsigned_abs);
+            Ok(Resources { registers, local_bytes, shared_bytes })
         };
         Ok(of(&function).ok())
+    }
+
+    pub(super) fn multiprocessors(&self) -> Multiprocessors {
+        self.multiprocessors
+    }
+
+    /// Blocks of a kernel that the device runs at once.
+    pub(super) fn blocks(&self, kernel: &str, threads: u32, shared_bytes: u32) -> Result<u32, DeviceError> {
+        let registers = self.resources(kernel)?.map(|resources| resources.registers);
+        let shared_bytes = shared_bytes + self.declared_shared(kernel)?;
+        Ok(self.multiprocessors.blocks(threads, shared_bytes, registers))
     }
 
     /// What the assembler in NVRTC gives each kernel on this device; none where there is no NVRTC.

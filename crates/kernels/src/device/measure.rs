@@ -10,8 +10,8 @@ use half::bf16;
 
 use super::{
     Attention, AttentionScratch, Buffer, Decode, DecodeCache, DecodeShape, Destination, Device, DeviceError,
-    Gemm, Images, Loaded, Program, Projected, RowKernels, Rows, Splits, Tables, Turns, UpProjection, Weights,
-    plan_decode,
+    Gemm, Images, Loaded, Program, Projected, RowKernels, Rows, Splits, Tables, Tiling, Turns, UpProjection,
+    Weights, plan_decode,
 };
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
@@ -191,8 +191,9 @@ impl<'a> AttentionTimer<'a> {
             decode: Decode::new(decode, shape, plan)?,
         };
         let turns = (self.blocks / needed).min(MOST_TURNS);
+        let tiling = attention.decode.tiling(self.division);
         let tables =
-            (0..turns).map(|turn| self.tables(case, turn * needed)).collect::<Result<Vec<_>, _>>()?;
+            (0..turns).map(|turn| self.tables(case, tiling, turn * needed)).collect::<Result<Vec<_>, _>>()?;
         let angles = noise(case.context * shape.rope as usize);
         let angles: Vec<f32> = angles.iter().map(|x| x.to_f32()).collect();
         let numbers = device.upload("rotary angles", &angles)?;
@@ -221,14 +222,14 @@ impl<'a> AttentionTimer<'a> {
     }
 
     /// Sequences on blocks from `first` on.
-    fn tables(&self, case: &AttentionCase, first: usize) -> Result<Tables, DeviceError> {
+    fn tables(&self, case: &AttentionCase, tiling: Tiling, first: usize) -> Result<Tables, DeviceError> {
         let each = case.context.div_ceil(BLOCK_TOKENS);
         let blocks: Vec<u32> = (first as u32..(first + case.blocks()) as u32).collect();
         let rows = case.query_tokens;
         let segment =
             |(index, blocks)| Segment { first_row: index * rows, rows, start: case.context - rows, blocks };
         let segments: Vec<_> = blocks.chunks_exact(each).enumerate().map(segment).collect();
-        Tables::new(self.device, &segments, self.blocks, self.division)
+        Tables::new(self.device, &segments, self.blocks, Some(tiling))
     }
 }
 

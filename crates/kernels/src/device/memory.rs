@@ -8,7 +8,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY},
 };
 
-use super::{DeviceError, Limits, error::reason_of};
+use super::{DeviceError, Limits, Multiprocessors, error::reason_of};
 
 /// One GPU, with one stream in which everything happens in order.
 pub struct Device {
@@ -16,6 +16,7 @@ pub struct Device {
     pub(super) stream: Arc<CudaStream>,
     name: String,
     limits: Limits,
+    multiprocessors: Multiprocessors,
     staging: Mutex<Option<Staging>>,
 }
 
@@ -95,8 +96,15 @@ impl Device {
                 CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
         };
+        let multiprocessors = Multiprocessors {
+            count: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            threads: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+            shared_bytes: attribute(
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?,
+        };
         let name = context.name().map_err(no_device)?;
-        Ok(Self { context, stream, name, limits, staging: Mutex::new(None) })
+        Ok(Self { context, stream, name, limits, multiprocessors, staging: Mutex::new(None) })
     }
 
     /// How many devices the driver shows.
@@ -131,6 +139,11 @@ impl Device {
     /// What blocks of kernels may use.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What blocks that run at once share.
+    pub fn multiprocessors(&self) -> Multiprocessors {
+        self.multiprocessors
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {

@@ -17,6 +17,7 @@ mod decode;
 mod error;
 mod experts;
 mod gemm;
+mod grid;
 mod image;
 mod measure;
 mod memory;
@@ -27,12 +28,14 @@ mod rows;
 mod sample;
 mod tables;
 mod trial;
+mod work;
 
 pub use attention::{Attention, AttentionScratch, Projected, Turns, UpProjection};
 pub use decode::{Decode, DecodeCache, DecodeInputs};
 pub use error::DeviceError;
 pub use experts::{Choices, ExpertKernels, ExpertRows, Router, RouterShape};
 pub use gemm::{Destination, Gemm, RowMap, Rows, Weights};
+pub use grid::Multiprocessors;
 pub use image::{ARCHITECTURES, ImageSource, Images, Loaded, Resources};
 pub use measure::{AttentionTimer, Prepared, copy_rate, product_seconds};
 pub use memory::{Buffer, Device, Number};
@@ -40,8 +43,9 @@ pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
 pub use rows::{Append, Heads, Norm, NormInput, RowKernels};
 pub use sample::SampleKernel;
-pub use tables::{PageRun, Splits, Tables};
+pub use tables::{PageRun, Tables};
 pub use trial::{
     Bench, DecodeTrial, ExpertTrial, Extent, Launched, Outcome, ProductTrial, RowTrial, SampleTrial, Sum,
     Trial,
 };
+pub use work::{Splits, Tiling};

@@ -47,7 +47,7 @@ pub(super) fn resources(
 }
 
 /// Reads lines such as `Function properties for KERNEL`, then `8 bytes stack frame, 0 bytes spill stores, …`, then
-/// `Used 198 registers, …`.
+/// `Used 198 registers, used 1 barriers, 32 bytes smem`.
 fn resources_in(log: &str) -> BTreeMap<String, Resources> {
     let mut kernels = BTreeMap::new();
     let (mut kernel, mut local_bytes) = (None, None);
@@ -59,8 +59,10 @@ fn resources_in(log: &str) -> BTreeMap<String, Resources> {
             kernel = Some(name.trim().to_owned());
         } else if let Some(bytes) = before(" bytes stack frame") {
             local_bytes = Some(bytes);
-        } else if let (Some(registers), Some(bytes)) = (before(" registers"), local_bytes) {
-            kernels.extend(kernel.take().map(|kernel| (kernel, Resources { registers, local_bytes: bytes })));
+        } else if let (Some(registers), Some(local_bytes)) = (before(" registers"), local_bytes) {
+            let shared_bytes = before(" bytes smem").unwrap_or(0);
+            let resources = Resources { registers, local_bytes, shared_bytes };
+            kernels.extend(kernel.take().map(|kernel| (kernel, resources)));
         }
     }
     kernels
@@ -129,9 +131,9 @@ mod tests {
                    ptxas info    : Function properties for rms_norm_f32\n\
                    ptxas         .     16 bytes stack frame, 12 bytes spill stores, 12 bytes spill loads\n\
                    ptxas info    : Used 255 registers, used 1 barriers, 32 bytes smem\n";
-        let expected = [("append", 22, 0), ("rms_norm_f32", 255, 16)];
-        let expected = expected.map(|(kernel, registers, local_bytes)| {
-            (kernel.to_owned(), Resources { registers, local_bytes })
+        let expected = [("append", [22, 0, 0]), ("rms_norm_f32", [255, 16, 32])];
+        let expected = expected.map(|(kernel, [registers, local_bytes, shared_bytes])| {
+            (kernel.to_owned(), Resources { registers, local_bytes, shared_bytes })
         });
         assert_eq!(resources_in(log), BTreeMap::from(expected));
         assert!(resources_in("nvrtc says nothing of the kind").is_empty());

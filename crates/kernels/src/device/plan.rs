@@ -5,7 +5,7 @@
 
 use gqla_model::{AttentionShape, DecodePath};
 
-use super::Program;
+use super::{Program, Splits, Tiling};
 
 /// Tokens of a page.
 const PAGE: u32 = 64;
@@ -120,10 +120,11 @@ pub struct DecodePlan {
 }
 
 impl DecodePlan {
-    /// Blocks that a sequence's `queries` tokens take for each group whose heads share keys.
-    pub fn row_tiles(&self, shape: &DecodeShape, queries: usize) -> usize {
-        let rows = queries * (shape.heads / shape.key_groups(self.path)) as usize;
-        rows.div_ceil(self.rows as usize)
+    /// What a step's units are, where rows are divided by `division`.
+    pub fn tiling(&self, shape: &DecodeShape, division: Splits) -> Tiling {
+        let groups = shape.key_groups(self.path);
+        let [rows, per_group, groups] = [self.rows, shape.heads / groups, groups].map(|count| count as usize);
+        Tiling { division, rows, per_group, groups }
     }
 }
 

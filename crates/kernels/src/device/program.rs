@@ -1,5 +1,9 @@
 //! The kernels' texts.
 
+use std::collections::BTreeMap;
+
+use super::{DeviceError, Resources, nvrtc};
+
 /// Texts by the names they include each other under.
 const FILES: [(&str, &str); 9] = [
     ("dev.cuh", include_str!("../../cuda/dev.cuh")),
@@ -60,6 +64,23 @@ impl Program {
     /// What files with images of it are called, but for architecture and kind: `gqa_decode-128-64-128`.
     pub fn stem(&self) -> String {
         self.defines.iter().fold(self.name.to_owned(), |stem, (_, value)| format!("{stem}-{value}"))
+    }
+
+    /// The numbers that it is compiled for, by the names that the texts give them.
+    pub fn numbers(&self) -> &[(&'static str, u32)] {
+        &self.defines
+    }
+
+    /// What each of its kernels takes on an architecture, 9.0 is (9, 0), by the assembler's own account. Needs NVRTC, and no
+    /// device.
+    ///
+    /// # Errors
+    /// When there is no NVRTC, or it refuses.
+    pub fn resources(&self, capability: (u32, u32)) -> Result<BTreeMap<String, Resources>, DeviceError> {
+        nvrtc::resources(self, capability).map_err(|reason| {
+            let doing = format!("assembling `{}` for sm_{}{}", self.stem(), capability.0, capability.1);
+            DeviceError::Driver { doing, reason }
+        })
     }
 
     /// The whole text, in one piece.

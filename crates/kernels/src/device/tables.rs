@@ -1,104 +1,155 @@
-//! Where a step's tokens are, on the device.
+//! Where a step's tokens are, on the device, and what attending to them consists of.
 
 use std::ops::Range;
 
-use super::{Buffer, Device, DeviceError};
+use super::{
+    Buffer, Device, DeviceError, Tiling,
+    work::{Unit, number, pages_of},
+};
 use crate::attention::{BLOCK_TOKENS, Segment};
 
-/// Into how many splits a row's tokens are divided, which follows from its position alone: a row's bits may depend on
-/// nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Splits {
-    /// Pages of a split of a short sequence.
-    pub least_pages: usize,
-    /// Splits of a row at most: where they would be more, each takes twice the pages, and so on.
-    pub most: usize,
-}
+/// Numbers of a unit of work, and of what comes before the first: `Work` of `attention.cuh`.
+const UNIT_NUMBERS: usize = size_of::<Unit>() / size_of::<i32>();
 
-impl Splits {
-    /// What the engine decodes with.
-    pub const ENGINE: Self = Self { least_pages: 8, most: 32 };
-
-    /// Pages of each split of a row whose tokens are in `pages` pages.
-    fn pages_per_split(self, pages: usize) -> usize {
-        let (mut each, most) = (self.least_pages.max(1), self.most.max(1));
-        while each.saturating_mul(most) < pages {
-            each *= 2;
-        }
-        each
-    }
-
-    /// Splits of such a row.
-    fn of(self, pages: usize) -> usize {
-        pages.div_ceil(self.pages_per_split(pages))
-    }
-
-    /// Splits of any row of a sequence of up to `tokens` tokens, at most.
-    pub(super) fn most_of(self, tokens: usize) -> usize {
-        tokens.div_ceil(BLOCK_TOKENS).div_ceil(self.least_pages.max(1)).min(self.most.max(1))
-    }
-
-    /// The first position from `position` on whose splits are larger.
-    fn grow_at(self, position: usize) -> usize {
-        let pages = position / BLOCK_TOKENS + 1;
-        self.pages_per_split(pages).saturating_mul(self.most.max(1)).saturating_mul(BLOCK_TOKENS)
-    }
-}
-
-/// Positions, slots and pages of a step's rows. Segments must follow each other from row 0 on.
+/// Positions, slots, pages and work of a step's rows. Segments must follow each other from row 0 on.
+///
+/// Every step of an engine has the same places, so that what is launched does not depend on the step: how much of them it
+/// uses is written there too.
 pub struct Tables {
     /// `[rows]`, each token's place in its sequence.
     pub(super) positions: Buffer<i32>,
     /// `[rows]`, page times tokens of a page plus place in the page.
     pub(super) slots: Buffer<i32>,
-    /// `[sequences + 1]`
-    pub(super) first_rows: Buffer<i32>,
-    /// `[sequences, width]`, -1 where a sequence has no page.
+    /// Each sequence's pages, one after the other.
     pub(super) pages: Buffer<i32>,
-    pub(super) width: usize,
-    pub(super) sequences: usize,
+    /// Units and rows of the step, then its units.
+    pub(super) work: Buffer<i32>,
+    /// What attends; nothing where there is none.
+    pub(super) tiling: Option<Tiling>,
+    pub(super) room: Room,
     pub(super) rows: usize,
-    /// Rows of the sequence that has most.
-    pub(super) most_rows: usize,
     /// Tokens of the longest sequence.
     pub(super) longest: usize,
-    /// How rows are divided, and into how many splits at most.
-    pub(super) division: Splits,
-    pub(super) splits: usize,
     /// Pages that there are at least.
     pub(super) page_count: usize,
 }
 
+/// What tables have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    pub rows: usize,
+    pub pages: usize,
+    pub units: usize,
+    /// Of a row.
+    pub splits: usize,
+}
+
+impl Room {
+    fn of_steps(tiling: Tiling, [rows, longest]: [usize; 2]) -> Self {
+        Self {
+            rows,
+            pages: rows * pages_of(longest),
+            units: tiling.most_units(rows, longest),
+            splits: tiling.division.most_of(longest),
+        }
+    }
+
+    fn of(host: &HostTables) -> Self {
+        Self {
+            rows: host.positions.len(),
+            pages: host.pages.len(),
+            units: host.units.len(),
+            splits: host.units.iter().map(|unit| unit.split as usize + 1).max().unwrap_or(0),
+        }
+    }
+
+    fn holds(&self, needed: &Self) -> bool {
+        needed.rows <= self.rows
+            && needed.pages <= self.pages
+            && needed.units <= self.units
+            && needed.splits <= self.splits
+    }
+
+    /// Of positions, of slots, of pages and of work.
+    fn numbers(&self) -> [usize; 4] {
+        [self.rows, self.rows, self.pages, UNIT_NUMBERS * (1 + self.units)]
+    }
+}
+
 impl Tables {
-    /// Copies to the device where the tokens of `segments` are in a cache of `page_count` pages, and how rows are divided.
+    /// Room for steps of up to `rows` rows, of sequences of up to `longest` tokens, whose rows attend as `tiling` says.
     ///
     /// # Errors
-    /// When segments leave rows out, or name pages that are not there; when the device refuses.
+    /// When memory is short.
+    pub fn room(device: &Device, tiling: Tiling, [rows, longest]: [usize; 2]) -> Result<Self, DeviceError> {
+        Self::unwritten(device, Some(tiling), Room::of_steps(tiling, [rows, longest]))
+    }
+
+    /// Bytes of that.
+    pub fn bytes(tiling: Tiling, [rows, longest]: [usize; 2]) -> usize {
+        Room::of_steps(tiling, [rows, longest]).numbers().iter().sum::<usize>() * size_of::<i32>()
+    }
+
+    /// Tables of one step, as [`Self::set`] makes them; nothing attends without a `tiling`.
+    ///
+    /// # Errors
+    /// As [`Self::set`], or when memory is short.
     pub fn new(
         device: &Device,
         segments: &[Segment<'_>],
         page_count: usize,
-        division: Splits,
+        tiling: Option<Tiling>,
     ) -> Result<Self, DeviceError> {
-        let segments = cut(segments, division);
-        let host = HostTables::of(&segments, page_count)
-            .map_err(|reason| DeviceError::arguments("tables", reason))?;
-        let splits =
-            |segment: &Segment<'_>| division.of((segment.start + segment.rows).div_ceil(BLOCK_TOKENS));
+        let host = HostTables::of(segments, page_count, tiling)?;
+        let mut tables = Self::unwritten(device, tiling, Room::of(&host))?;
+        tables.write(device, &host, page_count)?;
+        Ok(tables)
+    }
+
+    /// Copies to the device where the tokens of `segments` are in a cache of `page_count` pages, and what attends to what.
+    /// The step before may still be under way there.
+    ///
+    /// # Errors
+    /// When segments leave rows out, name pages that are not there, or are more than there is room for; when the device refuses.
+    pub fn set(
+        &mut self,
+        device: &Device,
+        segments: &[Segment<'_>],
+        page_count: usize,
+    ) -> Result<(), DeviceError> {
+        let host = HostTables::of(segments, page_count, self.tiling)?;
+        let needed = Room::of(&host);
+        if !self.room.holds(&needed) {
+            let reason = format!("a step needs {needed:?}, the engine made {:?}", self.room);
+            return Err(DeviceError::arguments("tables", reason));
+        }
+        self.write(device, &host, page_count)
+    }
+
+    fn unwritten(device: &Device, tiling: Option<Tiling>, room: Room) -> Result<Self, DeviceError> {
+        let [positions, slots, pages, work] = room.numbers();
         Ok(Self {
-            positions: device.upload("positions", &host.positions)?,
-            slots: device.upload("slots", &host.slots)?,
-            first_rows: device.upload("first rows", &host.first_rows)?,
-            pages: device.upload("page table", &host.pages)?,
-            width: host.width,
-            sequences: segments.len(),
-            rows: host.positions.len(),
-            most_rows: segments.iter().map(|segment| segment.rows).max().unwrap_or(0),
-            longest: segments.iter().map(|segment| segment.start + segment.rows).max().unwrap_or(0),
-            division,
-            splits: segments.iter().map(splits).max().unwrap_or(0),
-            page_count,
+            positions: device.unwritten("positions", positions)?,
+            slots: device.unwritten("slots", slots)?,
+            pages: device.unwritten("page table", pages)?,
+            work: device.unwritten("attention's units", work)?,
+            tiling,
+            room,
+            rows: 0,
+            longest: 0,
+            page_count: 0,
         })
+    }
+
+    fn write(&mut self, device: &Device, host: &HostTables, page_count: usize) -> Result<(), DeviceError> {
+        device.write(&mut self.positions, 0, &host.positions)?;
+        device.write(&mut self.slots, 0, &host.slots)?;
+        device.write(&mut self.pages, 0, &host.pages)?;
+        device.write(&mut self.work, 0, &host.work())?;
+        self.rows = host.positions.len();
+        self.longest = host.longest;
+        self.page_count = page_count;
+        Ok(())
     }
 
     /// Tokens of the step.
@@ -122,124 +173,77 @@ impl PageRun {
         let (first, rows) = (pages.start as usize, pages.len() * BLOCK_TOKENS);
         let blocks: Vec<u32> = pages.collect();
         let segment = Segment { first_row: 0, rows, start: 0, blocks: &blocks };
-        Ok(Self { first, tables: Tables::new(device, &[segment], page_count, Splits::ENGINE)? })
+        Ok(Self { first, tables: Tables::new(device, &[segment], page_count, None)? })
     }
-}
-
-/// Segments as kernels take them: all rows of one have splits of one size.
-fn cut<'a>(segments: &[Segment<'a>], division: Splits) -> Vec<Segment<'a>> {
-    let mut cut = Vec::with_capacity(segments.len());
-    for segment in segments {
-        let mut rest = *segment;
-        while rest.start + rest.rows > division.grow_at(rest.start) {
-            let rows = division.grow_at(rest.start) - rest.start;
-            cut.push(Segment { rows, ..rest });
-            rest = Segment {
-                first_row: rest.first_row + rows,
-                rows: rest.rows - rows,
-                start: rest.start + rows,
-                ..rest
-            };
-        }
-        cut.push(rest);
-    }
-    cut
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HostTables {
     positions: Vec<i32>,
     slots: Vec<i32>,
-    first_rows: Vec<i32>,
     pages: Vec<i32>,
-    width: usize,
+    units: Vec<Unit>,
+    longest: usize,
 }
 
 impl HostTables {
-    fn of(segments: &[Segment<'_>], page_count: usize) -> Result<Self, String> {
+    fn of(segments: &[Segment<'_>], page_count: usize, tiling: Option<Tiling>) -> Result<Self, DeviceError> {
+        let (mut tables, mut pages_at) = (Self::default(), Vec::with_capacity(segments.len()));
         if page_count.saturating_mul(BLOCK_TOKENS) > i32::MAX as usize {
-            return Err(format!(
+            return Err(wrong(format!(
                 "{page_count} pages of {BLOCK_TOKENS} tokens are more than kernels count, 2^31 - 1"
+            )));
+        }
+        for segment in segments {
+            pages_at.push(tables.pages.len());
+            tables.add(segment, page_count).map_err(wrong)?;
+        }
+        tables.units = tiling.map(|tiling| tiling.units(segments, &pages_at)).unwrap_or_default();
+        Ok(tables)
+    }
+
+    fn add(&mut self, segment: &Segment<'_>, page_count: usize) -> Result<(), String> {
+        let (row, tokens) = (self.positions.len(), segment.start + segment.rows);
+        if segment.first_row != row || segment.rows == 0 {
+            return Err(format!(
+                "a segment of {} rows begins at {}, expected some at {row}",
+                segment.rows, segment.first_row
             ));
         }
-        let pages_of = |segment: &Segment<'_>| (segment.start + segment.rows).div_ceil(BLOCK_TOKENS);
-        let width = segments.iter().map(pages_of).max().unwrap_or(0);
-        let mut tables = Self { first_rows: vec![0], width, ..Self::default() };
-        for segment in segments {
-            let (row, needed) = (tables.positions.len(), pages_of(segment));
-            if segment.first_row != row || segment.rows == 0 {
-                return Err(format!(
-                    "a segment of {} rows begins at {}, expected some at {row}",
-                    segment.rows, segment.first_row
-                ));
-            }
-            let pages = segment.blocks.get(..needed).ok_or_else(|| {
-                format!(
-                    "{} tokens need {needed} pages, the sequence has {}",
-                    segment.start + segment.rows,
-                    segment.blocks.len()
-                )
-            })?;
-            if let Some(page) = pages.iter().find(|page| **page as usize >= page_count) {
-                return Err(format!("page {page} of {page_count}"));
-            }
-            let positions = segment.start..segment.start + segment.rows;
-            tables.positions.extend(positions.clone().map(number));
-            tables.slots.extend(positions.map(|position| {
-                number(pages[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS)
-            }));
-            tables.first_rows.push(number(tables.positions.len()));
-            tables.pages.extend(pages.iter().map(|page| number(*page as usize)));
-            tables.pages.extend(std::iter::repeat_n(-1, width - needed));
+        let needed = pages_of(tokens);
+        let pages = segment.blocks.get(..needed).ok_or_else(|| {
+            format!("{tokens} tokens need {needed} pages, the sequence has {}", segment.blocks.len())
+        })?;
+        if let Some(page) = pages.iter().find(|page| **page as usize >= page_count) {
+            return Err(format!("page {page} of {page_count}"));
         }
-        Ok(tables)
+        let positions = segment.start..tokens;
+        self.positions.extend(positions.clone().map(number));
+        self.slots.extend(positions.map(|position| {
+            number(pages[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS)
+        }));
+        self.pages.extend(pages.iter().map(|page| number(*page as usize)));
+        self.longest = self.longest.max(tokens);
+        Ok(())
+    }
+
+    /// `Work` of `attention.cuh`, and the units after it.
+    fn work(&self) -> Vec<i32> {
+        let mut work = vec![0; UNIT_NUMBERS];
+        (work[0], work[1]) = (number(self.units.len()), number(self.positions.len()));
+        work.extend_from_slice(bytemuck::cast_slice(&self.units));
+        work
     }
 }
 
-/// What kernels count with; tables of larger caches are refused.
-fn number(x: usize) -> i32 {
-    i32::try_from(x).unwrap_or(i32::MAX)
+fn wrong(reason: String) -> DeviceError {
+    DeviceError::arguments("tables", reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn splits_grow_with_the_position_and_never_become_more_than_there_may_be() {
-        let division = Splits { least_pages: 2, most: 4 };
-        for (pages, each, splits) in [
-            (1, 2, 1),
-            (2, 2, 1),
-            (3, 2, 2),
-            (8, 2, 4),
-            (9, 4, 3),
-            (16, 4, 4),
-            (17, 8, 3),
-            (1 << 20, 1 << 18, 4),
-        ] {
-            assert_eq!((division.pages_per_split(pages), division.of(pages)), (each, splits), "{pages}");
-        }
-        for (tokens, most) in [(1, 1), (129, 2), (8 * 64, 4), (9 * 64, 4), (1 << 20, 4)] {
-            assert_eq!(division.most_of(tokens), most, "{tokens}");
-        }
-        for (position, grows) in [(0, 512), (511, 512), (512, 1024), (1023, 1024), (1024, 2048)] {
-            assert_eq!(division.grow_at(position), grows, "{position}");
-        }
-    }
-
-    #[test]
-    fn segments_are_cut_where_splits_grow() {
-        let division = Splits { least_pages: 1, most: 2 };
-        let blocks: Vec<u32> = (0..20).collect();
-        let segments = [
-            Segment { first_row: 0, rows: 1, start: 127, blocks: &blocks },
-            Segment { first_row: 1, rows: 400, start: 100, blocks: &blocks },
-            Segment { first_row: 401, rows: 2, start: 128, blocks: &blocks },
-        ];
-        let cut: Vec<_> = cut(&segments, division).iter().map(|s| (s.first_row, s.start, s.rows)).collect();
-        assert_eq!(cut, [(0, 127, 1), (1, 100, 28), (29, 128, 128), (157, 256, 244), (401, 128, 2)]);
-    }
+    use crate::device::Splits;
 
     #[test]
     fn rows_follow_each_other_and_pages_are_there() {
@@ -247,18 +251,47 @@ mod tests {
             Segment { first_row: 0, rows: 2, start: 63, blocks: &[4, 2, 9] },
             Segment { first_row: 2, rows: 1, start: 0, blocks: &[1] },
         ];
-        let tables = HostTables::of(&segments, 5).unwrap();
+        let tables = HostTables::of(&segments, 5, None).unwrap();
         assert_eq!(tables.positions, [63, 64, 0]);
         assert_eq!(tables.slots, [4 * 64 + 63, 2 * 64, 64]);
-        assert_eq!((tables.first_rows, tables.pages, tables.width), (vec![0, 2, 3], vec![4, 2, 1, -1], 2));
+        assert_eq!((tables.pages.as_slice(), tables.longest), (&[4, 2, 1][..], 65));
+        assert_eq!(tables.work(), [0, 3, 0, 0, 0, 0, 0, 0]);
         for (segment, reason) in [
             (Segment { first_row: 1, rows: 1, start: 0, blocks: &[0] }, "begins at 1"),
             (Segment { first_row: 0, rows: 0, start: 0, blocks: &[0] }, "0 rows"),
             (Segment { first_row: 0, rows: 1, start: 64, blocks: &[0] }, "need 2 pages"),
             (Segment { first_row: 0, rows: 1, start: 0, blocks: &[5] }, "page 5 of 5"),
         ] {
-            let error = HostTables::of(&[segment], 5).unwrap_err();
+            let error = HostTables::of(&[segment], 5, None).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn units_name_where_pages_are_and_any_step_of_an_engine_has_room() {
+        let tiling =
+            Tiling { division: Splits { least_pages: 1, most: 2 }, rows: 4, per_group: 6, groups: 2 };
+        let blocks: Vec<u32> = (0..4).collect();
+        let room = Room::of_steps(tiling, [3, 256]);
+        // Three sequences of one row, a sequence of three, and one that splits' growth cuts in two.
+        for (steps, units, at) in [
+            (vec![(0, 1, 255), (1, 1, 10), (2, 1, 100)], 4 * (2 + 1 + 2), vec![0, 4, 5]),
+            (vec![(0, 3, 100)], 2 * 5 * 2, vec![0]),
+            (vec![(0, 3, 127)], 2 * (2 * 2 + 3 * 2), vec![0]),
+        ] {
+            let segment = |(first_row, rows, start)| Segment { first_row, rows, start, blocks: &blocks };
+            let segments: Vec<_> = steps.into_iter().map(segment).collect();
+            let host = HostTables::of(&segments, 4, Some(tiling)).unwrap();
+            assert_eq!(host.units.len(), units, "{segments:?}");
+            let mut places: Vec<_> = host.units.iter().map(|unit| unit.pages).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places, at);
+            let work = host.work();
+            assert_eq!((work.len(), &work[..2]), (8 * (1 + units), &[number(units), 3][..]));
+            assert_eq!(work[8..16], bytemuck::cast::<Unit, [i32; 8]>(host.units[0]));
+            assert!(room.holds(&Room::of(&host)), "{room:?}");
+        }
+        assert!(!room.holds(&Room { rows: 4, ..room }));
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     case::{Case, pages_each},
     device::{Bench, error_of, program},
-    on_stand_in,
+    on_stand_in, on_two_multiprocessors,
 };
 
 /// Bound on the relative error, which bf16 weights and outputs make about 2e-3.
@@ -110,7 +110,7 @@ fn other_latents() {
 #[test]
 fn any_order_of_warps() {
     for order in ["others-first", "1", "2"] {
-        on_stand_in("decode::any_order_of_warps", order, 1, || {
+        on_two_multiprocessors("decode::any_order_of_warps", order, 1, || {
             check_all(&cases(Gqa, DEEPSEEK, &[[20, 2]], 2..=3));
             check_all(&cases(MqaAbsorb, LATENT, &[[20, 1]], 2..=3));
         });

@@ -52,6 +52,11 @@ impl Bench {
     /// Runs one step. Only what the sequences own is ever written: tokens beyond their end, pages of nobody and splits
     /// that are not there may not be read.
     pub fn run(&self, case: &Case) -> Outcome {
+        self.run_in(case, None).unwrap()
+    }
+
+    /// The same in tables with room for steps of so many rows and sequences of so many tokens, where another step was before.
+    pub fn run_in(&self, case: &Case, room: Option<[usize; 2]>) -> Result<Outcome, DeviceError> {
         let (shape, device) = (case.shape(), &self.device);
         let decode = Decode::new(&self.loaded, shape, case.plan()).unwrap();
         let batch = case.lengths.len();
@@ -71,14 +76,24 @@ impl Bench {
                 blocks: &blocks[i],
             })
             .collect();
-        let tables = Tables::new(device, &segments, pages, case.splits).unwrap();
+        let tiling = decode.tiling(case.splits);
+        let longest = case.lengths.iter().copied().max().unwrap();
+        let (tables, [rows, longest]) = match room {
+            None => (Tables::new(device, &segments, pages, Some(tiling))?, [batch * case.s_q, longest]),
+            Some(room) => {
+                let mut tables = Tables::room(device, tiling, room)?;
+                let before = Segment { first_row: 0, rows: room[0], start: 0, blocks: &blocks[0] };
+                tables.set(device, &[before], pages)?;
+                tables.set(device, &segments, pages)?;
+                (tables, room)
+            }
+        };
         let of_row = case.heads * case.dims[2];
         let mut out: Buffer<bf16> = device.unwritten("out", tables.rows() * of_row).unwrap();
         let q_stride = q.len() / tables.rows();
         let q = device.upload("queries", &q).unwrap();
         let already = reports().len();
-        let longest = case.lengths.iter().copied().max().unwrap();
-        let partial = Decode::partial_numbers(&shape, case.path, case.splits, tables.rows(), longest);
+        let partial = Decode::partial_numbers(&shape, case.path, case.splits, rows, longest);
         let mut partial = device.unwritten("splits", partial).unwrap();
         let inputs = DecodeInputs { q: &q, q_stride, partial: &mut partial, out: &mut out };
         let launched = decode
@@ -94,7 +109,7 @@ impl Bench {
         let by_sequence = |out: Vec<bf16>| {
             out.chunks(case.s_q * of_row).map(|chunk| chunk.iter().map(|x| x.to_f64()).collect()).collect()
         };
-        Outcome { out: launched.map(by_sequence), reports, read }
+        Ok(Outcome { out: launched.map(by_sequence), reports, read })
     }
 
     /// Writes a sequence's tokens to its pages and gives its queries.

@@ -13,16 +13,26 @@ mod images;
 mod mutants;
 mod ops;
 mod sample;
+mod units;
 
 use gqla_fakecuda::{Config, testing::Alone};
 
 /// Runs `body` in a process that finds the stand-in and NVRTC when it starts, with `devices` H20s.
 fn on_stand_in(name: &str, order: &str, devices: usize, body: impl FnOnce()) {
-    on_driver("12.9", name, order, devices, body);
+    alone(name, order, devices).run(body);
 }
 
 /// The same with a driver of another CUDA version.
 fn on_driver(driver: &str, name: &str, order: &str, devices: usize, body: impl FnOnce()) {
-    let test = Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, vec!["H20"; devices].join(","));
-    test.env(Config::DRIVER_ENV, driver).env(Config::ORDER_ENV, order).run(body);
+    alone(name, order, devices).env(Config::DRIVER_ENV, driver).run(body);
+}
+
+/// The same with so few multiprocessors that blocks take several units each.
+fn on_two_multiprocessors(name: &str, order: &str, devices: usize, body: impl FnOnce()) {
+    alone(name, order, devices).env(Config::MULTIPROCESSORS_ENV, "2").run(body);
+}
+
+fn alone<'a>(name: &'a str, order: &str, devices: usize) -> Alone<'a> {
+    let devices = vec!["H20"; devices].join(",");
+    Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, devices).env(Config::ORDER_ENV, order)
 }

@@ -8,7 +8,7 @@ use crate::{
     case::{Case, pages_each},
     decode::MAX_ERROR,
     device::{Bench, Outcome, error_of, program},
-    on_stand_in,
+    on_two_multiprocessors,
 };
 
 /// What notices a mistake.
@@ -32,7 +32,31 @@ struct Mutant {
 const RACES: By = By::Fault(&["SharedReadAfterWrite", "SharedWriteAfterRead", "SharedWriteAfterWrite"]);
 const NOT_OWN: By = By::Fault(&["GlobalUninitialised", "GlobalOutOfBoundsRead"]);
 
-const GQA_MUTANTS: [Mutant; 18] = [
+const SKIPPED_UNIT: Mutant = Mutant {
+    name: "a block skips its last unit",
+    changes: &[("i < p.work->count; i += gridDim.x", "i + gridDim.x < p.work->count; i += gridDim.x")],
+    by: By::Fault(&["GlobalUninitialised"]),
+};
+const SHIFTED_LIST: Mutant = Mutant {
+    name: "the list begins with its second unit",
+    changes: &[("((const Unit*)(this + 1))[i]", "((const Unit*)(this + 1))[i + 1]")],
+    by: By::Fault(&["GlobalOutOfBoundsRead"]),
+};
+const ONE_TURN_OF_MERGING: Mutant = Mutant {
+    name: "a warp merges once",
+    changes: &[("part += gridDim.x * WARPS", "part += parts")],
+    by: By::Error,
+};
+
+const GQA_MUTANTS: [Mutant; 22] = [
+    SKIPPED_UNIT,
+    SHIFTED_LIST,
+    ONE_TURN_OF_MERGING,
+    Mutant {
+        name: "no barrier between units",
+        changes: &[("next unit's pages take.\n        __syncthreads();", "next unit's pages take.")],
+        by: RACES,
+    },
     Mutant {
         name: "no barrier in the loop",
         changes: &[("next one takes.\n        __syncthreads();", "next one takes.")],
@@ -83,17 +107,14 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "next page of the table",
-        changes: &[("p.table_width + index]", "p.table_width + index + 1]")],
+        changes: &[("unit.pages + index]", "unit.pages + index + 1]")],
         by: NOT_OWN,
     },
     Mutant { name: "page of nobody", changes: &[("+ index];", "+ index] + 100;")], by: NOT_OWN },
     Mutant {
         name: "another sequence's pages",
-        changes: &[(
-            "p.page_table[sequence * p.table_width",
-            "p.page_table[(sequence + 1) % 3 * p.table_width",
-        )],
-        by: By::Fault(&["GlobalUninitialised", "GlobalOutOfBoundsRead"]),
+        changes: &[("unit.pages + index]", "(unit.pages + 5) % 8 + index]")],
+        by: NOT_OWN,
     },
     Mutant {
         name: "one page too far ahead",
@@ -111,7 +132,7 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "tail not clamped",
-        changes: &[("min((int)PAGE, length - index * PAGE)", "PAGE")],
+        changes: &[("min((int)PAGE, unit.length - index * PAGE)", "PAGE")],
         by: By::Fault(&["GlobalUninitialised"]),
     },
     Mutant {
@@ -121,17 +142,25 @@ const GQA_MUTANTS: [Mutant; 18] = [
     },
     Mutant {
         name: "splits that are not there are merged",
-        changes: &[("for (int s = 0; s < splits; s++) most", "for (int s = 0; s < p.most_splits; s++) most")],
+        changes: &[("return s < splits ?", "return s < p.most_splits ?")],
         by: By::Fault(&["GlobalUninitialised"]),
     },
     Mutant {
         name: "tiles of rows begin where the first does",
-        changes: &[("t.first_row = tile * ROWS;", "t.first_row = 0;")],
+        changes: &[("unit.group, unit.first_row,", "unit.group, 0,")],
         by: By::Fault(&["GlobalUninitialised"]),
     },
 ];
 
-const ABSORB_MUTANTS: [Mutant; 12] = [
+const ABSORB_MUTANTS: [Mutant; 16] = [
+    SKIPPED_UNIT,
+    SHIFTED_LIST,
+    ONE_TURN_OF_MERGING,
+    Mutant {
+        name: "no barrier between units, nor between sums and those who read them",
+        changes: &[("next unit's barriers.\n    __syncthreads();", "next unit's barriers.")],
+        by: RACES,
+    },
     Mutant {
         name: "no barrier before tokens are used and their places again",
         changes: &[("next ones take.\n        __syncthreads();", "next ones take.")],
@@ -194,7 +223,7 @@ const ABSORB_MUTANTS: [Mutant; 12] = [
         name: "every row read once more",
         changes: &[(
             "load_queries<ROWS, WIDTH, THREADS>(queries, p, t);",
-            "load_queries<ROWS, WIDTH, THREADS>(queries, p, t);\n    load_tokens<TOKENS, THREADS>(stages, p, sequence, begin, end);\n    wait_copies<0>();\n    commit_copies();\n    wait_copies<0>();",
+            "load_queries<ROWS, WIDTH, THREADS>(queries, p, t);\n    load_tokens<TOKENS, THREADS>(stages, p, unit, begin, end);\n    wait_copies<0>();\n    commit_copies();\n    wait_copies<0>();",
         )],
         by: By::Traffic,
     },
@@ -253,14 +282,19 @@ fn check(mutants: &[Mutant], case: &Case) {
 // Errors of kernels stay with their device, so each mistake gets one of its own.
 #[test]
 fn mistakes_along_gqa_are_noticed() {
-    on_stand_in("mutants::mistakes_along_gqa_are_noticed", "own-first", GQA_MUTANTS.len(), || {
+    on_two_multiprocessors("mutants::mistakes_along_gqa_are_noticed", "own-first", GQA_MUTANTS.len(), || {
         check(&GQA_MUTANTS, &gqa_case());
     });
 }
 
 #[test]
 fn mistakes_along_absorb_are_noticed() {
-    on_stand_in("mutants::mistakes_along_absorb_are_noticed", "own-first", ABSORB_MUTANTS.len(), || {
-        check(&ABSORB_MUTANTS, &absorb_case());
-    });
+    on_two_multiprocessors(
+        "mutants::mistakes_along_absorb_are_noticed",
+        "own-first",
+        ABSORB_MUTANTS.len(),
+        || {
+            check(&ABSORB_MUTANTS, &absorb_case());
+        },
+    );
 }

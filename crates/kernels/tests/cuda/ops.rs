@@ -4,7 +4,7 @@ use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
         Append, Buffer, Destination, Device, DeviceError, Gemm, Heads, Images, Norm, NormInput, Program,
-        RowKernels, RowMap, Rows, Splits, Tables, Weights,
+        RowKernels, RowMap, Rows, Tables, Weights,
     },
     ops::{Rope, RopeStyle},
 };
@@ -369,7 +369,7 @@ fn rotations_activations_and_cache_writes() {
         ];
         let positions = [62, 63, 64, 5];
         let places = [(3, 62), (3, 63), (1, 0), (0, 5)];
-        let tables = Tables::new(&device, &segments, 4, Splits::ENGINE).unwrap();
+        let tables = Tables::new(&device, &segments, 4, None).unwrap();
 
         let (dim, heads, stride) = (16usize, 3, 80);
         let frequencies: Vec<f64> =

@@ -22,6 +22,8 @@ pub enum Order {
 pub struct Config {
     /// One profile per device.
     pub devices: Vec<&'static Profile>,
+    /// Multiprocessors of each device, if not those of its profile.
+    pub multiprocessors: Option<u32>,
     /// CUDA version of the driver, 12.9 is (12, 9).
     pub driver: (u32, u32),
     /// Order of streams.
@@ -61,6 +63,12 @@ pub enum ConfigError {
         /// What can be.
         known: String,
     },
+    /// A number of multiprocessors that is none.
+    #[error("{}: `{value}` is no number of multiprocessors, such as 4", Config::MULTIPROCESSORS_ENV)]
+    Multiprocessors {
+        /// What was asked for.
+        value: String,
+    },
     /// An order that is not understood.
     #[error("{}: `{value}` is none of own-first, others-first and a number to shuffle by", Config::ORDER_ENV)]
     Order {
@@ -82,6 +90,8 @@ fn newest_ptx(driver: (u32, u32)) -> Option<(u32, u32)> {
 impl Config {
     /// Profiles of the devices, by commas: `H20,H20`. Unset: those that [`Self::VISIBLE_ENV`] names.
     pub const DEVICES_ENV: &str = "GQLA_FAKECUDA_DEVICES";
+    /// Multiprocessors of each device, as partitions have fewer; unless set, those of its profile.
+    pub const MULTIPROCESSORS_ENV: &str = "GQLA_FAKECUDA_MULTIPROCESSORS";
     /// UUIDs of a container's GPUs, by commas, as device plugins set it: of those that the stand-in for NVML shows.
     pub const VISIBLE_ENV: &str = "NVIDIA_VISIBLE_DEVICES";
     /// CUDA version of the driver; unless set, that of the machine whose GPUs are visible, else 12.9.
@@ -114,6 +124,9 @@ impl Config {
         };
         Ok(Self {
             devices,
+            multiprocessors: variable(Self::MULTIPROCESSORS_ENV)
+                .map(|value| multiprocessors(&value))
+                .transpose()?,
             driver: driver(&variable(Self::DRIVER_ENV).unwrap_or(version))?,
             order: variable(Self::ORDER_ENV).map_or(Ok(Order::OwnFirst), |value| order(&value))?,
             report: variable(Self::REPORT_ENV).map(PathBuf::from),
@@ -166,6 +179,11 @@ fn driver(value: &str) -> Result<(u32, u32), ConfigError> {
     parts
         .filter(|driver| newest_ptx(*driver).is_some())
         .ok_or_else(|| ConfigError::Driver { value: value.to_owned() })
+}
+
+fn multiprocessors(value: &str) -> Result<u32, ConfigError> {
+    let count = value.parse().ok().filter(|count| (1..=1024).contains(count));
+    count.ok_or_else(|| ConfigError::Multiprocessors { value: value.to_owned() })
 }
 
 fn order(value: &str) -> Result<Order, ConfigError> {
@@ -230,25 +248,30 @@ mod tests {
         };
         let nothing = read(&[]).unwrap();
         assert_eq!(
-            (nothing.devices.len(), nothing.driver, nothing.order, nothing.report),
-            (0, (12, 9), Order::OwnFirst, None)
+            (nothing.devices.len(), nothing.multiprocessors, nothing.driver, nothing.order, nothing.report),
+            (0, None, (12, 9), Order::OwnFirst, None)
         );
         let two = read(&[
             (Config::DEVICES_ENV, "H20, H100"),
             (Config::DRIVER_ENV, "12.2"),
             (Config::ORDER_ENV, "17"),
+            (Config::MULTIPROCESSORS_ENV, "4"),
         ])
         .unwrap();
         assert_eq!(
             two.devices.iter().map(|profile| profile.name.as_str()).collect::<Vec<_>>(),
             ["H20", "H100"]
         );
-        assert_eq!((two.newest_ptx(), two.order), ((8, 2), Order::Shuffled(17)));
+        assert_eq!(
+            (two.newest_ptx(), two.order, two.multiprocessors),
+            ((8, 2), Order::Shuffled(17), Some(4))
+        );
         for (name, value) in [
             (Config::DEVICES_ENV, "H19"),
             (Config::DRIVER_ENV, "11.8"),
             (Config::DRIVER_ENV, "x"),
             (Config::ORDER_ENV, "first"),
+            (Config::MULTIPROCESSORS_ENV, "0"),
         ] {
             let error = read(&[(name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

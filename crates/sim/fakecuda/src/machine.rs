@@ -30,6 +30,7 @@ pub(crate) struct Machine {
 /// One device and its primary context.
 pub(crate) struct Device {
     pub profile: &'static Profile,
+    pub multiprocessors: u32,
     pub architecture: Architecture,
     pub memory: GlobalMemory,
     pub queues: Queues,
@@ -79,7 +80,17 @@ impl Machine {
             let architecture = architecture(profile)?;
             let memory = GlobalMemory::at(index as u64 * DEVICE_SPACING, profile.memory_mib << 20);
             let (queues, modules) = (Queues::new(config.order), Modules::default());
-            Some(Device { profile, architecture, memory, queues, modules, retained: 0, broken: None })
+            let multiprocessors = config.multiprocessors.unwrap_or(profile.multiprocessors);
+            Some(Device {
+                profile,
+                multiprocessors,
+                architecture,
+                memory,
+                queues,
+                modules,
+                retained: 0,
+                broken: None,
+            })
         };
         let devices = config.devices.iter().enumerate().filter_map(device).collect();
         Self { config, devices, page_locked: PageLocked::default() }

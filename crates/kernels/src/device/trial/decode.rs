@@ -151,7 +151,7 @@ impl DecodeTrial {
         let blocks: Vec<u32> = (0..self.pages() as u32).collect();
         let (rows, start) = (self.queries, self.tokens - self.queries);
         let segment = Segment { first_row: 0, rows, start, blocks: &blocks };
-        let tables = Tables::new(device, &[segment], self.pages(), SPLITS)?;
+        let tables = Tables::new(device, &[segment], self.pages(), Some(decode.tiling(SPLITS)))?;
         let (queries, expected) = (self.query_numbers(), self.expected());
         let q = device.upload("queries", &queries)?;
         let mut out = device.unwritten("outputs", expected.len())?;

@@ -6,7 +6,7 @@ use super::{noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Append, Buffer, Device, DeviceError, Heads, Norm, RowKernels, Splits, Tables, Weights,
+        Append, Buffer, Device, DeviceError, Heads, Norm, RowKernels, Tables, Weights,
         rows::{EMBED_THREADS, THREADS},
     },
     ops::RopeStyle,
@@ -137,7 +137,7 @@ fn norm_in_place(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceEr
 
 fn tables(device: &Device) -> Result<Tables, DeviceError> {
     let segment = Segment { first_row: 0, rows: ROWS, start: START, blocks: &BLOCKS };
-    Tables::new(device, &[segment], PAGES, Splits::ENGINE)
+    Tables::new(device, &[segment], PAGES, None)
 }
 
 fn rope(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {

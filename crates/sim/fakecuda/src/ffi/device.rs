@@ -59,7 +59,7 @@ fn attribute_of(device: &Device, attribute: c_int) -> Result<c_int, Code> {
         8 => SHARED_PER_BLOCK,
         10 => 32,
         12 => REGISTERS_PER_BLOCK,
-        16 => device.profile.multiprocessors,
+        16 => device.multiprocessors,
         39 => architecture.threads_per_multiprocessor,
         // Unified addressing, and memory pools for stream-ordered allocation.
         41 | 115 => 1,
