@@ -29,7 +29,7 @@ enum What {
     ///
     /// Needs the NVIDIA driver, and images of the kernels or NVRTC 12. Attention is tried for every shape along both paths
     /// with 1 to 4 query tokens; a card that has no room for a kernel is told so, which is no failure.
-    Selftest(Tried),
+    Selftest(selftest::Args),
     /// Print registers, spills, shared memory, traffic and multiplications of every CUDA kernel
     ///
     /// Registers and spills come from the driver, or from the assembler in NVRTC where the driver cannot tell. Traffic and

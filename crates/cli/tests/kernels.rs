@@ -13,8 +13,9 @@ use std::{
     process::{Command, Output},
 };
 
-use gqla_fakecuda::{Config, testing::library_path};
+use gqla_fakecuda::{Config, install_cublaslt, testing::library_path};
 use serde_json::Value;
+use tempfile::TempDir;
 
 const BASELINE: &str = "../kernels/baseline.json";
 /// Multiplications and additions of a matrix instruction, 16 x 8 x 16.
@@ -27,7 +28,11 @@ const SHARED_PER_BLOCK: u64 = 227 << 10;
 
 /// Runs `gqla kernels` where libcuda shows `devices`.
 fn kernels(devices: &str, args: &[&str]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
+    kernels_beside(&tempfile::tempdir().unwrap(), devices, args)
+}
+
+/// The same with what else is in the folder that the stand-in is put into.
+fn kernels_beside(folder: &TempDir, devices: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gqla"))
         .arg("kernels")
         .args(args)
@@ -215,6 +220,30 @@ fn a_card_is_tried_and_says_what_it_has_no_kernel_for() {
             assert!(row["relative_rms"].as_f64().unwrap() <= row["bound"].as_f64().unwrap(), "{row}");
         }
     }
+}
+
+/// Trials of cuBLASLt are passed with it and failed without, and nobody who does not ask needs it.
+#[test]
+fn cublaslt_is_tried_where_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["selftest", "--cublaslt", "--model", "smollm2-135m-gqla", "-o", "json"];
+    let of_library = |output: &Output| -> Vec<Value> {
+        let test: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut rows = test["devices"][0]["kernels"].as_array().unwrap().clone();
+        rows.retain(|row| row["kernel"].as_str().unwrap().starts_with("cublasLtMatmul"));
+        rows
+    };
+    let without = kernels_beside(&folder, "H20", &args);
+    let told = String::from_utf8_lossy(&without.stderr);
+    assert!(!without.status.success() && told.contains("error: 3 of 29 trials failed"), "{told}");
+    for row in of_library(&without) {
+        assert!(row["reason"].as_str().unwrap().contains("`libcublasLt.so.12`"), "{row}");
+    }
+    install_cublaslt(folder.path()).unwrap();
+    let with = kernels_beside(&folder, "H20", &args);
+    assert!(with.status.success(), "{}", String::from_utf8_lossy(&with.stderr));
+    let rows = of_library(&with);
+    assert!(rows.len() == 3 && rows.iter().all(|row| row["verdict"] == "ok"), "{rows:?}");
 }
 
 #[test]

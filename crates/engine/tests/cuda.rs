@@ -9,14 +9,17 @@ use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 use gqla_engine::{
     Checkpoint, DraftSource, Speculation,
     cpu::{CacheMemory, Model},
-    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError, CudaModel},
+    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError, CudaModel, PromptGemm},
 };
 use gqla_kernels::device::Images;
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
-use support::{Golden, fixture, rewrite, stand_in::on_stand_in};
+use support::{
+    Golden, fixture, rewrite,
+    stand_in::{launched, on_stand_in, stand_in},
+};
 
 const GQLA: &str = "llama_a/llama_gqla_a";
 /// Prompts' tokens that are compared: the stand-in takes seconds for what a GPU does in microseconds.
@@ -94,7 +97,7 @@ fn load(folder: &Path, path: DecodePath) -> CudaModel {
 #[test]
 fn logits_are_as_near_the_golden_ones_as_bf16_allows() {
     on_stand_in("logits_are_as_near_the_golden_ones_as_bf16_allows", || {
-        assert_near_golden(GQLA, 0..3, 0.0);
+        assert_near_golden(GQLA, 0..3, 0.0, load);
     });
 }
 
@@ -103,7 +106,7 @@ fn logits_are_as_near_the_golden_ones_as_bf16_allows() {
 #[test]
 fn logits_of_experts_are_as_near_the_golden_ones() {
     on_stand_in("logits_of_experts_are_as_near_the_golden_ones", || {
-        assert_near_golden("glm_a/gqla", 1..3, 0.2);
+        assert_near_golden("glm_a/gqla", 1..3, 0.2, load);
     });
 }
 
@@ -111,12 +114,34 @@ fn logits_of_experts_are_as_near_the_golden_ones() {
 #[test]
 fn logits_of_experts_behind_mla_are_as_near_the_golden_ones() {
     on_stand_in("logits_of_experts_behind_mla_are_as_near_the_golden_ones", || {
-        assert_near_golden("glm_a/mla", 1..2, 0.2);
+        assert_near_golden("glm_a/mla", 1..2, 0.2, load);
+    });
+}
+
+/// Prompts of more than 64 rows are cuBLASLt's where it is asked for.
+#[test]
+fn logits_by_cublaslt_are_as_near_the_golden_ones() {
+    stand_in("logits_by_cublaslt_are_as_near_the_golden_ones").with_cublaslt().run(|| {
+        let prepare = |folder: &Path, path| {
+            let config = CudaEngineConfig {
+                path: Some(path),
+                prompt_gemm: PromptGemm::CublasLt,
+                ..CudaEngineConfig::default()
+            };
+            CudaModel::prepare(&Checkpoint::open(folder).unwrap(), &config).unwrap()
+        };
+        assert_near_golden(GQLA, 2..3, 0.0, prepare);
+        assert!(!launched("cublasLtMatmul").is_empty());
     });
 }
 
 /// Prompts `which` along both paths, whose rows are near but for a share.
-fn assert_near_golden(name: &str, which: Range<usize>, far: f64) {
+fn assert_near_golden(
+    name: &str,
+    which: Range<usize>,
+    far: f64,
+    load: impl Fn(&Path, DecodePath) -> CudaModel,
+) {
     let rounded = rewritten(name, |_, _| {});
     let cpu = Model::load(&Checkpoint::open(rounded.path()).unwrap(), Some(Gqa)).unwrap();
     let golden = Golden::open(name);

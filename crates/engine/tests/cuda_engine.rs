@@ -17,13 +17,13 @@ use gqla_engine::{
     Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Sink, Speculation,
     SpeculationStats,
     cpu::{CacheMemory, NotExpandable},
-    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError},
+    cuda::{CudaEngine, CudaEngineConfig, CudaLoadError, PromptGemm},
 };
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use support::{
     collect, fixture, ids,
     rewrite::leaning,
-    stand_in::{launched, on_stand_in},
+    stand_in::{launched, on_stand_in, stand_in},
 };
 
 const GQLA: &str = "llama_a/llama_gqla_a";
@@ -263,5 +263,42 @@ fn a_running_sequence_changes_path_and_is_not_computed_again() {
         let gqa = CudaEngineConfig { expandable: true, ..config(Gqa) };
         let error = CudaEngine::start(&Checkpoint::open(&three).unwrap(), gqa).err().unwrap();
         assert!(matches!(error, CudaLoadError::NotExpandable), "{error}");
+    });
+}
+
+/// Who decodes beside a prompt that cuBLASLt multiplies has the bits that it has without, and the prompt has others, as
+/// near. A prompt of few rows is not the library's.
+#[test]
+fn prompts_by_cublaslt_change_no_bit_of_those_who_decode() {
+    let name = "prompts_by_cublaslt_change_no_bit_of_those_who_decode";
+    stand_in(name).with_cublaslt().run(|| {
+        for path in [Gqa, MqaAbsorb] {
+            let run = |prompt_gemm, beside: bool| {
+                let already = launched("cublasLtMatmul").len();
+                let engine = start(CudaEngineConfig { prompt_gemm, ..config(path) });
+                let prompt = |len: u32| -> Vec<u32> { (0..len).map(|i| i * 31 % 512).collect() };
+                let (open, gate) = channel::<()>();
+                let events = submit_gated(&engine, &prompt(20), greedy(6), gate);
+                // The engine waits with the first token: the other's prompt comes with the second.
+                events.recv_timeout(Duration::from_secs(300)).unwrap();
+                let other = beside.then(|| submit(&engine, &prompt(150)[50..], greedy(2)));
+                drop(open);
+                let texts = (collect(&events), other.as_ref().map(collect));
+                engine.shutdown(Duration::from_secs(60));
+                (texts, launched("cublasLtMatmul").len() - already)
+            };
+            let ((alone, _), by_library) = run(PromptGemm::CublasLt, false);
+            assert_eq!(by_library, 0, "{path}: 20 rows are few");
+            let ((beside, prompt), by_library) = run(PromptGemm::CublasLt, true);
+            assert!(by_library > 0, "{path}");
+            let ((ours, our_prompt), by_library) = run(PromptGemm::Own, true);
+            assert_eq!((&alone, &beside, by_library), (&ours, &ours, 0), "{path}");
+            let (prompt, our_prompt) = (prompt.unwrap(), our_prompt.unwrap());
+            assert_ne!(prompt, our_prompt, "{path}: the library adds in another order");
+            for ((_, ours), (_, theirs)) in our_prompt.iter().zip(&prompt) {
+                let [ours, theirs] = [*ours, *theirs].map(f32::from_bits);
+                assert!((ours - theirs).abs() < 0.1, "{path}: log-probability {theirs}, ours {ours}");
+            }
+        }
     });
 }

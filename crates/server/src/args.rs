@@ -8,12 +8,13 @@ use clap::Parser;
 use gqla_engine::{
     DraftSource, PromptLookup, Speculation, SpeculationError,
     cpu::{CacheFormat, CacheMemory, Precision},
+    cuda,
 };
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
 use crate::speculation::{Drafts, SpeculativeMethod};
-pub use choices::{ComputeDtype, Device, KvCacheDtype, WeightDtype};
+pub use choices::{ComputeDtype, Device, KvCacheDtype, PromptGemm, WeightDtype};
 
 /// Tensor-parallel ranks of a server.
 const MAX_RANKS: u32 = 8;
@@ -109,6 +110,11 @@ struct ServeArgs {
     /// own. What it lacks, NVRTC compiles when the server starts.
     #[arg(long)]
     kernel_images: Option<PathBuf>,
+    /// What multiplies prompts on a GPU. cublaslt opens CUDA 12's libcublasLt.so.12, which is not in the image, and may be faster;
+    /// a prompt's numbers then depend, within rounding, on what shared its steps, and so may its text. Tokens that are decoded
+    /// and drafts are computed as ever. Has run on no GPU yet; `gqla kernels selftest --cublaslt` tries it on yours.
+    #[arg(long, value_enum, default_value_t = PromptGemm::Own)]
+    prompt_gemm: PromptGemm,
     /// What the weights are kept as; int8 takes half the memory of bf16 and rounds when the model is loaded.
     #[arg(long, value_enum, default_value_t = WeightDtype::Auto)]
     weight_dtype: WeightDtype,
@@ -157,6 +163,11 @@ pub enum ArgsError {
     /// Several GPUs.
     #[error("--device cuda --tp {0}: this version runs on one GPU; use --tp 1, or --device cpu")]
     CudaTensorParallel(u32),
+    /// A GPU's library on a processor.
+    #[error(
+        "--prompt-gemm cublaslt: cuBLASLt multiplies on NVIDIA GPUs only; use --device cuda, or --prompt-gemm own"
+    )]
+    CpuPromptGemm,
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
@@ -188,6 +199,8 @@ pub struct Config {
     pub device: Device,
     /// Folder of the CUDA kernels' images.
     pub kernel_images: Option<PathBuf>,
+    /// What multiplies prompts on a GPU.
+    pub prompt_gemm: cuda::PromptGemm,
     /// `None` asks the planner.
     pub decode_path: Option<DecodePath>,
     /// Tensor-parallel ranks.
@@ -247,6 +260,9 @@ impl ServeArgs {
             (Device::Cuda, tp @ 2..) => return Err(ArgsError::CudaTensorParallel(tp)),
             _ => {}
         }
+        if (self.device, self.prompt_gemm) == (Device::Cpu, PromptGemm::Cublaslt) {
+            return Err(ArgsError::CpuPromptGemm);
+        }
         let drafts = self.drafts()?;
         let decode_path = match self.decode_path.as_str() {
             "auto" => None,
@@ -264,6 +280,7 @@ impl ServeArgs {
             served_name,
             device: self.device,
             kernel_images: self.kernel_images,
+            prompt_gemm: self.prompt_gemm.into(),
             decode_path,
             tensor_parallel: self.tp,
             model: self.model,
@@ -402,9 +419,17 @@ mod tests {
                 ArgsError::PromptLookup(SpeculationError::NGrams { min: 6, max: 5 }),
             ),
             ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
+            ("--prompt-gemm cublaslt", ArgsError::CpuPromptGemm),
         ] {
             assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
         }
+    }
+
+    #[test]
+    fn prompts_are_multiplied_by_a_library_only_if_asked() {
+        let cuda = "gqla-server --model /m --device cuda --decode-path gqa";
+        assert_eq!(config(cuda).prompt_gemm, cuda::PromptGemm::Own);
+        assert_eq!(config(&format!("{cuda} --prompt-gemm cublaslt")).prompt_gemm, cuda::PromptGemm::CublasLt);
     }
 
     #[test]

@@ -148,6 +148,7 @@ fn start_engine(
                 expandable: false,
                 device: 0,
                 images: Images::find(config.kernel_images.as_deref()),
+                prompt_gemm: config.prompt_gemm,
             },
         )?));
     }

@@ -12,6 +12,16 @@ use crate::table::{TableFormat, columns};
 /// What the driver's kernel module says of itself; containers see the node's.
 const MODULE_VERSION: &str = "/proc/driver/nvidia/version";
 
+/// What is tried, and by what.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    tried: Tried,
+    /// Try cuBLASLt's products too, which `gqla-server --prompt-gemm cublaslt` computes prompts with
+    #[arg(long)]
+    cublaslt: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct SelfTest {
     driver: Driver,
@@ -56,14 +66,17 @@ struct Row {
 }
 
 /// Runs all trials on all cards, prints, and fails if a kernel did.
-pub(super) fn run(args: &Tried) -> anyhow::Result<()> {
-    let (cards, images) = (devices()?, args.images());
-    let trials = Trial::all(&shapes(&args.model)?, Extent::Ragged);
+pub(super) fn run(Args { tried, cublaslt }: &Args) -> anyhow::Result<()> {
+    let (cards, images) = (devices()?, tried.images());
+    let mut trials = Trial::all(&shapes(&tried.model)?, Extent::Ragged);
+    if *cublaslt {
+        trials.extend(Trial::by_cublaslt());
+    }
     let test = SelfTest {
         driver: driver()?,
         devices: cards.iter().map(|device| card(device, &images, &trials)).collect(),
     };
-    TableFormat::or_default(args.output).print(&test, table)?;
+    TableFormat::or_default(tried.output).print(&test, table)?;
     let failed = test.count(Verdict::Failed);
     if failed > 0 {
         bail!("{failed} of {} trials failed: do not serve on this card", test.rows().count());

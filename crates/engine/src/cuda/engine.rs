@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
-    device::Images,
+    device::{Images, PromptGemm},
     sample::{Choice, Draw, NoToken},
 };
 use gqla_model::DecodePath;
@@ -50,6 +50,8 @@ pub struct CudaEngineConfig {
     pub device: usize,
     /// Where images of the kernels are.
     pub images: Images,
+    /// What multiplies prompts.
+    pub prompt_gemm: PromptGemm,
 }
 
 impl Default for CudaEngineConfig {
@@ -64,6 +66,7 @@ impl Default for CudaEngineConfig {
             expandable: false,
             device: 0,
             images: Images::default(),
+            prompt_gemm: PromptGemm::Own,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use gqla_kernels::device::{
     Buffer, Choices, Destination, Device, DeviceError, ExpertKernels, ExpertRows, Router, RouterShape,
-    Weights,
+    Tables, Weights,
 };
 use half::bf16;
 
@@ -73,25 +73,25 @@ impl Routed {
 }
 
 impl CudaModel {
-    /// Adds the block's answer to the `rows` normed rows to the residual stream.
+    /// Adds the block's answer to the normed rows of a step to the residual stream.
     pub(super) fn feed_forward(
         &self,
         block: &FeedForward,
-        rows: usize,
+        tables: &Tables,
         a: &mut Activations,
     ) -> Result<(), DeviceError> {
         let mixture = match block {
-            FeedForward::Dense(mlp) => return self.dense(mlp, rows, a),
+            FeedForward::Dense(mlp) => return self.dense(mlp, tables, a),
             FeedForward::Mixture(mixture) => mixture,
         };
         let (Some(kernels), Some(routed)) = (&self.experts, &mut a.routed) else {
             let reason = "neither kernels nor room for a model without experts".to_owned();
             return Err(DeviceError::Arguments { kernel: "experts", reason });
         };
-        self.routed(kernels, mixture, rows, (&a.normed, &mut a.gate_up, &mut a.activated), routed)?;
+        self.routed(kernels, mixture, tables.rows(), (&a.normed, &mut a.gate_up, &mut a.activated), routed)?;
         let answers = (&routed.answers, mixture.experts.down.outputs());
         kernels.combine(&self.device, &routed.choices, answers, &mut a.residual)?;
-        mixture.shared.as_ref().map_or(Ok(()), |shared| self.dense(shared, rows, a))
+        mixture.shared.as_ref().map_or(Ok(()), |shared| self.dense(shared, tables, a))
     }
 
     /// Every choice's answer.
@@ -113,9 +113,15 @@ impl CudaModel {
         kernels.multiply(device, &experts.down, choices, from, Destination::F32(answers))
     }
 
-    fn dense(&self, mlp: &Mlp, rows: usize, a: &mut Activations) -> Result<(), DeviceError> {
-        self.multiply(&mlp.gate_up, rows, &a.normed, Destination::Bf16(&mut a.gate_up))?;
-        self.attention.rows.swiglu(&self.device, &a.gate_up, rows, mlp.down.inputs(), &mut a.activated)?;
-        self.multiply(&mlp.down, rows, &a.activated, Destination::Add(&mut a.residual))
+    fn dense(&self, mlp: &Mlp, tables: &Tables, a: &mut Activations) -> Result<(), DeviceError> {
+        self.multiply_step(&mlp.gate_up, tables, &a.normed, Destination::Bf16(&mut a.gate_up))?;
+        self.attention.rows.swiglu(
+            &self.device,
+            &a.gate_up,
+            tables.rows(),
+            mlp.down.inputs(),
+            &mut a.activated,
+        )?;
+        self.multiply_step(&mlp.down, tables, &a.activated, Destination::Add(&mut a.residual))
     }
 }

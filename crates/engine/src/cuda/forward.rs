@@ -176,10 +176,18 @@ impl CudaModel {
     ) -> Result<(), DeviceError> {
         let Workspace { caches, pages, tables, activations: a, stream, .. } = workspace;
         tables.set(&self.device, segments, *pages)?;
+        let (prompt_gemm, decoding) = self.prompts;
+        tables.give_library(prompt_gemm.library_rows(segments, decoding));
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
         *stream = Stream::OfDecoder;
         for (layer, cache) in self.parameters.layers.iter().zip(caches) {
             self.layer(layer, cache, tables, a)?;
+        }
+        if let Some(reason) = self.attention.gemm.take_refusal() {
+            tracing::warn!(
+                reason,
+                "cuBLASLt has no algorithm for some products of prompts: our kernels do those"
+            );
         }
         self.head(&self.parameters.norm, wanted, a)
     }
@@ -210,6 +218,18 @@ impl CudaModel {
         self.attention.gemm.launch(&self.device, weights, rows, (x, from), (y, to))
     }
 
+    /// The same for the rows of a step, those of prompts by whoever multiplies these.
+    pub(super) fn multiply_step(
+        &self,
+        weights: &Weights,
+        tables: &Tables,
+        x: &Buffer<bf16>,
+        y: Destination<'_>,
+    ) -> Result<(), DeviceError> {
+        let (from, to) = (Rows::even(0, weights.inputs())?, Rows::even(0, weights.outputs())?);
+        self.attention.gemm.launch_step(&self.device, weights, tables, (x, from), (y, to))
+    }
+
     /// One layer's rows through attention and feed-forward block.
     pub(super) fn layer(
         &self,
@@ -219,9 +239,9 @@ impl CudaModel {
         a: &mut Activations,
     ) -> Result<(), DeviceError> {
         self.attend(layer, cache, tables, a)?;
-        let rows = tables.rows();
-        self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, Ok(rows), &mut a.normed)?;
-        self.feed_forward(&layer.feed_forward, rows, a)
+        let rows = Ok(tables.rows());
+        self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, rows, &mut a.normed)?;
+        self.feed_forward(&layer.feed_forward, tables, a)
     }
 
     fn attend(
@@ -233,7 +253,7 @@ impl CudaModel {
     ) -> Result<(), DeviceError> {
         let (device, kernels, rows) = (&self.device, &self.attention.rows, tables.rows());
         kernels.norm(device, &layer.input_norm, &a.residual, Ok(rows), &mut a.normed)?;
-        self.project(&layer.projection, rows, a)?;
+        self.project(&layer.projection, tables, a)?;
         let latents = a.projected.latents(&self.shape);
         if let Some(norm) = &layer.latent_norm {
             kernels.norm_in_place(device, norm, a.projected.buffer(), latents, rows)?;
@@ -241,32 +261,38 @@ impl CudaModel {
         let weights = (&layer.up, &self.parameters.turns);
         let activations = (&mut a.projected, &mut a.scratch);
         self.attention.forward(device, weights, cache, tables, activations, &mut a.attended)?;
-        self.multiply(&layer.output, rows, &a.attended, Destination::Add(&mut a.residual))
+        self.multiply_step(&layer.output, tables, &a.attended, Destination::Add(&mut a.residual))
     }
 
     /// Queries, latent and rope key of the normed rows.
     fn project(
         &self,
         Projection { stacked, query }: &Projection,
-        rows: usize,
+        tables: &Tables,
         a: &mut Activations,
     ) -> Result<(), DeviceError> {
         let width = Projected::width(&self.shape);
         let mut place = 0;
         if let Some(FactoredQuery { down, norm, up }) = query {
-            self.multiply(down, rows, &a.normed, Destination::Bf16(&mut a.query_latent))?;
+            self.multiply_step(down, tables, &a.normed, Destination::Bf16(&mut a.query_latent))?;
             if let Some(norm) = norm {
                 let at = Heads { offset: 0, stride: up.inputs(), head_stride: 0 };
-                self.attention.rows.norm_in_place(&self.device, norm, &mut a.query_latent, at, rows)?;
+                self.attention.rows.norm_in_place(
+                    &self.device,
+                    norm,
+                    &mut a.query_latent,
+                    at,
+                    tables.rows(),
+                )?;
             }
             let queries = (Destination::Bf16(a.projected.buffer()), Rows::even(0, width)?);
             let latents = (&a.query_latent, Rows::even(0, up.inputs())?);
-            self.attention.gemm.launch(&self.device, up, rows, latents, queries)?;
+            self.attention.gemm.launch_step(&self.device, up, tables, latents, queries)?;
             place = a.projected.latents(&self.shape).offset;
         }
         let to = (Destination::Bf16(a.projected.buffer()), Rows::even(place, width)?);
         let from = (&a.normed, Rows::even(0, stacked.inputs())?);
-        self.attention.gemm.launch(&self.device, stacked, rows, from, to)
+        self.attention.gemm.launch_step(&self.device, stacked, tables, from, to)
     }
 
     /// Logits of the rows `wanted` of the residual stream, after a norm.

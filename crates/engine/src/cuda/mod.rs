@@ -19,4 +19,6 @@ pub use engine::{CudaEngine, CudaEngineConfig};
 pub use error::CudaLoadError;
 /// Where the kernels' images come from.
 pub use gqla_kernels::device::Images;
+/// What multiplies prompts.
+pub use gqla_kernels::device::PromptGemm;
 pub use model::CudaModel;

@@ -4,7 +4,7 @@ use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
         Attention, Decode, DecodePlan, DecodeShape, Device, DeviceError, ExpertKernels, Gemm, Images, Loaded,
-        Norm, Program, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
+        Norm, Program, PromptGemm, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -83,6 +83,8 @@ pub struct CudaModel {
     pub(super) parameters: Parameters,
     /// What takes its place when the path changes.
     pub(super) expanded: Option<Expanded>,
+    /// What multiplies prompts, and rows of a token with all its drafts, which are none.
+    pub(super) prompts: (PromptGemm, usize),
     context: usize,
 }
 
@@ -106,7 +108,7 @@ impl CudaModel {
     /// # Errors
     /// As [`Self::load`], and when the checkpoint has no such layer.
     pub fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
-        let CudaEngineConfig { images, speculation, expandable, .. } = config;
+        let CudaEngineConfig { images, speculation, expandable, prompt_gemm, .. } = config;
         let attention = load::attention(checkpoint)?;
         let s_q = 1 + speculation.map_or(0, |speculation| speculation.tokens() as u32);
         let shape = load::decode_shape(&attention, checkpoint.config());
@@ -119,7 +121,7 @@ impl CudaModel {
         // shares a step.
         let decode = |path| decode(&device, images, shape, plan_decode(&shape, path, s_q, device.limits())?);
         let own = decode(path)?;
-        let gemm = Gemm::new(&kernels(&device, images, &Program::gemm())?)?;
+        let gemm = gemm(&device, images, *prompt_gemm)?;
         let rows = RowKernels::new(&kernels(&device, images, &Program::rows())?)?;
         let sample = SampleKernel::new(&kernels(&device, images, &Program::sample())?)?;
         let experts = match checkpoint.config().experts {
@@ -139,7 +141,8 @@ impl CudaModel {
         tracing::info!(device = device.name(), path = path.flag(), "the model is on the device");
         let attention = Attention { gemm, rows, decode: own };
         let context = checkpoint.config().max_position_embeddings;
-        Ok(Self { device, attention, sample, experts, shape, path, parameters, expanded, context })
+        let prompts = (*prompt_gemm, s_q as usize);
+        Ok(Self { device, attention, sample, experts, shape, path, parameters, expanded, prompts, context })
     }
 
     /// Whether a model of this checkpoint can be prepared to draft with its prediction layer.
@@ -228,6 +231,19 @@ fn decode(
     let error = decode.self_test(device)?;
     tracing::info!(kernel = plan.decode, error, "the device attends as the float64 reference does");
     Ok(decode)
+}
+
+fn gemm(device: &Device, images: &Images, prompts: PromptGemm) -> Result<Gemm, CudaLoadError> {
+    let own = Gemm::new(&kernels(device, images, &Program::gemm())?)?;
+    if prompts == PromptGemm::Own {
+        return Ok(own);
+    }
+    let gemm = own.with_cublaslt(device)?;
+    tracing::info!(
+        version = gemm.library_version(),
+        "cuBLASLt multiplies prompts: their bits depend on the batch"
+    );
+    Ok(gemm)
 }
 
 fn kernels(device: &Device, images: &Images, program: &Program) -> Result<Loaded, CudaLoadError> {

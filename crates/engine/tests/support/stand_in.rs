@@ -9,8 +9,12 @@ use gqla_fakecuda::{Config, testing::Alone};
 
 /// Runs `body` in a process that finds the stand-in and NVRTC when it starts, with an H20.
 pub fn on_stand_in(name: &str, body: impl FnOnce()) {
-    let test = Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, "H20");
-    test.env(Config::ORDER_ENV, "own-first").run(body);
+    stand_in(name).run(body);
+}
+
+/// Such a process for the test of this name.
+pub fn stand_in(name: &str) -> Alone<'_> {
+    Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, "H20").env(Config::ORDER_ENV, "own-first")
 }
 
 /// The kernels launched so far whose names begin so, in order.

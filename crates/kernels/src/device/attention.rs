@@ -220,7 +220,7 @@ impl Attention {
         let (latents, width) = (projected.latents(shape), projected.width);
         let (from, to) = (Rows::even(latents.offset, width)?, Rows::even(0, up.outputs())?);
         let expanded = Destination::Bf16(&mut scratch.expanded);
-        self.gemm.launch(device, up, tables.rows(), (&projected.rows, from), (expanded, to))?;
+        self.gemm.launch_step(device, up, tables, (&projected.rows, from), (expanded, to))?;
         let rope_key = Heads { offset: latents.offset + rank, ..latents };
         let rope_key = Append { from: rope_key, parts: 1, width: rope };
         let groups = (&scratch.expanded, shape.groups as usize, [nope, value]);

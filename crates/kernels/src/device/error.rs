@@ -82,6 +82,25 @@ pub enum DeviceError {
         /// What would pass.
         bound: f64,
     },
+    /// cuBLASLt was asked for, and is not there.
+    #[error(
+        "`libcublasLt.so.12` (or `libcublasLt.so`) is neither in LD_LIBRARY_PATH ({}) nor where the system keeps libraries: \
+         install CUDA 12's cuBLAS (PyPI: nvidia-cublas-cu12, its folder nvidia/cublas/lib) and name its folder in \
+         LD_LIBRARY_PATH, or multiply prompts with `--prompt-gemm own`",
+        if searched.is_empty() { "not set" } else { searched }
+    )]
+    NoCublasLt {
+        /// `LD_LIBRARY_PATH`.
+        searched: String,
+    },
+    /// cuBLASLt refused.
+    #[error("cuBLASLt, {doing}: {status}; multiply prompts with `--prompt-gemm own`")]
+    CublasLt {
+        /// What was being done.
+        doing: &'static str,
+        /// The library's own name of what is wrong.
+        status: String,
+    },
     /// No kernel fits.
     #[error(transparent)]
     NoKernel(#[from] NoKernel),

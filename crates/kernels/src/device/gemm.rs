@@ -6,7 +6,12 @@ use cudarc::driver::{
 };
 use half::bf16;
 
-use super::{Buffer, Device, DeviceError, Loaded, decode::int};
+use super::{
+    Buffer, Device, DeviceError, Loaded, Tables,
+    cublaslt::{Call, CublasLt, Shape},
+    decode::int,
+    prompts::parts,
+};
 
 /// Threads of a block.
 pub(super) const THREADS: u32 = 128;
@@ -94,6 +99,11 @@ impl RowMap {
         let Some(last) = rows.checked_sub(1) else { return 0 };
         let (inner, stride, outer) = (self.inner as usize, self.stride as usize, self.outer as usize);
         last / inner * outer + (inner.min(rows) - 1) * stride
+    }
+
+    /// How far apart rows are, where they are evenly.
+    fn stride(self) -> Option<i32> {
+        (self.inner == 1).then_some(self.outer)
     }
 
     fn is_multiple_of(self, chunk: usize) -> bool {
@@ -230,6 +240,11 @@ impl Rows {
         Ok(Self { offset, map: RowMap::even(stride)?, apart: 0 })
     }
 
+    /// Those from row `first` on, of rows `stride` apart.
+    fn starting_at(self, first: usize, stride: i32) -> Self {
+        Self { offset: self.offset + first * stride as usize, ..self }
+    }
+
     fn end(&self, rows: usize, width: usize, batch: usize) -> usize {
         self.offset + batch.saturating_sub(1) * self.apart + self.map.last(rows) + width
     }
@@ -246,6 +261,14 @@ pub enum Destination<'a> {
 }
 
 impl Destination<'_> {
+    fn again(&mut self) -> Destination<'_> {
+        match self {
+            Self::Bf16(buffer) => Destination::Bf16(buffer),
+            Self::F32(buffer) => Destination::F32(buffer),
+            Self::Add(buffer) => Destination::Add(buffer),
+        }
+    }
+
     pub(super) fn index(&self) -> usize {
         match self {
             Self::Bf16(_) => 0,
@@ -265,9 +288,10 @@ impl Destination<'_> {
     }
 }
 
-/// The loaded kernels, by block and destination.
+/// The loaded kernels, by block and destination, and the library that multiplies prompts where one was asked for.
 pub struct Gemm {
     kernels: [[CudaFunction; 3]; 3],
+    library: Option<CublasLt>,
 }
 
 impl Gemm {
@@ -282,10 +306,72 @@ impl Gemm {
             Ok([kernel(block, "bf16")?, kernel(block, "f32")?, kernel(block, "add")?])
         };
         let [few, some, many] = BLOCKS;
-        Ok(Self { kernels: [of(few)?, of(some)?, of(many)?] })
+        Ok(Self { kernels: [of(few)?, of(some)?, of(many)?], library: None })
     }
 
-    /// `y = x Wᵀ` for `rows` rows of each product of the batch.
+    /// Has cuBLASLt multiply the rows that [`Tables`] name for it. It takes 32 MiB of device memory from Hopper on, 8 before.
+    ///
+    /// # Errors
+    /// When the library is not there, memory is short, or it refuses.
+    pub fn with_cublaslt(self, device: &Device) -> Result<Self, DeviceError> {
+        Ok(Self { library: Some(CublasLt::open(device)?), ..self })
+    }
+
+    /// The version of the library that multiplies prompts: 12.9.1 is 120901.
+    pub fn library_version(&self) -> Option<usize> {
+        self.library.as_ref().map(|_| CublasLt::version())
+    }
+
+    /// Why our kernels multiplied rows that the library was to: told once, of the first such product.
+    pub fn take_refusal(&self) -> Option<String> {
+        self.library.as_ref()?.take_refusal()
+    }
+
+    /// `y = x Wᵀ` for the rows of a step: those of `tables` that a library is to multiply by that, unless there is none or it
+    /// has no algorithm, and all others by our kernels. Rows that are not evenly apart, or of several products, are ours.
+    ///
+    /// # Errors
+    /// As [`Self::launch`], and when the library fails.
+    pub fn launch_step(
+        &self,
+        device: &Device,
+        weights: &Weights,
+        tables: &Tables,
+        (x, x_rows): (&Buffer<bf16>, Rows),
+        (mut y, y_rows): (Destination<'_>, Rows),
+    ) -> Result<(), DeviceError> {
+        let strides = x_rows.map.stride().zip(y_rows.map.stride());
+        let (Some(library), Some((x_stride, y_stride)), 1) = (&self.library, strides, weights.batch) else {
+            return self.launch(device, weights, tables.rows(), (x, x_rows), (y, y_rows));
+        };
+        for (rows, by_library) in parts(tables.rows(), &tables.library) {
+            let from = (x, x_rows.starting_at(rows.start, x_stride));
+            let place = y_rows.starting_at(rows.start, y_stride);
+            if by_library {
+                let params = params(weights, rows.len(), from, (&y, place))?;
+                let size = |number: i32| u64::from(number.unsigned_abs());
+                let shape = Shape {
+                    rows: size(params.rows),
+                    outputs: size(params.outputs),
+                    inputs: size(params.inputs),
+                    x_stride: x_stride.into(),
+                    y_stride: y_stride.into(),
+                    rounded: matches!(y, Destination::Bf16(_)),
+                };
+                let add = matches!(y, Destination::Add(_));
+                let call = Call { shape, weights: params.weights, x: params.x, y: params.y, add };
+                device.bind()?;
+                // SAFETY: `params` checked that the buffers, which are the device's, hold all rows.
+                if unsafe { library.launch(&call) }? {
+                    continue;
+                }
+            }
+            self.launch(device, weights, rows.len(), from, (y.again(), place))?;
+        }
+        Ok(())
+    }
+
+    /// `y = x Wᵀ` for `rows` rows of each product of the batch, by our kernels.
     ///
     /// # Errors
     /// When a buffer is too small, rows do not begin at multiples of 8 numbers (x) or 2 (y), or the device refuses.
@@ -297,35 +383,8 @@ impl Gemm {
         (x, x_rows): (&Buffer<bf16>, Rows),
         (y, y_rows): (Destination<'_>, Rows),
     ) -> Result<(), DeviceError> {
-        let Weights { numbers, outputs, inputs, batch } = weights;
-        let (to, room) = y.place(y_rows.offset);
-        let (x_end, y_end) = (x_rows.end(rows, *inputs, *batch), y_rows.end(rows, *outputs, *batch));
-        let aligned = |rows: &Rows, chunk: usize| {
-            rows.map.is_multiple_of(chunk)
-                && rows.offset.is_multiple_of(chunk)
-                && rows.apart.is_multiple_of(chunk)
-        };
-        if rows == 0 || x_end > x.len() || y_end > room || !aligned(&x_rows, CHUNK) || !aligned(&y_rows, 2) {
-            let reason = format!(
-                "{rows} rows of {inputs} up to {x_end} of {}, to rows of {outputs} up to {y_end} of {room}; x begins at \
-                 multiples of {CHUNK}, y of 2",
-                x.len()
-            );
-            return Err(DeviceError::arguments("gemm", reason));
-        }
-        let int = |what: &str, x: usize| int("gemm", what, x);
-        let params = Params {
-            x: x.address() + (x_rows.offset * size_of::<bf16>()) as u64,
-            weights: numbers.address(),
-            y: to,
-            rows: int("rows", rows)?,
-            outputs: int("outputs", *outputs)?,
-            inputs: int("inputs", *inputs)?,
-            x_rows: x_rows.map,
-            y_rows: y_rows.map,
-            x_apart: int("apart", x_rows.apart)?,
-            y_apart: int("apart", y_rows.apart)?,
-        };
+        let params = params(weights, rows, (x, x_rows), (&y, y_rows))?;
+        let Weights { outputs, batch, .. } = weights;
         let size = block_of(rows, *outputs);
         let block = BLOCKS[size];
         let blocks = |count: usize, each: usize| count.div_ceil(each) as u32;
@@ -333,7 +392,7 @@ impl Gemm {
             grid_dim: (
                 blocks(*outputs, block.outputs),
                 blocks(rows, block.rows),
-                int("batch", *batch)? as u32,
+                int("gemm", "batch", *batch)? as u32,
             ),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: block.shared,
@@ -344,4 +403,41 @@ impl Gemm {
             .map_err(DeviceError::driver("launching `gemm`"))?;
         Ok(())
     }
+}
+
+/// What the kernel is given, checked against the buffers.
+fn params(
+    Weights { numbers, outputs, inputs, batch }: &Weights,
+    rows: usize,
+    (x, x_rows): (&Buffer<bf16>, Rows),
+    (y, y_rows): (&Destination<'_>, Rows),
+) -> Result<Params, DeviceError> {
+    let (to, room) = y.place(y_rows.offset);
+    let (x_end, y_end) = (x_rows.end(rows, *inputs, *batch), y_rows.end(rows, *outputs, *batch));
+    let aligned = |rows: &Rows, chunk: usize| {
+        rows.map.is_multiple_of(chunk)
+            && rows.offset.is_multiple_of(chunk)
+            && rows.apart.is_multiple_of(chunk)
+    };
+    if rows == 0 || x_end > x.len() || y_end > room || !aligned(&x_rows, CHUNK) || !aligned(&y_rows, 2) {
+        let reason = format!(
+            "{rows} rows of {inputs} up to {x_end} of {}, to rows of {outputs} up to {y_end} of {room}; x begins at \
+             multiples of {CHUNK}, y of 2",
+            x.len()
+        );
+        return Err(DeviceError::arguments("gemm", reason));
+    }
+    let int = |what: &str, x: usize| int("gemm", what, x);
+    Ok(Params {
+        x: x.address() + (x_rows.offset * size_of::<bf16>()) as u64,
+        weights: numbers.address(),
+        y: to,
+        rows: int("rows", rows)?,
+        outputs: int("outputs", *outputs)?,
+        inputs: int("inputs", *inputs)?,
+        x_rows: x_rows.map,
+        y_rows: y_rows.map,
+        x_apart: int("apart", x_rows.apart)?,
+        y_apart: int("apart", y_rows.apart)?,
+    })
 }

@@ -7,12 +7,15 @@
 //! [`Decode`] launch, and [`Attention`] launches a layer's attention with them; a [`Bench`] runs a [`Trial`] of each against float64.
 //!
 //! All work goes to one stream, in order. **A row's result depends on that row alone**, as on the CPU: which kernel
-//! decodes follows from the shape, never from the batch, and products add in one order however many rows there are.
+//! decodes follows from the shape, never from the batch, and products add in one order however many rows there are. Only who asks
+//! for cuBLASLt ([`PromptGemm`]) gives that up, for prompts.
 //!
-//! `unsafe` is confined to launches, whose buffers are checked against what the kernel will touch, and to calls of NVRTC.
-//! Tests execute the PTX on a stand-in for libcuda; all but those that choose tokens and those of experts have run on an H200.
+//! `unsafe` is confined to launches, whose buffers are checked against what the kernel will touch, and to calls of NVRTC
+//! and cuBLASLt. Tests execute the PTX on a stand-in for libcuda; all but those that choose tokens and those of experts have run on
+//! an H200. cuBLASLt has been called on no GPU: its stand-in is the one for libcuda.
 
 mod attention;
+mod cublaslt;
 mod decode;
 mod error;
 mod experts;
@@ -24,6 +27,7 @@ mod memory;
 mod nvrtc;
 mod plan;
 mod program;
+mod prompts;
 mod rows;
 mod sample;
 mod tables;
@@ -41,6 +45,7 @@ pub use measure::{AttentionTimer, Prepared, copy_rate, product_seconds};
 pub use memory::{Buffer, Device, Number};
 pub use plan::{DecodePlan, DecodeShape, Limits, NoKernel, plan_decode};
 pub use program::Program;
+pub use prompts::PromptGemm;
 pub use rows::{Append, Heads, Norm, NormInput, RowKernels};
 pub use sample::SampleKernel;
 pub use tables::{PageRun, Tables};

@@ -32,6 +32,8 @@ pub struct Tables {
     pub(super) longest: usize,
     /// Pages that there are at least.
     pub(super) page_count: usize,
+    /// Rows that a library multiplies, in runs.
+    pub(super) library: Vec<Range<usize>>,
 }
 
 /// What tables have room for.
@@ -138,7 +140,14 @@ impl Tables {
             rows: 0,
             longest: 0,
             page_count: 0,
+            library: Vec::new(),
         })
+    }
+
+    /// Has a library multiply runs of this step's rows, as [`PromptGemm::library_rows`](super::PromptGemm::library_rows) names
+    /// them.
+    pub fn give_library(&mut self, runs: Vec<Range<usize>>) {
+        self.library = runs;
     }
 
     fn write(&mut self, device: &Device, host: &HostTables, page_count: usize) -> Result<(), DeviceError> {
@@ -149,6 +158,7 @@ impl Tables {
         self.rows = host.positions.len();
         self.longest = host.longest;
         self.page_count = page_count;
+        self.library.clear();
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
 mod case;
+mod cublaslt;
 mod decode;
 mod device;
 mod experts;

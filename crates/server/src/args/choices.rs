@@ -1,6 +1,9 @@
 //! What flags let one choose from.
 
-use gqla_engine::cpu::{CacheFormat, Products, Weights};
+use gqla_engine::{
+    cpu::{CacheFormat, Products, Weights},
+    cuda,
+};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -64,6 +67,24 @@ impl From<ComputeDtype> for Products {
         match dtype {
             ComputeDtype::F32 => Self::F32,
             ComputeDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// What multiplies prompts on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PromptGemm {
+    /// This server's kernels.
+    Own,
+    /// NVIDIA's library.
+    Cublaslt,
+}
+
+impl From<PromptGemm> for cuda::PromptGemm {
+    fn from(gemm: PromptGemm) -> Self {
+        match gemm {
+            PromptGemm::Own => Self::Own,
+            PromptGemm::Cublaslt => Self::CublasLt,
         }
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 /// Name under which programs look for the driver.
 pub const LIBRARY_NAME: &str = "libcuda.so.1";
+/// Name under which programs look for CUDA 12's cuBLASLt.
+const CUBLASLT_NAME: &str = "libcublasLt.so.12";
 /// Name under which cargo builds the stand-in. Were it `libcuda.so`, programs that cargo starts would find it unasked.
 const BUILT_NAME: &str = "libgqla_fakecuda.so";
 
@@ -50,4 +52,14 @@ pub fn install(folder: &Path) -> Result<PathBuf, InstallError> {
     std::fs::copy(built_library()?, &path)
         .map_err(|source| InstallError::Io { path: path.clone(), source })?;
     Ok(path)
+}
+
+/// Lets programs find the library that [`install`] put into `folder` as cuBLASLt, too. By a link: two copies would be two
+/// libraries, neither of which sees the other's memory.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn install_cublaslt(folder: &Path) -> Result<(), InstallError> {
+    let path = folder.join(CUBLASLT_NAME);
+    std::os::unix::fs::symlink(LIBRARY_NAME, &path).map_err(|source| InstallError::Io { path, source })
 }

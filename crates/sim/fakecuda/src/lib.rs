@@ -15,8 +15,12 @@
 //! `CUDA_ERROR_LAUNCH_FAILED` what a GPU would forgive: races in shared memory, reads of what nobody wrote, copies that
 //! have not arrived. The reason goes to standard error, and counters to [`Config::REPORT_ENV`].
 //!
+//! **It is cuBLASLt too**, where it is also linked to as `libcublasLt.so.12`: the loader opens one file once, so both see one
+//! device memory and one order of work. Of cuBLASLt it has products of bf16, `Wᵀ x` with sums in f32.
+//!
 //! C hands over pointers, so this crate has `unsafe`: all of it is in the private modules `ffi` and `host`.
 
+mod blaslt;
 mod code;
 mod config;
 mod ffi;
@@ -28,4 +32,4 @@ mod queue;
 pub mod testing;
 
 pub use config::{Config, ConfigError, Order};
-pub use install::{InstallError, LIBRARY_NAME, built_library, install};
+pub use install::{InstallError, LIBRARY_NAME, built_library, install, install_cublaslt};

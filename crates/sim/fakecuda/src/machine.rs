@@ -8,6 +8,7 @@ use std::{
 
 use gqla_fakenvml::{Profile, State, state_path};
 use gqla_ptxsim::{Architecture, GlobalMemory, MemoryError, Schedule};
+use serde::Serialize;
 
 use crate::{
     code::Code,
@@ -207,6 +208,10 @@ fn run(device: &mut Device, task: Task, config: &Config) -> Result<(), Code> {
         Task::Fill { to, value, bytes } => memory.write(to, &vec![value; bytes]).map_err(lost),
         Task::Free(address) => memory.free(address).map_err(lost),
         Task::Launch(prepared) => run_launch(memory, &prepared, config),
+        Task::Product(product) => {
+            append(config, &product.line());
+            product.run(memory)
+        }
         Task::Record(..) | Task::Wait(..) => Ok(()),
     }
 }
@@ -225,15 +230,19 @@ fn run_launch(memory: &mut GlobalMemory, prepared: &Prepared, config: &Config) -
     };
     let report = prepared.run(memory, schedule)?;
     let line = prepared.line(&report);
-    if let Some(path) = &config.report {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let written = file.and_then(|mut file| writeln!(file, "{}", serde_json::to_string(&line)?));
-        if let Err(error) = written {
-            eprintln!("gqla-fakecuda: cannot write the report {}: {error}", path.display());
-        }
-    }
+    append(config, &line);
     for fault in &report.faults.first {
         eprintln!("gqla-fakecuda: {}: {fault}", line.kernel);
     }
     code_of(&report).map_or(Ok(()), Err)
+}
+
+/// Writes a line of the report, where one is wanted.
+fn append(config: &Config, line: &impl Serialize) {
+    let Some(path) = &config.report else { return };
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let written = file.and_then(|mut file| writeln!(file, "{}", serde_json::to_string(line)?));
+    if let Err(error) = written {
+        eprintln!("gqla-fakecuda: cannot write the report {}: {error}", path.display());
+    }
 }

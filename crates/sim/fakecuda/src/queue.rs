@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{config::Order, host::HostRange, module::Prepared};
+use crate::{blaslt::Product, config::Order, host::HostRange, module::Prepared};
 
 /// Number of a stream of a device. [`NULL_STREAM`] always exists.
 pub(crate) type StreamId = usize;
@@ -41,6 +41,8 @@ pub(crate) enum Task {
         bytes: usize,
     },
     Launch(Arc<Prepared>),
+    /// cuBLASLt's.
+    Product(Box<Product>),
     Free(u64),
     /// The event's nth recording.
     Record(EventId, u64),

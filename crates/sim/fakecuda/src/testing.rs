@@ -5,7 +5,7 @@
 
 use std::{env, fs, path::Path, process::Command};
 
-use crate::{Config, install};
+use crate::{Config, install, install_cublaslt};
 
 /// Set in the process that runs the test.
 const CHILD: &str = "GQLA_FAKECUDA_CHILD";
@@ -19,19 +19,27 @@ const NVRTC: &str = "GQLA_TEST_NVRTC";
 pub struct Alone<'a> {
     test: &'a str,
     nvrtc: bool,
+    cublaslt: bool,
     variables: Vec<(&'a str, String)>,
 }
 
 impl<'a> Alone<'a> {
     /// The test of this name, with no devices yet.
     pub fn new(test: &'a str) -> Self {
-        Self { test, nvrtc: false, variables: Vec::new() }
+        Self { test, nvrtc: false, cublaslt: false, variables: Vec::new() }
     }
 
     /// Lets it find NVRTC.
     #[must_use]
     pub fn with_nvrtc(mut self) -> Self {
         self.nvrtc = true;
+        self
+    }
+
+    /// Lets it find the stand-in as cuBLASLt, too.
+    #[must_use]
+    pub fn with_cublaslt(mut self) -> Self {
+        self.cublaslt = true;
         self
     }
 
@@ -54,6 +62,9 @@ impl<'a> Alone<'a> {
         let folder = tempfile::tempdir().unwrap();
         let launches = folder.path().join("launches.jsonl");
         fs::write(&launches, "").unwrap();
+        if self.cublaslt {
+            install_cublaslt(folder.path()).unwrap();
+        }
         let output = Command::new(env::current_exe().unwrap())
             .args([self.test, "--exact", "--nocapture"])
             .env(CHILD, "1")

@@ -20,8 +20,8 @@ pub use sample::SampleTrial;
 
 use super::{
     Decode, DecodePlan, DecodeShape, Device, DeviceError, ExpertKernels, Gemm, ImageSource, Images, Loaded,
-    NoKernel, Program, Resources, RowKernels, SampleKernel, Splits, decode::MERGE_WARPS, gemm, plan_decode,
-    sample::THREADS as SAMPLE_THREADS,
+    NoKernel, Program, PromptGemm, Resources, RowKernels, SampleKernel, Splits, decode::MERGE_WARPS, gemm,
+    plan_decode, sample::THREADS as SAMPLE_THREADS,
 };
 use crate::{attention::BLOCK_TOKENS, reference::counter_noise};
 
@@ -116,6 +116,11 @@ impl Trial {
             .collect()
     }
 
+    /// Prompts' products by cuBLASLt, which has to be there.
+    pub fn by_cublaslt() -> [Self; 3] {
+        ProductTrial::by_cublaslt().map(Self::Product)
+    }
+
     /// The kernels that it takes one of.
     pub fn program(&self) -> Program {
         match self {
@@ -183,6 +188,10 @@ impl<'a> Bench<'a> {
                 let buffers = if trial.path == DecodePath::Gqa { 3 } else { 1 };
                 let cache = attended.cache[..buffers].to_vec();
                 Outcome { cache, ..tried(attended.error, decode::MAX_ERROR, launched) }
+            }
+            (Trial::Product(trial @ ProductTrial { by: PromptGemm::CublasLt, .. }), _) => {
+                let gemm = Gemm::new(loaded)?.with_cublaslt(device)?;
+                tried(trial.run(device, &gemm)?, trial.bound(), Vec::new())
             }
             (Trial::Product(trial), _) => {
                 let error = trial.run(device, &Gemm::new(loaded)?)?;

@@ -3,7 +3,12 @@
 use half::bf16;
 
 use super::{Extent, noise, relative_rms, wide};
-use crate::device::{Buffer, Destination, Device, DeviceError, Gemm, Rows, Weights, gemm::kernel_for};
+use crate::{
+    attention::{BLOCK_TOKENS, Segment},
+    device::{
+        Buffer, Destination, Device, DeviceError, Gemm, PromptGemm, Rows, Tables, Weights, gemm::kernel_for,
+    },
+};
 
 /// Where a product goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub struct ProductTrial {
     pub inputs: usize,
     /// Where the product goes.
     pub to: Sum,
+    /// Who multiplies.
+    pub by: PromptGemm,
 }
 
 impl ProductTrial {
@@ -37,8 +44,14 @@ impl ProductTrial {
             Extent::Whole => ([16, 64, 128], 128, 256),
         };
         let to = [Sum::Bf16, Sum::F32, Sum::Add];
-        let of_rows = |rows| to.map(|to| Self { rows, outputs, inputs, to });
+        let of_rows = |rows| to.map(|to| Self { rows, outputs, inputs, to, by: PromptGemm::Own });
         rows.into_iter().flat_map(of_rows).collect()
+    }
+
+    /// A prompt by cuBLASLt, to each destination.
+    pub(super) fn by_cublaslt() -> [Self; 3] {
+        let by = PromptGemm::CublasLt;
+        [Sum::Bf16, Sum::F32, Sum::Add].map(|to| Self { rows: 200, outputs: 128, inputs: 256, to, by })
     }
 
     /// The kernel's name and the shared memory it is launched with, bytes.
@@ -48,7 +61,10 @@ impl ProductTrial {
             Sum::F32 => "f32",
             Sum::Add => "add",
         };
-        kernel_for(self.rows, self.outputs, to)
+        match self.by {
+            PromptGemm::Own => kernel_for(self.rows, self.outputs, to),
+            PromptGemm::CublasLt => (format!("cublasLtMatmul_{to}"), 0),
+        }
     }
 
     /// Rounding to bf16 is off by 2^-9 at most, and sums in f32 by far less.
@@ -57,13 +73,20 @@ impl ProductTrial {
     }
 
     pub(super) fn run(self, device: &Device, gemm: &Gemm) -> Result<f64, DeviceError> {
-        let Self { rows, outputs, inputs, to } = self;
+        let Self { rows, outputs, inputs, to, by } = self;
         let (x, w, count) = (noise(1, rows * inputs), noise(2, outputs * inputs), rows * outputs);
         let weights = Weights::upload(device, "weights", &w, [1, outputs, inputs])?;
         let rows_x = device.upload("rows", &x)?;
+        let pages: Vec<u32> = (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect();
+        let prompt = [Segment { first_row: 0, rows, start: 0, blocks: &pages }];
+        let mut tables = Tables::new(device, &prompt, pages.len(), None)?;
+        tables.give_library(by.library_rows(&prompt, 1));
         let launch = |y: Destination<'_>| {
             let (from, to) = (Rows::even(0, inputs)?, Rows::even(0, outputs)?);
-            gemm.launch(device, &weights, rows, (&rows_x, from), (y, to))
+            gemm.launch_step(device, &weights, &tables, (&rows_x, from), (y, to))?;
+            // Our kernels' answer would say nothing of the library.
+            let refused = |status| DeviceError::CublasLt { doing: "choosing an algorithm", status };
+            gemm.take_refusal().map_or(Ok(()), |reason| Err(refused(reason)))
         };
         let got = if to == Sum::Bf16 {
             let mut y: Buffer<bf16> = device.unwritten("product", count)?;

@@ -36,6 +36,25 @@ impl<T> Out<T> {
     }
 }
 
+/// One `T` from a caller.
+#[repr(transparent)]
+pub(super) struct In<T>(*const T);
+
+impl<T: Copy> In<T> {
+    pub fn get(&self) -> Result<T, Code> {
+        if self.0.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        // SAFETY: not null, so the C caller vouches for it; C has no alignment to promise for what hides behind `void`.
+        Ok(unsafe { self.0.read_unaligned() })
+    }
+
+    /// The same place, as another type.
+    pub fn of<U: Copy>(&self) -> In<U> {
+        In(self.0.cast())
+    }
+}
+
 /// Where a caller wants a text, in a buffer whose length comes with it.
 #[repr(transparent)]
 pub(super) struct TextOut(*mut c_char);

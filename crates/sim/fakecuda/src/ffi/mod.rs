@@ -3,6 +3,7 @@
 #![allow(non_snake_case, reason = "the names are CUDA's")]
 
 mod abi;
+mod blaslt;
 mod device;
 mod memory;
 mod module;
