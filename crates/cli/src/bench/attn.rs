@@ -81,11 +81,17 @@ pub(crate) struct Bench<'a> {
 /// One path's part of it.
 struct PathBench {
     path: DecodePath,
-    bytes_per_token: u64,
-    flops_per_token: f64,
+    /// The largest.
     cache_bytes: u64,
-    passes: Vec<(AttentionCase, PassTimes)>,
+    passes: Vec<Pass>,
     fit: KernelFit,
+}
+
+/// A pass of a layer of this shape.
+struct Pass {
+    shape: AttentionShape,
+    case: AttentionCase,
+    times: PassTimes,
 }
 
 /// A pass with next to nothing to read.
@@ -111,7 +117,7 @@ impl<'a> Bench<'a> {
             let run = PathRun { place, model, shape, path, gpu: &gpu, memory };
             let ends = deadline.saturating_duration_since(Instant::now()) / shares;
             let bench = run.measure(cases, Instant::now() + ends, time / FLOOR_SHARE)?;
-            left_out += cases.len() - bench.passes.len();
+            left_out += cases.len() * grid::shapes(shape).len() - bench.passes.len();
             paths.push(bench);
         }
         Ok(Self { place, gpu, paths, left_out })
@@ -140,41 +146,42 @@ impl PathRun<'_> {
         ends: Instant,
         floor_time: Duration,
     ) -> anyhow::Result<PathBench> {
-        let Self { place, shape, path, .. } = *self;
-        let format = place.cache_format();
-        let blocks =
-            grid::blocks(shape, path, format, cases, self.memory, place.last_level_cache().unwrap_or(0));
-        let mut timer = place.timer(shape, path, blocks)?;
-        let floor = timer.time(&FLOOR, floor_time)?.core;
-        let mut passes = Vec::new();
-        for (index, case) in cases.iter().enumerate() {
-            let left = ends.saturating_duration_since(Instant::now());
-            // Without any pass there is nothing to report.
-            if left.is_zero() && !passes.is_empty() {
-                break;
+        let Self { place, path, .. } = *self;
+        let (format, shapes) = (place.cache_format(), grid::shapes(self.shape));
+        let last_level_cache = place.last_level_cache().unwrap_or(0);
+        let (mut floor, mut cache_bytes, mut passes) = (f64::INFINITY, 0, Vec::new());
+        for shape in &shapes {
+            let blocks = grid::blocks(shape, path, format, cases, self.memory, last_level_cache);
+            let mut timer = place.timer(shape, path, blocks)?;
+            floor = floor.min(timer.time(&FLOOR, floor_time)?.core.median);
+            cache_bytes = cache_bytes.max(blocks as u64 * grid::block_bytes(shape, path, format));
+            for case in cases {
+                let left = ends.saturating_duration_since(Instant::now());
+                // Without any pass there is nothing to report.
+                if left.is_zero() && !passes.is_empty() {
+                    break;
+                }
+                let to_come = shapes.len() * cases.len() - passes.len();
+                passes.push(Pass {
+                    shape: *shape,
+                    case: *case,
+                    times: timer.time(case, left / u32::try_from(to_come).unwrap_or(u32::MAX))?,
+                });
             }
-            let share = left / u32::try_from(cases.len() - index).unwrap_or(u32::MAX);
-            passes.push((*case, timer.time(case, share)?));
         }
-        Ok(PathBench {
-            path,
-            bytes_per_token: shape.cached_token(path).bytes(format),
-            flops_per_token: f64::from(shape.num_attention_heads) * shape.flops_per_head(path) as f64,
-            cache_bytes: blocks as u64 * grid::block_bytes(shape, path, format),
-            fit: self.fit(floor.median, &passes)?,
-            passes,
-        })
+        Ok(PathBench { path, cache_bytes, fit: self.fit(floor, &passes)?, passes })
     }
 
-    fn fit(&self, floor: f64, passes: &[(AttentionCase, PassTimes)]) -> anyhow::Result<KernelFit> {
+    fn fit(&self, floor: f64, passes: &[Pass]) -> anyhow::Result<KernelFit> {
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        let timed = |(case, times): &(AttentionCase, PassTimes)| TimedPass {
+        let timed = |Pass { shape, case, times }: &Pass| TimedPass {
+            shape: *shape,
             query_tokens: count(case.query_tokens),
             batch: count(case.batch),
             context: count(case.context),
             ns: times.core.median * 1e9,
         };
-        let samples = passes.iter().fold(0, |sum: u32, (_, times)| sum.saturating_add(times.core.samples));
+        let samples = passes.iter().fold(0, |sum: u32, pass| sum.saturating_add(pass.times.core.samples));
         let provenance = self.place.provenance(format!("gqla bench attn on {}", self.model), samples);
         let what = Timed {
             shape: self.shape,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use gqla_engine::cpu::measure::AttentionCase;
-use gqla_model::{AttentionShape, CacheFormat, DecodePath, ModelShape, TensorParallelSplit};
+use gqla_model::{AttentionShape, CacheFormat, DecodePath, ModelShape};
 use gqla_planner::{Calibration, Constraints, Goal, GpuSpec, ModelName, Scope, plan_calibrated, shape};
 
 use self::{pairs::Pairs, view::View};
@@ -134,7 +134,7 @@ impl Judge {
     /// Degrees that divide `shape` on both paths, with what one rank computes.
     fn shares(&self, shape: &ModelShape) -> impl Iterator<Item = (u32, AttentionShape)> {
         let attention = shape.attention;
-        self.degrees.iter().filter_map(move |degree| Some((*degree, share(&attention, *degree)?)))
+        self.degrees.iter().filter_map(move |degree| Some((*degree, grid::share(&attention, *degree)?)))
     }
 
     fn all(&self, place: &dyn Place, calibration: &Calibration, pairs: u32) -> anyhow::Result<Vec<Judged>> {
@@ -174,16 +174,6 @@ impl Judge {
         let [absorb, gqa] = DecodePath::ALL.map(timer);
         Ok([absorb?, gqa?])
     }
-}
-
-/// Heads and groups of one rank.
-fn share(attention: &AttentionShape, degree: u32) -> Option<AttentionShape> {
-    let split = TensorParallelSplit::new(attention, DecodePath::Gqa, degree).ok()?;
-    Some(AttentionShape {
-        num_attention_heads: split.heads_per_rank,
-        num_key_value_heads: split.groups_per_rank,
-        ..*attention
-    })
 }
 
 fn predict(
@@ -277,7 +267,7 @@ mod tests {
         let llama = shape(ModelName::Llama38bGqla);
         let case = AttentionCase { batch: 2, context: 4096, query_tokens: 1 };
         let prediction = predict(&llama, (gpu, CacheFormat::F32), 2, &case, &Calibration::default()).unwrap();
-        let share = share(&llama.attention, 2).unwrap();
+        let share = grid::share(&llama.attention, 2).unwrap();
         for (path, ns) in DecodePath::ALL.into_iter().zip(prediction.ns) {
             let bytes = case.cache_bytes(share.cached_token(path), CacheFormat::F32);
             let flops = share.flops_per_head(path) as f64 * f64::from(share.num_attention_heads) * 8192.0;

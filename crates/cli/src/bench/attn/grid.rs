@@ -1,12 +1,16 @@
 //! Which passes to time, and whether they fit.
 
+use std::iter::once;
+
 use anyhow::{Context, bail};
 use gqla_engine::cpu::measure::AttentionCase;
 use gqla_kernels::attention::BLOCK_TOKENS;
-use gqla_model::{AttentionShape, CacheFormat, DecodePath};
+use gqla_model::{AttentionShape, CacheFormat, DecodePath, TensorParallelSplit};
 
 /// More would be timed too briefly to mean anything.
 const MOST_CASES: usize = 256;
+/// Ranks of a server.
+const MOST_RANKS: u32 = 8;
 /// Query tokens of a pass, as plans have them.
 const MOST_QUERIES: usize = 16;
 const MIB: u64 = 1 << 20;
@@ -40,6 +44,28 @@ pub(in crate::bench) fn cases(
             .with_context(|| format!("--batch {batch} --context {context} --s-q {query_tokens}"))?;
     }
     Ok(cases)
+}
+
+/// Heads and groups of one of `degree` ranks, where they divide on both paths.
+pub(in crate::bench) fn share(shape: &AttentionShape, degree: u32) -> Option<AttentionShape> {
+    let split = TensorParallelSplit::new(shape, DecodePath::Gqa, degree).ok()?;
+    Some(AttentionShape {
+        num_attention_heads: split.heads_per_rank,
+        num_key_value_heads: split.groups_per_rank,
+        ..*shape
+    })
+}
+
+/// The layer, and one of fewer heads: these wait for memory where many keep the arithmetic busy. One per group, or what a
+/// tensor-parallel rank has of those that are.
+pub(super) fn shapes(shape: &AttentionShape) -> Vec<AttentionShape> {
+    let groups = shape.num_key_value_heads;
+    let fewer = if groups < shape.num_attention_heads {
+        Some(AttentionShape { num_attention_heads: groups, ..*shape })
+    } else {
+        (2..=MOST_RANKS).rev().find_map(|degree| share(shape, degree))
+    };
+    once(*shape).chain(fewer).collect()
 }
 
 /// Bytes that one block of a layer takes.
@@ -119,6 +145,21 @@ mod tests {
         let cases = cases(&[1, 8], &[64, 128], &[1, 2]).unwrap();
         assert_eq!(cases.len(), 8);
         assert_eq!(cases[7], AttentionCase { batch: 8, context: 128, query_tokens: 2 });
+    }
+
+    #[test]
+    fn a_layer_is_timed_with_few_heads_too() {
+        let llama = shape(ModelName::Llama370bGqla).attention;
+        let mla = AttentionShape { num_attention_heads: 20, num_key_value_heads: 20, ..llama };
+        let one = AttentionShape { num_attention_heads: 1, num_key_value_heads: 1, ..llama };
+        for (shape, expected) in
+            [(llama, vec![(64, 8), (8, 8)]), (mla, vec![(20, 20), (4, 4)]), (one, vec![(1, 1)])]
+        {
+            let timed = shapes(&shape).into_iter();
+            let timed: Vec<_> =
+                timed.map(|shape| (shape.num_attention_heads, shape.num_key_value_heads)).collect();
+            assert_eq!(timed, expected);
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
-use gqla_planner::GpuSpec;
+use gqla_engine::cpu::measure::AttentionCase;
+use gqla_model::DecodePath;
 
-use super::{Bench, PathBench};
+use super::{Bench, Pass, PathBench};
 use crate::{
     bench::{host::percent, machine::caution},
     table::columns,
@@ -14,6 +14,7 @@ use crate::{
 pub(super) fn table(bench: &Bench) -> String {
     let header = [
         "path",
+        "heads",
         "batch",
         "context",
         "s_q",
@@ -28,7 +29,7 @@ pub(super) fn table(bench: &Bench) -> String {
     let rows: Vec<_> = bench
         .paths
         .iter()
-        .flat_map(|path| path.passes.iter().map(|(case, times)| row(path, case, times, &bench.gpu)))
+        .flat_map(|path| path.passes.iter().map(|pass| row(bench, path.path, pass)))
         .collect();
     let mut text = format!("{}\n{}\n", bench.place.table(), columns(header, &rows));
     for path in &bench.paths {
@@ -47,14 +48,17 @@ pub(super) fn table(bench: &Bench) -> String {
     )
 }
 
-fn row(path: &PathBench, case: &AttentionCase, times: &PassTimes, gpu: &GpuSpec) -> [String; 11] {
+fn row(Bench { place, gpu, .. }: &Bench<'_>, path: DecodePath, pass: &Pass) -> [String; 12] {
+    let Pass { shape, case, times } = pass;
     let AttentionCase { batch, context, query_tokens } = *case;
     let tokens = batch as f64 * context as f64;
     let seconds = times.core.median;
-    let bytes = tokens * path.bytes_per_token as f64 / seconds;
-    let flops = path.flops_per_token * query_tokens as f64 * tokens / seconds;
+    let bytes = tokens * shape.cached_token(path).bytes(place.cache_format()) as f64 / seconds;
+    let of_token = f64::from(shape.num_attention_heads) * shape.flops_per_head(path) as f64;
+    let flops = of_token * query_tokens as f64 * tokens / seconds;
     [
-        path.path.flag().to_owned(),
+        path.flag().to_owned(),
+        shape.num_attention_heads.to_string(),
         batch.to_string(),
         context.to_string(),
         query_tokens.to_string(),
