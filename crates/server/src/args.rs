@@ -14,7 +14,7 @@ use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
 use crate::speculation::{Drafts, SpeculativeMethod};
-pub use choices::{ComputeDtype, Device, KvCacheDtype, PromptGemm, WeightDtype};
+pub use choices::{ComputeDtype, Device, KvCacheDtype, PromptAttention, PromptGemm, WeightDtype};
 
 /// Tensor-parallel ranks of a server.
 const MAX_RANKS: u32 = 8;
@@ -115,6 +115,11 @@ struct ServeArgs {
     /// and drafts are computed as ever. Has run on no GPU yet; `gqla kernels selftest --cublaslt` tries it on yours.
     #[arg(long, value_enum, default_value_t = PromptGemm::Own)]
     prompt_gemm: PromptGemm,
+    /// How prompts attend along the absorb path on a GPU. groups makes keys and values of the cached latents for a step: fewer
+    /// multiplications, as along the GQA path, for memory of one layer's keys and values of the longest sequence. A prompt's numbers
+    /// then depend, within rounding, on how steps cut it. Has run on no GPU yet.
+    #[arg(long, value_enum, default_value_t = PromptAttention::Latents)]
+    prompt_attention: PromptAttention,
     /// What the weights are kept as; int8 takes half the memory of bf16 and rounds when the model is loaded.
     #[arg(long, value_enum, default_value_t = WeightDtype::Auto)]
     weight_dtype: WeightDtype,
@@ -168,6 +173,11 @@ pub enum ArgsError {
         "--prompt-gemm cublaslt: cuBLASLt multiplies on NVIDIA GPUs only; use --device cuda, or --prompt-gemm own"
     )]
     CpuPromptGemm,
+    /// Only the CUDA backend has both forms.
+    #[error(
+        "--prompt-attention groups: prompts attend so on NVIDIA GPUs only; use --device cuda, or leave it out"
+    )]
+    CpuPromptAttention,
     /// No rank, or too many.
     #[error("--tp {0}: expected 1 to {MAX_RANKS} ranks")]
     TensorParallel(u32),
@@ -201,6 +211,8 @@ pub struct Config {
     pub kernel_images: Option<PathBuf>,
     /// What multiplies prompts on a GPU.
     pub prompt_gemm: cuda::PromptGemm,
+    /// How prompts attend along the absorb path on a GPU.
+    pub prompt_attention: cuda::PromptAttention,
     /// `None` asks the planner.
     pub decode_path: Option<DecodePath>,
     /// Tensor-parallel ranks.
@@ -263,6 +275,9 @@ impl ServeArgs {
         if (self.device, self.prompt_gemm) == (Device::Cpu, PromptGemm::Cublaslt) {
             return Err(ArgsError::CpuPromptGemm);
         }
+        if (self.device, self.prompt_attention) == (Device::Cpu, PromptAttention::Groups) {
+            return Err(ArgsError::CpuPromptAttention);
+        }
         let drafts = self.drafts()?;
         let decode_path = match self.decode_path.as_str() {
             "auto" => None,
@@ -281,6 +296,7 @@ impl ServeArgs {
             device: self.device,
             kernel_images: self.kernel_images,
             prompt_gemm: self.prompt_gemm.into(),
+            prompt_attention: self.prompt_attention.into(),
             decode_path,
             tensor_parallel: self.tp,
             model: self.model,
@@ -420,16 +436,20 @@ mod tests {
             ),
             ("--decode-path mla", ArgsError::DecodePath("mla".to_owned())),
             ("--prompt-gemm cublaslt", ArgsError::CpuPromptGemm),
+            ("--prompt-attention groups", ArgsError::CpuPromptAttention),
         ] {
             assert_eq!(parse(&format!("gqla-server --model /m {flags}")).unwrap_err(), error);
         }
     }
 
     #[test]
-    fn prompts_are_multiplied_by_a_library_only_if_asked() {
+    fn prompts_are_computed_another_way_only_if_asked() {
         let cuda = "gqla-server --model /m --device cuda --decode-path gqa";
         assert_eq!(config(cuda).prompt_gemm, cuda::PromptGemm::Own);
         assert_eq!(config(&format!("{cuda} --prompt-gemm cublaslt")).prompt_gemm, cuda::PromptGemm::CublasLt);
+        assert_eq!(config(cuda).prompt_attention, cuda::PromptAttention::Latents);
+        let groups = config(&format!("{cuda} --prompt-attention groups"));
+        assert_eq!(groups.prompt_attention, cuda::PromptAttention::Groups);
     }
 
     #[test]

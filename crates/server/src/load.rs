@@ -149,6 +149,7 @@ fn start_engine(
                 device: 0,
                 images: Images::find(config.kernel_images.as_deref()),
                 prompt_gemm: config.prompt_gemm,
+                prompt_attention: config.prompt_attention,
             },
         )?));
     }

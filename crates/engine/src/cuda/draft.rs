@@ -9,6 +9,7 @@ use super::{
     CudaLoadError, CudaModel,
     forward::{Stream, Workspace},
     model::Layer,
+    step::Step,
 };
 
 /// The multi-token-prediction layer: from what the decoder made of a token, and the token that follows it, the token
@@ -92,7 +93,8 @@ impl CudaModel {
         kernels.norm_into(device, &draft.hidden_norm, from, rows, (&mut a.joined, half(hidden)))?;
         self.multiply(&draft.projection, tokens.len(), &a.joined, Destination::F32(&mut a.residual))?;
         *stream = Stream::OfPredictionLayer;
-        self.layer(&draft.layer, cache, tables, a)?;
+        let index = self.parameters.layers.len();
+        self.layer((index, &draft.layer), cache, &Step::alike(tables), a)?;
         self.head(&draft.norm, wanted, a)
     }
 }

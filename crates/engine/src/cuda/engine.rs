@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
-    device::{Images, PromptGemm},
+    device::{Images, PromptAttention, PromptGemm},
     sample::{Choice, Draw, NoToken},
 };
 use gqla_model::DecodePath;
@@ -52,6 +52,8 @@ pub struct CudaEngineConfig {
     pub images: Images,
     /// What multiplies prompts.
     pub prompt_gemm: PromptGemm,
+    /// How prompts attend along the absorb path; along GQA they attend in groups in any case.
+    pub prompt_attention: PromptAttention,
 }
 
 impl Default for CudaEngineConfig {
@@ -67,6 +69,7 @@ impl Default for CudaEngineConfig {
             device: 0,
             images: Images::default(),
             prompt_gemm: PromptGemm::Own,
+            prompt_attention: PromptAttention::Latents,
         }
     }
 }

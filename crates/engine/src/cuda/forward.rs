@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::Segment,
     device::{
-        AttentionScratch, Buffer, Decode, DecodeCache, Destination, Device, DeviceError, Heads, Norm,
-        Projected, RouterShape, Rows, Splits, Tables, Weights,
+        AttentionScratch, Buffer, Decode, DecodeCache, Destination, Device, DeviceError, GroupedRoom, Heads,
+        Norm, Projected, RouterShape, Rows, Splits, Tables, Weights,
     },
     sample::{Choice, Draw, NoToken},
 };
@@ -13,6 +13,7 @@ use half::bf16;
 use super::{
     feed_forward::Routed,
     model::{CudaModel, FactoredQuery, Layer, Projection},
+    step::Step,
 };
 use crate::blocks::BlockCopy;
 
@@ -45,9 +46,11 @@ pub(super) struct Activations {
     pub joined: Buffer<bf16>,
     /// Queries before their second factor.
     query_latent: Buffer<bf16>,
-    projected: Projected,
+    pub projected: Projected,
     pub scratch: AttentionScratch,
-    attended: Buffer<bf16>,
+    /// Of a model whose prompts attend in groups.
+    pub grouped: Option<GroupedRoom>,
+    pub attended: Buffer<bf16>,
     pub gate_up: Buffer<bf16>,
     pub activated: Buffer<bf16>,
     /// Of a model with experts.
@@ -100,6 +103,10 @@ impl CudaModel {
             + w.router.map_or(0, |router| Routed::bytes(&router, rows, w.hidden))
             + self.paths().map(scratch).sum::<usize>()
             + decodes.into_iter().flatten().map(tables).sum::<usize>()
+            + self
+                .grouped
+                .as_ref()
+                .map_or(0, |_| GroupedRoom::bytes(&self.shape, Splits::ENGINE, [rows, context]))
     }
 }
 
@@ -115,8 +122,9 @@ impl Workspace {
         let (device, w) = (&model.device, Widths::of(model));
         let cache = |_: &Layer| -> Result<DecodeCache, DeviceError> {
             let mut cache = DecodeCache::new(device, &model.shape, model.path, pages)?;
-            // The change of path expands whole pages, also where no token is yet.
-            if let (Some(_), DecodeCache::Absorb { latents }) = (&model.expanded, &mut cache) {
+            // Pages are expanded whole, also where no token is yet.
+            let expands = model.expanded.is_some() || model.grouped.is_some();
+            if let (true, DecodeCache::Absorb { latents }) = (expands, &mut cache) {
                 device.clear(latents)?;
             }
             Ok(cache)
@@ -141,6 +149,10 @@ impl Workspace {
                     Splits::ENGINE,
                     [rows, longest],
                 )?,
+                grouped: match model.grouped {
+                    Some(_) => Some(GroupedRoom::new(device, &model.shape, Splits::ENGINE, [rows, longest])?),
+                    None => None,
+                },
                 attended: room(w.attended)?,
                 gate_up: room(2 * w.inner)?,
                 activated: room(w.inner)?,
@@ -176,12 +188,12 @@ impl CudaModel {
     ) -> Result<(), DeviceError> {
         let Workspace { caches, pages, tables, activations: a, stream, .. } = workspace;
         tables.set(&self.device, segments, *pages)?;
-        let (prompt_gemm, decoding) = self.prompts;
-        tables.give_library(prompt_gemm.library_rows(segments, decoding));
+        tables.give_library(self.prompt_gemm.library_rows(segments, self.decoding_rows));
+        let step = self.step(tables, segments, *pages, a.grouped.as_ref())?;
         self.attention.rows.embed(&self.device, &self.parameters.embedding, tokens, &mut a.residual)?;
         *stream = Stream::OfDecoder;
-        for (layer, cache) in self.parameters.layers.iter().zip(caches) {
-            self.layer(layer, cache, tables, a)?;
+        for (layer, cache) in self.parameters.layers.iter().enumerate().zip(caches) {
+            self.layer(layer, cache, &step, a)?;
         }
         if let Some(reason) = self.attention.gemm.take_refusal() {
             tracing::warn!(
@@ -233,24 +245,25 @@ impl CudaModel {
     /// One layer's rows through attention and feed-forward block.
     pub(super) fn layer(
         &self,
-        layer: &Layer,
+        (index, layer): (usize, &Layer),
         cache: &mut DecodeCache,
-        tables: &Tables,
+        step: &Step<'_>,
         a: &mut Activations,
     ) -> Result<(), DeviceError> {
-        self.attend(layer, cache, tables, a)?;
-        let rows = Ok(tables.rows());
+        self.attend((index, layer), cache, step, a)?;
+        let (tables, rows) = (step.tables, Ok(step.tables.rows()));
         self.attention.rows.norm(&self.device, &layer.post_norm, &a.residual, rows, &mut a.normed)?;
         self.feed_forward(&layer.feed_forward, tables, a)
     }
 
     fn attend(
         &self,
-        layer: &Layer,
+        (index, layer): (usize, &Layer),
         cache: &mut DecodeCache,
-        tables: &Tables,
+        step: &Step<'_>,
         a: &mut Activations,
     ) -> Result<(), DeviceError> {
+        let tables = step.tables;
         let (device, kernels, rows) = (&self.device, &self.attention.rows, tables.rows());
         kernels.norm(device, &layer.input_norm, &a.residual, Ok(rows), &mut a.normed)?;
         self.project(&layer.projection, tables, a)?;
@@ -258,9 +271,7 @@ impl CudaModel {
         if let Some(norm) = &layer.latent_norm {
             kernels.norm_in_place(device, norm, a.projected.buffer(), latents, rows)?;
         }
-        let weights = (&layer.up, &self.parameters.turns);
-        let activations = (&mut a.projected, &mut a.scratch);
-        self.attention.forward(device, weights, cache, tables, activations, &mut a.attended)?;
+        self.attend_to((index, layer), cache, step, a)?;
         self.multiply_step(&layer.output, tables, &a.attended, Destination::Add(&mut a.residual))
     }
 

@@ -12,6 +12,7 @@ mod feed_forward;
 mod forward;
 mod load;
 mod model;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,6 @@ pub use engine::{CudaEngine, CudaEngineConfig};
 pub use error::CudaLoadError;
 /// Where the kernels' images come from.
 pub use gqla_kernels::device::Images;
-/// What multiplies prompts.
-pub use gqla_kernels::device::PromptGemm;
+/// How prompts are computed.
+pub use gqla_kernels::device::{PromptAttention, PromptGemm};
 pub use model::CudaModel;

@@ -4,7 +4,8 @@ use gqla_kernels::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
         Attention, Decode, DecodePlan, DecodeShape, Device, DeviceError, ExpertKernels, Gemm, Images, Loaded,
-        Norm, Program, PromptGemm, RowKernels, SampleKernel, Turns, UpProjection, Weights, plan_decode,
+        Norm, Program, PromptAttention, PromptGemm, RowKernels, SampleKernel, Turns, UpProjection, Weights,
+        plan_decode,
     },
 };
 use gqla_model::DecodePath;
@@ -83,8 +84,11 @@ pub struct CudaModel {
     pub(super) parameters: Parameters,
     /// What takes its place when the path changes.
     pub(super) expanded: Option<Expanded>,
-    /// What multiplies prompts, and rows of a token with all its drafts, which are none.
-    pub(super) prompts: (PromptGemm, usize),
+    /// What prompts attend with that are stored as latents, where that is not what decodes.
+    pub(super) grouped: Option<Expanded>,
+    pub(super) prompt_gemm: PromptGemm,
+    /// Rows of a token with all its drafts, which are no prompt.
+    pub(super) decoding_rows: usize,
     context: usize,
 }
 
@@ -108,7 +112,7 @@ impl CudaModel {
     /// # Errors
     /// As [`Self::load`], and when the checkpoint has no such layer.
     pub fn prepare(checkpoint: &Checkpoint, config: &CudaEngineConfig) -> Result<Self, CudaLoadError> {
-        let CudaEngineConfig { images, speculation, expandable, prompt_gemm, .. } = config;
+        let CudaEngineConfig { images, speculation, expandable, prompt_gemm, prompt_attention, .. } = config;
         let attention = load::attention(checkpoint)?;
         let s_q = 1 + speculation.map_or(0, |speculation| speculation.tokens() as u32);
         let shape = load::decode_shape(&attention, checkpoint.config());
@@ -131,18 +135,31 @@ impl CudaModel {
         let source = speculation.map(|speculation| speculation.source());
         let drafting = source == Some(DraftSource::PredictionLayer);
         let parameters = load::parameters(checkpoint, &device, &attention, path, drafting)?;
-        let expanded = if *expandable {
+        let in_groups = || -> Result<Expanded, CudaLoadError> {
             let up = load::expanded(checkpoint, &device, &attention, parameters.all_layers().count())?;
-            Some(Expanded { decode: decode(DecodePath::Gqa)?, up })
-        } else {
-            None
+            Ok(Expanded { decode: decode(DecodePath::Gqa)?, up })
         };
+        let expanded = if *expandable { Some(in_groups()?) } else { None };
+        let grouped = path == DecodePath::MqaAbsorb && *prompt_attention == PromptAttention::Groups;
+        let grouped = if grouped { Some(in_groups()?) } else { None };
         device.release_staging();
         tracing::info!(device = device.name(), path = path.flag(), "the model is on the device");
         let attention = Attention { gemm, rows, decode: own };
         let context = checkpoint.config().max_position_embeddings;
-        let prompts = (*prompt_gemm, s_q as usize);
-        Ok(Self { device, attention, sample, experts, shape, path, parameters, expanded, prompts, context })
+        Ok(Self {
+            device,
+            attention,
+            sample,
+            experts,
+            shape,
+            path,
+            parameters,
+            expanded,
+            grouped,
+            prompt_gemm: *prompt_gemm,
+            decoding_rows: s_q as usize,
+            context,
+        })
     }
 
     /// Whether a model of this checkpoint can be prepared to draft with its prediction layer.

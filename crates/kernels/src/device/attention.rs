@@ -78,6 +78,15 @@ pub struct Turns {
     pub style: RopeStyle,
 }
 
+/// Rows of a step that attend alike: where their tokens are, and which row of the step's activations is their first.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    /// Of these rows alone.
+    pub tables: &'a Tables,
+    /// 0 where they are all of the step's.
+    pub first_row: usize,
+}
+
 /// Rows of a projection: queries of all heads `[H, d_nope + d_rope]`, the latent padded, and the rope key.
 pub struct Projected {
     rows: Buffer<bf16>,
@@ -106,10 +115,25 @@ impl Projected {
 
     /// Where the latents are.
     pub fn latents(&self, shape: &DecodeShape) -> Heads {
-        Heads { offset: Self::latent(shape), stride: self.width, head_stride: 0 }
+        self.latents_from(shape, 0)
+    }
+
+    /// Those from row `first` on.
+    fn latents_from(&self, shape: &DecodeShape, first: usize) -> Heads {
+        Heads { offset: self.place(first) + Self::latent(shape), stride: self.width, head_stride: 0 }
+    }
+
+    /// Where a row begins.
+    pub(super) fn place(&self, row: usize) -> usize {
+        row * self.width
     }
 
     /// The rows themselves.
+    pub(super) fn rows(&self) -> &Buffer<bf16> {
+        &self.rows
+    }
+
+    /// The same, to be written.
     pub fn buffer(&mut self) -> &mut Buffer<bf16> {
         &mut self.rows
     }
@@ -158,6 +182,10 @@ impl AttentionScratch {
             + Decode::partial_numbers(shape, path, division, rows, longest) * size_of::<f32>()
     }
 
+    pub(super) fn partial(&mut self) -> &mut Buffer<f32> {
+        &mut self.partial
+    }
+
     fn widths(shape: &DecodeShape, path: DecodePath) -> [usize; 2] {
         match path {
             DecodePath::Gqa => [(shape.groups * (shape.nope + shape.value)) as usize, 0],
@@ -179,8 +207,8 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Turns queries and rope keys of `projected` in place, stores the tokens of `tables` in `cache`, and lets every row
-    /// attend up to itself: `out` is `[rows, H, d_v]`.
+    /// Turns queries and rope keys of `projected` in place, stores the tokens of `part` in `cache`, and lets every row of it
+    /// attend up to itself: `out` is `[rows, H, d_v]`, of all rows of the step.
     ///
     /// # Errors
     /// When cache and up-projection are not of one path, buffers are too small, or the device refuses.
@@ -189,17 +217,15 @@ impl Attention {
         device: &Device,
         (up, turns): (&UpProjection, &Turns),
         cache: &mut DecodeCache,
-        tables: &Tables,
+        part: Part<'_>,
         (projected, scratch): (&mut Projected, &mut AttentionScratch),
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
         match up {
-            UpProjection::Gqa(up) => {
-                self.groups(device, (up, turns), cache, tables, (projected, scratch), out)
-            }
+            UpProjection::Gqa(up) => self.groups(device, (up, turns), cache, part, (projected, scratch), out),
             UpProjection::Absorb { into_latent, out_of_latent } => {
                 let up = [into_latent, out_of_latent];
-                self.latents(device, (up, turns), cache, tables, (projected, scratch), out)
+                self.latents(device, (up, turns), cache, part, (projected, scratch), out)
             }
         }
     }
@@ -209,15 +235,16 @@ impl Attention {
         device: &Device,
         (up, turns): (&Weights, &Turns),
         cache: &mut DecodeCache,
-        tables: &Tables,
+        part: Part<'_>,
         (projected, scratch): (&mut Projected, &mut AttentionScratch),
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
         let shape = self.decode.shape();
         let [nope, rope, value, rank] =
             [shape.nope, shape.rope, shape.value, shape.rank].map(|dim| dim as usize);
-        self.turn(device, tables, turns, projected, None)?;
-        let (latents, width) = (projected.latents(shape), projected.width);
+        self.turn(device, part, turns, projected, None)?;
+        let Part { tables, first_row } = part;
+        let (latents, width) = (projected.latents_from(shape, first_row), projected.width);
         let (from, to) = (Rows::even(latents.offset, width)?, Rows::even(0, up.outputs())?);
         let expanded = Destination::Bf16(&mut scratch.expanded);
         self.gemm.launch_step(device, up, tables, (&projected.rows, from), (expanded, to))?;
@@ -225,7 +252,7 @@ impl Attention {
         let rope_key = Append { from: rope_key, parts: 1, width: rope };
         let groups = (&scratch.expanded, shape.groups as usize, [nope, value]);
         self.rows.append_groups(device, tables, groups, (&projected.rows, rope_key), cache)?;
-        self.attend(device, cache, tables, (projected, scratch), out)
+        self.attend(device, cache, part, (projected, scratch), out)
     }
 
     fn latents(
@@ -233,34 +260,49 @@ impl Attention {
         device: &Device,
         ([into_latent, out_of_latent], turns): ([&Weights; 2], &Turns),
         cache: &mut DecodeCache,
-        tables: &Tables,
+        part: Part<'_>,
         (projected, scratch): (&mut Projected, &mut AttentionScratch),
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
-        let (shape, rows) = (self.decode.shape(), tables.rows());
+        let (shape, rows) = (self.decode.shape(), part.tables.rows());
         let DecodeShape { heads, groups, nope, rope, value, rank, .. } = *shape;
         let [heads, groups, nope, rope, value, rank] =
             [heads, groups, nope, rope, value, rank].map(|dim| dim as usize);
         let (per_group, query, latent, width) = (heads / groups, nope + rope, rank + rope, projected.width);
         let expanded = &mut scratch.expanded;
         let absorbed = Heads { offset: rank, stride: heads * latent, head_stride: latent };
-        self.turn(device, tables, turns, projected, Some((expanded, absorbed)))?;
+        self.turn(device, part, turns, projected, Some((expanded, absorbed)))?;
         // A group's heads are rows of its product; groups follow each other in a row.
-        let of_groups = |each: usize, row: usize| -> Result<Rows, DeviceError> {
-            Ok(Rows { offset: 0, map: RowMap::nested(per_group, each, row)?, apart: per_group * each })
+        let of_groups = |first: usize, each: usize, row: usize| -> Result<Rows, DeviceError> {
+            let map = RowMap::nested(per_group, each, row)?;
+            Ok(Rows { offset: first * row, map, apart: per_group * each })
         };
-        let (from, to) = (of_groups(query, width)?, of_groups(latent, heads * latent)?);
+        let (from, to) = (of_groups(part.first_row, query, width)?, of_groups(0, latent, heads * latent)?);
         let absorbed = Destination::Bf16(expanded);
         self.gemm.launch(device, into_latent, rows * per_group, (&projected.rows, from), (absorbed, to))?;
+        self.append_latents(device, part, projected, cache)?;
+        self.attend(device, cache, part, (projected, scratch), out)?;
+        let (from, to) =
+            (of_groups(0, rank, heads * rank)?, of_groups(part.first_row, value, heads * value)?);
+        let means = (&scratch.means, from);
+        self.gemm.launch(device, out_of_latent, rows * per_group, means, (Destination::Bf16(out), to))
+    }
+
+    /// Stores latents and turned rope keys.
+    pub(super) fn append_latents(
+        &self,
+        device: &Device,
+        Part { tables, first_row }: Part<'_>,
+        projected: &Projected,
+        cache: &mut DecodeCache,
+    ) -> Result<(), DeviceError> {
+        let shape = self.decode.shape();
         let DecodeCache::Absorb { latents } = cache else {
             return Err(DeviceError::arguments("append", "the cache holds keys"));
         };
-        let row = Append { from: projected.latents(shape), parts: 1, width: latent };
-        self.rows.append(device, tables, &projected.rows, row, latents)?;
-        self.attend(device, cache, tables, (projected, scratch), out)?;
-        let (from, to) = (of_groups(rank, heads * rank)?, of_groups(value, heads * value)?);
-        let means = (&scratch.means, from);
-        self.gemm.launch(device, out_of_latent, rows * per_group, means, (Destination::Bf16(out), to))
+        let from = projected.latents_from(shape, first_row);
+        let row = Append { from, parts: 1, width: (shape.rank + shape.rope) as usize };
+        self.rows.append(device, tables, &projected.rows, row, latents)
     }
 
     /// Fills the pages of `run` in the GQA path's `cache` from those of the absorb path's `latents`, to the bits that the GQA
@@ -302,29 +344,34 @@ impl Attention {
         &self,
         device: &Device,
         cache: &DecodeCache,
-        tables: &Tables,
+        part: Part<'_>,
         (projected, scratch): (&Projected, &mut AttentionScratch),
         out: &mut Buffer<bf16>,
     ) -> Result<(), DeviceError> {
         let AttentionScratch { expanded, means, partial } = scratch;
+        let shape = self.decode.shape();
         let inputs = match cache {
-            DecodeCache::Gqa { .. } => {
-                DecodeInputs { q: &projected.rows, q_stride: projected.width, partial, out }
-            }
+            DecodeCache::Gqa { .. } => DecodeInputs {
+                q: &projected.rows,
+                q_offset: projected.place(part.first_row),
+                q_stride: projected.width,
+                partial,
+                out,
+                out_offset: part.first_row * (shape.heads * shape.value) as usize,
+            },
             DecodeCache::Absorb { .. } => {
-                let shape = self.decode.shape();
                 let q_stride = (shape.heads * (shape.rank + shape.rope)) as usize;
-                DecodeInputs { q: expanded, q_stride, partial, out: means }
+                DecodeInputs { q: expanded, q_offset: 0, q_stride, partial, out: means, out_offset: 0 }
             }
         };
-        self.decode.launch(device, cache, tables, inputs)
+        self.decode.launch(device, cache, part.tables, inputs)
     }
 
     /// Turns the rope key in place, and the queries' rope channels in place or to where `absorbed` says.
-    fn turn(
+    pub(super) fn turn(
         &self,
         device: &Device,
-        tables: &Tables,
+        Part { tables, first_row }: Part<'_>,
         turns: &Turns,
         projected: &mut Projected,
         absorbed: Option<(&mut Buffer<bf16>, Heads)>,
@@ -332,8 +379,9 @@ impl Attention {
         let shape = self.decode.shape();
         let [nope, rope, rank] = [shape.nope, shape.rope, shape.rank].map(|dim| dim as usize);
         let turns = (&turns.numbers, rope / 2, turns.style);
-        let latents = projected.latents(shape);
-        let queries = Heads { offset: nope, stride: projected.width, head_stride: nope + rope };
+        let latents = projected.latents_from(shape, first_row);
+        let offset = projected.place(first_row) + nope;
+        let queries = Heads { offset, stride: projected.width, head_stride: nope + rope };
         let (heads, rows) = (shape.heads as usize, &mut projected.rows);
         self.rows.rope(device, tables, turns, heads, (rows, queries), absorbed)?;
         let key = Heads { offset: latents.offset + rank, ..latents };

@@ -116,6 +116,11 @@ impl DecodeCache {
         }
     }
 
+    /// Pages it has room for.
+    pub(super) fn pages(&self, shape: &DecodeShape) -> usize {
+        self.tokens(shape) / BLOCK_TOKENS
+    }
+
     /// Tokens it has room for along `path`.
     fn tokens(&self, shape: &DecodeShape) -> usize {
         let room = |buffer: &Buffer<bf16>, width: u32| buffer.len() / width as usize;
@@ -130,14 +135,18 @@ impl DecodeCache {
 
 /// What a launch reads besides the cache and writes.
 pub struct DecodeInputs<'a> {
-    /// Row i's queries from `i * q_stride` on, `[heads, width of a key]`.
+    /// Row i's queries from `q_offset + i * q_stride` on, `[heads, width of a key]`.
     pub q: &'a Buffer<bf16>,
+    /// Where the first row's begin.
+    pub q_offset: usize,
     /// Numbers between two rows' queries.
     pub q_stride: usize,
     /// For what splits have summed, [`Decode::partial_numbers`].
     pub partial: &'a mut Buffer<f32>,
-    /// `[rows, heads, width of a value]`
+    /// `[rows, heads, width of a value]`, from `out_offset` on.
     pub out: &'a mut Buffer<bf16>,
+    /// Where the first row's result begins.
+    pub out_offset: usize,
 }
 
 /// The attention kernels of one shape and path, loaded.
@@ -230,7 +239,7 @@ impl Decode {
         let int = |what: &str, x: usize| int(self.plan.decode, what, x);
         let [keys, rope_keys, values] = cache.addresses();
         let params = Params {
-            q: inputs.q.address(),
+            q: inputs.q.address() + (inputs.q_offset * size_of::<bf16>()) as u64,
             keys,
             rope_keys,
             values,
@@ -239,7 +248,7 @@ impl Decode {
             work: tables.work.address(),
             partial,
             partial_lse: partial + (sums * size_of::<f32>()) as u64,
-            out: inputs.out.address(),
+            out: inputs.out.address() + (inputs.out_offset * size_of::<bf16>()) as u64,
             query_room: int("rows", room.rows)?,
             q_stride: int("q_stride", inputs.q_stride)?,
             heads: int("heads", heads)?,
@@ -284,14 +293,15 @@ impl Decode {
                 tables.page_count, self.plan.path
             ));
         }
-        if inputs.q_stride < query
-            || !inputs.q_stride.is_multiple_of(8)
-            || inputs.q.len() < (rows - 1) * inputs.q_stride + query
+        let DecodeInputs { q, q_offset, q_stride, out_offset, .. } = *inputs;
+        if q_stride < query
+            || !q_stride.is_multiple_of(8)
+            || !q_offset.is_multiple_of(8)
+            || q.len() < q_offset + (rows - 1) * q_stride + query
         {
             return wrong(format!(
-                "{} queries, {} apart, for {rows} rows of {query}",
-                inputs.q.len(),
-                inputs.q_stride
+                "{} queries, {q_stride} apart from {q_offset} on, for {rows} rows of {query}",
+                q.len()
             ));
         }
         let partial = tables.room.splits * tables.room.rows * (output + self.shape.heads as usize);
@@ -301,8 +311,11 @@ impl Decode {
                 inputs.partial.len()
             ));
         }
-        if inputs.out.len() < rows * output {
-            return wrong(format!("out holds {}, {rows} rows of {output} are written", inputs.out.len()));
+        if inputs.out.len() < out_offset + rows * output || !out_offset.is_multiple_of(8) {
+            let room = inputs.out.len();
+            return wrong(format!(
+                "out holds {room}, {rows} rows of {output} are written from {out_offset} on"
+            ));
         }
         Ok(division)
     }

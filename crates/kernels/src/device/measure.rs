@@ -10,8 +10,8 @@ use half::bf16;
 
 use super::{
     Attention, AttentionScratch, Buffer, Decode, DecodeCache, DecodeShape, Destination, Device, DeviceError,
-    Gemm, Images, Loaded, Program, Projected, RowKernels, Rows, Splits, Tables, Tiling, Turns, UpProjection,
-    Weights, plan_decode,
+    Gemm, Images, Loaded, Part, Program, Projected, RowKernels, Rows, Splits, Tables, Tiling, Turns,
+    UpProjection, Weights, plan_decode,
 };
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
@@ -213,12 +213,14 @@ impl<'a> AttentionTimer<'a> {
     fn call(&mut self, ready: &mut Prepared) -> Result<(), DeviceError> {
         let Prepared { attention, tables, turn, turns, projected, scratch, out } = ready;
         let (up, tables) = ((&self.up, &*turns), next(tables, turn));
-        attention.forward(self.device, up, &mut self.cache, tables, (projected, scratch), out)
+        let part = Part { tables, first_row: 0 };
+        attention.forward(self.device, up, &mut self.cache, part, (projected, scratch), out)
     }
 
     fn core(&mut self, ready: &mut Prepared) -> Result<(), DeviceError> {
         let Prepared { attention, tables, turn, projected, scratch, out, .. } = ready;
-        attention.attend(self.device, &self.cache, next(tables, turn), (projected, scratch), out)
+        let part = Part { tables: next(tables, turn), first_row: 0 };
+        attention.attend(self.device, &self.cache, part, (projected, scratch), out)
     }
 
     /// Sequences on blocks from `first` on.

@@ -38,6 +38,42 @@ impl PromptGemm {
     }
 }
 
+/// How prompts attend that are stored as latents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PromptAttention {
+    /// As every token does, to latents.
+    #[default]
+    Latents,
+    /// As along the GQA path, to keys and values that are made of the latents for the step: fewer multiplications, and other
+    /// bits than a token has that is decoded at the same place. Has run on no GPU.
+    Groups,
+}
+
+/// Neighbouring segments of a step that attend alike, or a prompt that attends in groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attending {
+    /// Which of the step's.
+    pub segments: Range<usize>,
+    /// One segment, in groups.
+    pub grouped: bool,
+}
+
+impl Attending {
+    /// All segments in order, where prompts attend in groups: those with more than `decoding` rows, which is a token and all
+    /// drafts that may follow it.
+    pub fn parts(segments: &[Segment<'_>], decoding: usize) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for (index, segment) in segments.iter().enumerate() {
+            let grouped = segment.rows > decoding;
+            match parts.last_mut() {
+                Some(part) if !part.grouped && !grouped => part.segments.end = index + 1,
+                _ => parts.push(Self { segments: index..index + 1, grouped }),
+            }
+        }
+        parts
+    }
+}
+
 /// All `rows` rows of a step in order, and whether the library multiplies them: those of `library` it does.
 pub(super) fn parts(rows: usize, library: &[Range<usize>]) -> Vec<(Range<usize>, bool)> {
     let mut parts = Vec::with_capacity(2 * library.len() + 1);
@@ -86,6 +122,21 @@ mod tests {
             let runs: Vec<[usize; 2]> = runs.into_iter().map(|run| [run.start, run.end]).collect();
             assert_eq!(runs, expected, "{rows:?}");
             assert!(PromptGemm::Own.library_rows(&segments, decoding).is_empty());
+        }
+    }
+
+    #[test]
+    fn prompts_attend_one_by_one_and_others_together() {
+        for (rows, decoding, expected) in [
+            (&[1, 1, 70, 9, 1, 2][..], 2, &[(0, 2, false), (2, 3, true), (3, 4, true), (4, 6, false)][..]),
+            (&[3, 1], 2, &[(0, 1, true), (1, 2, false)]),
+            (&[2, 2, 1], 2, &[(0, 3, false)]),
+            (&[], 1, &[]),
+        ] {
+            let parts = Attending::parts(&segments(rows), decoding).into_iter();
+            let parts: Vec<_> =
+                parts.map(|part| (part.segments.start, part.segments.end, part.grouped)).collect();
+            assert_eq!(parts, expected, "{rows:?}");
         }
     }
 

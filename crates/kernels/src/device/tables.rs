@@ -175,13 +175,20 @@ pub struct PageRun {
 }
 
 impl PageRun {
-    /// `pages` of a cache of `page_count`.
+    /// Pages in runs of neighbours, in order, of up to `most`.
+    pub fn ranges(pages: &[u32], most: usize) -> impl Iterator<Item = Range<u32>> + '_ {
+        let follows = |a: &u32, b: &u32| a + 1 == *b;
+        let range = |run: &[u32]| run[0]..run[0] + run.len() as u32;
+        pages.chunk_by(follows).flat_map(move |run| run.chunks(most.max(1)).map(range))
+    }
+
+    /// `pages`, whose tokens go to as many pages from `to` on, of a cache of `page_count`.
     ///
     /// # Errors
     /// When there are none or some are not there; when the device refuses.
-    pub fn new(device: &Device, pages: Range<u32>, page_count: usize) -> Result<Self, DeviceError> {
+    pub fn new(device: &Device, pages: Range<u32>, to: u32, page_count: usize) -> Result<Self, DeviceError> {
         let (first, rows) = (pages.start as usize, pages.len() * BLOCK_TOKENS);
-        let blocks: Vec<u32> = pages.collect();
+        let blocks: Vec<u32> = (to..).take(pages.len()).collect();
         let segment = Segment { first_row: 0, rows, start: 0, blocks: &blocks };
         Ok(Self { first, tables: Tables::new(device, &[segment], page_count, None)? })
     }
@@ -254,6 +261,13 @@ fn wrong(reason: String) -> DeviceError {
 mod tests {
     use super::*;
     use crate::device::Splits;
+
+    #[test]
+    fn runs_end_at_gaps_and_at_what_fits() {
+        let runs = |pages: &[u32]| PageRun::ranges(pages, 2).collect::<Vec<_>>();
+        assert_eq!(runs(&[0, 1, 2, 4, 8, 7]), [0..2, 2..3, 4..5, 8..9, 7..8]);
+        assert!(runs(&[]).is_empty());
+    }
 
     #[test]
     fn rows_follow_each_other_and_pages_are_there() {

@@ -95,7 +95,14 @@ impl Bench {
         let already = reports().len();
         let partial = Decode::partial_numbers(&shape, case.path, case.splits, rows, longest);
         let mut partial = device.unwritten("splits", partial).unwrap();
-        let inputs = DecodeInputs { q: &q, q_stride, partial: &mut partial, out: &mut out };
+        let inputs = DecodeInputs {
+            q: &q,
+            q_offset: 0,
+            q_stride,
+            partial: &mut partial,
+            out: &mut out,
+            out_offset: 0,
+        };
         let launched = decode
             .launch(device, &cache, &tables, inputs)
             .and_then(|()| device.download(&out, tables.rows() * of_row));

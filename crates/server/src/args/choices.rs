@@ -71,6 +71,24 @@ impl From<ComputeDtype> for Products {
     }
 }
 
+/// How prompts attend along the absorb path on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PromptAttention {
+    /// As what is decoded.
+    Latents,
+    /// As along the GQA path.
+    Groups,
+}
+
+impl From<PromptAttention> for cuda::PromptAttention {
+    fn from(attention: PromptAttention) -> Self {
+        match attention {
+            PromptAttention::Latents => Self::Latents,
+            PromptAttention::Groups => Self::Groups,
+        }
+    }
+}
+
 /// What multiplies prompts on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum PromptGemm {

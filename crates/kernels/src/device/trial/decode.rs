@@ -158,7 +158,14 @@ impl DecodeTrial {
         let partial = Decode::partial_numbers(&self.shape, self.path, SPLITS, rows, self.tokens);
         let mut partial = device.unwritten("splits", partial)?;
         let q_stride = queries.len() / rows;
-        let inputs = DecodeInputs { q: &q, q_stride, partial: &mut partial, out: &mut out };
+        let inputs = DecodeInputs {
+            q: &q,
+            q_offset: 0,
+            q_stride,
+            partial: &mut partial,
+            out: &mut out,
+            out_offset: 0,
+        };
         decode.launch(device, &cache, &tables, inputs)?;
         let got = wide(&device.download(&out, expected.len())?);
         Ok(Attended { error: relative_rms(&got, &expected), cache: cache.addresses() })
