@@ -13,6 +13,7 @@ mod kernels;
 mod lint;
 mod nvrtc;
 mod progress;
+mod prometheus;
 mod python;
 mod scenario;
 mod shell;

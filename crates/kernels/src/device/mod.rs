@@ -8,7 +8,7 @@
 //!
 //! All work goes to one stream, in order. **A row's result depends on that row alone**, as on the CPU: which kernel
 //! decodes follows from the shape, never from the batch, and products add in one order however many rows there are. Only who asks
-//! for cuBLASLt ([`PromptGemm`]) gives that up, for prompts.
+//! for cuBLASLt ([`PromptGemm`]) or for prompts in groups ([`PromptAttention`]) gives that up, for prompts.
 //!
 //! `unsafe` is confined to launches, whose buffers are checked against what the kernel will touch, and to calls of NVRTC
 //! and cuBLASLt. Tests execute the PTX on a stand-in for libcuda; all but those that choose tokens and those of experts have run on

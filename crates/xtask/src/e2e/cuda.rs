@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::{
+    prometheus::{self, Prometheus},
     scenario::{
         NAMESPACE, chat,
         hardware::{HardwareWorld, MODEL},
@@ -66,7 +68,13 @@ pub async fn both_paths_answer(world: &HardwareWorld) -> Result<()> {
     eprintln!("         both pods ready after {:.1} s, measured", start.elapsed().as_secs_f64());
     planned(&status)?;
 
-    let recorder = Recorder::start(world.operator_metrics().await?);
+    let operator = world.operator_metrics().await?;
+    let programs = prometheus::installed()?;
+    let serving = pods(world).await?;
+    let targets = serving.iter().map(|pod| pod_metrics(&world.cluster, pod));
+    let targets = targets.chain([Ok(operator)]).collect::<Result<Vec<_>>>()?;
+    let prometheus = tokio::task::spawn_blocking(move || Prometheus::start(&programs, &targets)).await??;
+    let recorder = Recorder::start(operator);
     let start = Instant::now();
     let [absorb, gqa] = &POOLS;
     let (absorb, gqa) = tokio::try_join!(answers(world, absorb), answers(world, gqa))?;
@@ -95,12 +103,32 @@ pub async fn both_paths_answer(world: &HardwareWorld) -> Result<()> {
             "the operator measured no tokens of {labels:?}: {tokens:?}"
         );
     }
+    tokio::task::spawn_blocking(move || in_prometheus(&prometheus, operator)).await??;
     world.deployments().delete(NAME, &DeleteParams::default()).await?;
     wait::until("its pods to end", GONE, || async {
         let left = self::pods(world).await?.len();
         Ok(if left == 0 { Ok(()) } else { Err(format!("{left} are left")) })
     })
     .await
+}
+
+/// What somebody sees who has Prometheus read the operator and the pods: throughput by path, and the tokens that it is made of.
+fn in_prometheus(prometheus: &Prometheus, operator: SocketAddr) -> Result<()> {
+    let up = prometheus.sum("up")?;
+    ensure!(up == Some(3.0), "Prometheus reads {up:?} of the operator and two pods");
+    for pool in &POOLS {
+        let path = pool.path.metric_label();
+        let throughput = format!(
+            "max_over_time(gqla_path_throughput_tokens_per_second{{deployment=\"{NAME}\",pool=\"{}\",path=\"{path}\"}}[5m])",
+            pool.name
+        );
+        let generated = format!("gqla_generated_tokens_total{{path=\"{path}\"}}");
+        for expression in [throughput, generated] {
+            let sum = prometheus.sum(&expression)?;
+            ensure!(sum.is_some_and(|sum| sum > 0.0), "Prometheus has {sum:?} of {expression}");
+        }
+    }
+    prometheus::check(&prometheus::installed()?, &throughput::scrape(operator)?)
 }
 
 fn planned(status: &GQLADeploymentStatus) -> Result<()> {
