@@ -448,8 +448,8 @@ fn note(class: &str, device: Device) -> Option<String> {
         )),
         Device::Cpu => None,
         _ => Some(
-            "gqla-server's CUDA kernels have run on an H200 alone, and its image has them for the built-in shapes only: pods \
-             try them first, and refuse to start where they are missing or wrong"
+            "gqla-server's CUDA kernels have run on an H200 alone: pods compile what is not built in, try all of them first, and \
+             refuse to start where one is missing or wrong"
                 .to_owned(),
         ),
     }
