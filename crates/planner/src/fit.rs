@@ -238,10 +238,10 @@ mod tests {
         let cpu = Catalogue::builtin().get(CPU_CLASS).unwrap().spec.clone();
         let attention = shape(ModelName::DeepseekAttention).attention;
         let timed = timed(&attention, DecodePath::MqaAbsorb, &cpu);
-        // 128 absorbing heads are bound by arithmetic whatever the memory does.
-        let fit = timed.fit(&passes(&timed, 0.9, 0.4, &[1, 2]), &provenance()).unwrap();
+        // 128 absorbing heads of a few queries are bound by arithmetic whatever the memory does.
+        let fit = timed.fit(&passes(&timed, 0.9, 0.4, &[2, 4]), &provenance()).unwrap();
         assert!((fit.kernel.arithmetic / 0.4).ln().abs() < 0.1, "{fit:?}");
-        assert!(fit.kernel.bandwidth < 0.3, "{fit:?}");
+        assert!(fit.kernel.bandwidth < 0.2, "{fit:?}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -45,6 +46,7 @@ pub fn installed() -> Result<PathBuf> {
 
 /// A Prometheus under way; dropping it ends it.
 pub struct Prometheus {
+    programs: PathBuf,
     process: Child,
     address: SocketAddr,
     folder: TempDir,
@@ -52,7 +54,7 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// Starts `prometheus` of `programs`, which reads `/metrics` of every target each second.
-    pub fn start(programs: &Path, targets: &[SocketAddr]) -> Result<Self> {
+    pub fn start(programs: PathBuf, targets: &[SocketAddr]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("prometheus.yml");
         // JSON is YAML.
@@ -69,7 +71,7 @@ impl Prometheus {
             .stderr(fs::File::create(folder.path().join("log"))?)
             .spawn()
             .context("cannot start prometheus")?;
-        let prometheus = Self { process, address, folder };
+        let prometheus = Self { programs, process, address, folder };
         let (start, ready) = (Instant::now(), format!("http://{address}/-/ready"));
         while ureq::get(&ready).call().is_err() {
             if start.elapsed() > READY {
@@ -90,6 +92,19 @@ impl Prometheus {
         let number = answer["data"]["result"][0]["value"][1].as_str();
         Ok(number.map(str::parse).transpose()?)
     }
+
+    /// Has `promtool` read a page of metrics, and fails with what it holds against them.
+    pub fn check(&self, page: &str) -> Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        file.write_all(page.as_bytes())?;
+        let output = Command::new(self.programs.join("promtool"))
+            .args(["check", "metrics"])
+            .stdin(file.reopen()?)
+            .output()
+            .context("cannot start promtool")?;
+        ensure!(output.status.success(), "promtool: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
 }
 
 impl Drop for Prometheus {
@@ -98,17 +113,4 @@ impl Drop for Prometheus {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Has `promtool` read a page of metrics, and fails with what it holds against them.
-pub fn check(programs: &Path, page: &str) -> Result<()> {
-    let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), page)?;
-    let output = Command::new(programs.join("promtool"))
-        .args(["check", "metrics"])
-        .stdin(file.reopen()?)
-        .output()
-        .context("cannot start promtool")?;
-    ensure!(output.status.success(), "promtool: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

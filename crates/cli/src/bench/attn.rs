@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{model, table::TableFormat};
 
-/// Time decode attention along both paths over batches, contexts and query tokens.
+/// Time decode attention along both paths over batches, contexts and query tokens, of all heads and of few.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A built-in shape such as deepseek-v3-gqla, a checkpoint, or its config.json

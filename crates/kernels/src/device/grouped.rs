@@ -37,9 +37,7 @@ impl GroupedRoom {
 
     /// Bytes of that.
     pub fn bytes(shape: &DecodeShape, division: Splits, [rows, longest]: [usize; 2]) -> usize {
-        let DecodeShape { groups, nope, value, rope, .. } = *shape;
-        let of_token = (groups * (nope + value) + rope) as usize;
-        pages_of(longest) * BLOCK_TOKENS * of_token * size_of::<bf16>()
+        pages_of(longest) * BLOCK_TOKENS * shape.kv_elements(Gqa) as usize * size_of::<bf16>()
             + AttentionScratch::bytes(shape, Gqa, division, [rows.max(BLOCK_TOKENS), longest])
     }
 }

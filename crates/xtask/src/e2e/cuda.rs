@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::{
-    prometheus::{self, Prometheus},
+    prometheus::Prometheus,
     scenario::{
         NAMESPACE, chat,
         hardware::{HardwareWorld, MODEL},
@@ -55,7 +56,7 @@ const POOLS: [Pool; 2] = [
 ];
 
 /// A pool along each path answers as the fixture's reference does, and everybody says which path it was.
-pub async fn both_paths_answer(world: &HardwareWorld) -> Result<()> {
+pub async fn both_paths_answer(world: &HardwareWorld, programs: &Path) -> Result<()> {
     let pools = json!([
         {"name": "h100", "gpuClass": "H100", "minReplicas": 1, "decode": {"path": "MQAAbsorb", "multiTokenPrediction": "Off"}},
         {"name": "h20", "gpuClass": "H20", "minReplicas": 1, "decode": {"path": "GQA", "multiTokenPrediction": 1}},
@@ -69,11 +70,11 @@ pub async fn both_paths_answer(world: &HardwareWorld) -> Result<()> {
     planned(&status)?;
 
     let operator = world.operator_metrics().await?;
-    let programs = prometheus::installed()?;
+    let programs = programs.to_owned();
     let serving = pods(world).await?;
     let targets = serving.iter().map(|pod| pod_metrics(&world.cluster, pod));
     let targets = targets.chain([Ok(operator)]).collect::<Result<Vec<_>>>()?;
-    let prometheus = tokio::task::spawn_blocking(move || Prometheus::start(&programs, &targets)).await??;
+    let prometheus = tokio::task::spawn_blocking(move || Prometheus::start(programs, &targets)).await??;
     let recorder = Recorder::start(operator);
     let start = Instant::now();
     let [absorb, gqa] = &POOLS;
@@ -128,7 +129,7 @@ fn in_prometheus(prometheus: &Prometheus, operator: SocketAddr) -> Result<()> {
             ensure!(sum.is_some_and(|sum| sum > 0.0), "Prometheus has {sum:?} of {expression}");
         }
     }
-    prometheus::check(&prometheus::installed()?, &throughput::scrape(operator)?)
+    prometheus.check(&throughput::scrape(operator)?)
 }
 
 fn planned(status: &GQLADeploymentStatus) -> Result<()> {

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     binaries::{self, Binaries},
-    demo_model, progress, python,
+    demo_model, progress, prometheus, python,
     scenario::{World, hardware::HardwareWorld},
     shell::step,
 };
@@ -98,6 +98,7 @@ fn demo(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result<()>
 
 /// What nodes really have, on a fleet of its own: pods that ask for GPUs must find some there.
 fn hardware(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result<()> {
+    let programs = prometheus::installed()?;
     let world = step("Start four nodes with stand-ins for GPUs, the operator and its agents", || {
         runtime.block_on(HardwareWorld::start(binaries, progress::bars()))
     })?;
@@ -112,7 +113,7 @@ fn hardware(runtime: &Runtime, binaries: &Binaries, tally: &mut Tally) -> Result
         tally
             .case(
                 "pods decode with CUDA on stand-ins, along both paths, and say so",
-                cuda::both_paths_answer(&world),
+                cuda::both_paths_answer(&world, &programs),
             )
             .await;
         tally.case("a wrong class gets no pod", hardware::wrong_class_gets_no_pod(&world)).await;

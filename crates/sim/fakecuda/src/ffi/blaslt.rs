@@ -201,6 +201,9 @@ extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     found: Out<c_int>,
 ) -> Status {
     answer(|objects| {
+        if wanted < 1 {
+            return Err(Refusal::INVALID_VALUE);
+        }
         let problem = objects.problem(handle, operation, [a, b, c, d])?;
         let Some(Object::Preference(preference)) = objects.objects.get(&preference) else {
             return Err(Refusal::INVALID_VALUE);
@@ -208,10 +211,6 @@ extern "C" fn cublasLtMatmulAlgoGetHeuristic(
         let (algorithm, workspace) = problem.algorithm(*preference)?;
         let workspace = workspace as usize;
         let result = Heuristic { algorithm, workspace, state: 0, waves: 1.0, reserved: [0; 4] };
-
-        if wanted < 1 {
-            return Err(Refusal::INVALID_VALUE);
-        }
         results.set(result).and_then(|()| found.set(1)).map_err(|_| Refusal::INVALID_VALUE)
     })
 }
