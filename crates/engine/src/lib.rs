@@ -25,7 +25,8 @@ use gqla_model::DecodePath;
 pub use gqla_weights::{ChatTemplateSource, Checkpoint, Tokenizer};
 pub use request::{Cancel, Constraint, Event, Finish, Request, SamplingParams, Sink, SubmitError};
 pub use speculation::{
-    DraftSource, MOST_DRAFTS, NoDraftLayer, PromptLookup, Speculation, SpeculationError, SpeculationStats,
+    DraftDepth, DraftSource, MOST_DRAFTS, NoDraftLayer, PromptLookup, Speculation, SpeculationError,
+    SpeculationStats,
 };
 
 /// A running model. The server and the tools know nothing more of it.

@@ -201,7 +201,7 @@ impl Scheduler {
     fn speculate(&mut self, speculation: Speculation, slices: &mut [Slice], mut budget: usize) {
         let rows = slices.iter().map(|slice| slice.len).sum();
         for slice in slices.iter_mut().filter(|slice| slice.draws && slice.len == 1) {
-            let most = self.worthwhile(slice.sequence, speculation.tokens().min(budget), rows);
+            let most = self.depth(speculation, slice.sequence, budget, rows);
             let sequence = &mut self.running[slice.sequence];
             match speculation.source() {
                 DraftSource::PromptLookup(lookup) => sequence.drafts = lookup.draft(&sequence.tokens, most),

@@ -34,11 +34,22 @@ impl DraftSource {
     }
 }
 
+/// How many of the drafts that a step may have it gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DraftDepth {
+    /// As many as pay, by what steps took and how drafts fared lately.
+    #[default]
+    Adaptive,
+    /// As many as there are, so that steps are the same whatever they take.
+    Fixed,
+}
+
 /// Whether and how an engine drafts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speculation {
     source: DraftSource,
     tokens: usize,
+    depth: DraftDepth,
 }
 
 /// Drafts that cannot be.
@@ -73,15 +84,21 @@ pub struct NoDraftLayer;
 
 impl Speculation {
     /// Drafts at most `tokens` tokens per step and sequence, 1 to [`MOST_DRAFTS`]; fewer where they would cost more
-    /// than they give.
+    /// than they give, unless [`Self::with_depth`] says otherwise.
     ///
     /// # Errors
     /// [`SpeculationError::Tokens`] outside that range.
     pub fn new(source: DraftSource, tokens: usize) -> Result<Self, SpeculationError> {
         match tokens {
-            1..=MOST_DRAFTS => Ok(Self { source, tokens }),
+            1..=MOST_DRAFTS => Ok(Self { source, tokens, depth: DraftDepth::default() }),
             _ => Err(SpeculationError::Tokens { tokens }),
         }
+    }
+
+    /// The same, of which a step gets so many.
+    #[must_use]
+    pub fn with_depth(self, depth: DraftDepth) -> Self {
+        Self { depth, ..self }
     }
 
     /// Where drafts come from.
@@ -92,6 +109,11 @@ impl Speculation {
     /// Drafts per step and sequence at most.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// How many of them a step gets.
+    pub fn depth(&self) -> DraftDepth {
+        self.depth
     }
 }
 

@@ -14,8 +14,8 @@ use std::{
 };
 
 use gqla_engine::{
-    Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Sink, Speculation,
-    SpeculationStats,
+    Checkpoint, DraftDepth, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Sink,
+    Speculation, SpeculationStats,
     cpu::{CacheMemory, NotExpandable},
     cuda::{CudaEngine, CudaEngineConfig, CudaLoadError, PromptGemm},
 };
@@ -120,7 +120,7 @@ fn drafted(engine: &CudaEngine) -> (Vec<Vec<(u32, u32)>>, SpeculationStats) {
 /// Four drafts of n-grams of so many tokens.
 fn lookup(min: usize, max: usize) -> Option<Speculation> {
     let source = DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
-    Some(Speculation::new(source, 4).unwrap())
+    Some(Speculation::new(source, 4).unwrap().with_depth(DraftDepth::Fixed))
 }
 
 /// Four drafts take another kernel than none, which every step then runs, so that bits do not depend on what was drafted.
@@ -157,7 +157,7 @@ fn drafts_that_hit_and_drafts_that_miss_leave_the_same_text() {
 
 /// Two drafts a step, of the model's own layer.
 fn layer() -> Option<Speculation> {
-    Some(Speculation::new(DraftSource::PredictionLayer, 2).unwrap())
+    Some(Speculation::new(DraftSource::PredictionLayer, 2).unwrap().with_depth(DraftDepth::Fixed))
 }
 
 /// The second prompt goes on from a copy of a block of the first's, which has rows of the prediction layer too. Nothing is

@@ -13,7 +13,7 @@ use gqla_engine::{
 use gqla_model::DecodePath;
 use gqla_telemetry::LogFormat;
 
-use crate::speculation::{Drafts, SpeculativeMethod};
+use crate::speculation::{Drafts, SpeculativeDepth, SpeculativeMethod};
 pub use choices::{ComputeDtype, Device, KvCacheDtype, PromptAttention, PromptGemm, WeightDtype};
 
 /// Tensor-parallel ranks of a server.
@@ -64,13 +64,16 @@ struct ServeArgs {
     /// 8; it must divide the model's heads, and on the GQA path divide its groups or be divided by them.
     #[arg(long, alias = "tensor-parallel-size", default_value_t = 1)]
     tp: u32,
-    /// Drafted tokens per step of a sequence at most, 0 to 15; fewer where they would cost more than they give. Texts
-    /// are the same with and without. The last of several counts, so that the operator's can be overridden.
+    /// Drafted tokens per step of a sequence at most, 0 to 15. Texts are the same with and without. The last of several counts, so that the operator's can be overridden.
     #[arg(long, visible_alias = "num-speculative-tokens", default_value_t = 0, overrides_with = "mtp")]
     mtp: usize,
     /// Where drafts come from.
     #[arg(long, value_enum, default_value_t = SpeculativeMethod::Auto)]
     speculative_method: SpeculativeMethod,
+    /// How many of --mtp's drafts a step gets: adaptive, as many as pay by what steps took and drafts gave lately, or fixed,
+    /// as many as there are, whatever they cost.
+    #[arg(long, value_enum, default_value_t = SpeculativeDepth::Adaptive)]
+    speculative_depth: SpeculativeDepth,
     /// Shortest run of tokens that ngram looks for further up in the text.
     #[arg(long, default_value_t = PromptLookup::default().min())]
     prompt_lookup_min: usize,
@@ -327,7 +330,12 @@ impl ServeArgs {
         if self.mtp == 0 {
             return Ok(None);
         }
-        let of = |source| Speculation::new(source, self.mtp).map_err(ArgsError::Drafts);
+        let depth = self.speculative_depth.into();
+        let of = |source| {
+            Speculation::new(source, self.mtp)
+                .map(|drafts| drafts.with_depth(depth))
+                .map_err(ArgsError::Drafts)
+        };
         let mtp = of(DraftSource::PredictionLayer)?;
         let lookup = PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max);
         let ngram = of(DraftSource::PromptLookup(lookup.map_err(ArgsError::PromptLookup)?))?;
@@ -353,7 +361,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use gqla_engine::cpu::{Products, Weights};
+    use gqla_engine::{
+        DraftDepth,
+        cpu::{Products, Weights},
+    };
 
     use super::*;
 
@@ -478,6 +489,10 @@ mod tests {
             ),
             ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", Some(auto(lookup(3, 3), 15))),
             ("--device cuda --decode-path gqa --mtp 1", Some(auto(lookup(2, 5), 1))),
+            (
+                "--mtp 2 --speculative-method mtp --speculative-depth fixed",
+                Some(Drafts::Mtp(of(layer, 2).with_depth(DraftDepth::Fixed))),
+            ),
         ] {
             assert_eq!(drafts(flags), expected, "{flags}");
         }

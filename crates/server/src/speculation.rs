@@ -1,6 +1,6 @@
 //! Where drafts come from: what the command line asks for, as far as the checkpoint has it.
 
-use gqla_engine::Speculation;
+use gqla_engine::{DraftDepth, Speculation};
 
 /// Where drafts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -11,6 +11,24 @@ pub enum SpeculativeMethod {
     Ngram,
     /// The model's own multi-token-prediction layer.
     Mtp,
+}
+
+/// How many of the drafts asked for a step gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SpeculativeDepth {
+    /// As many as pay, by what steps took and how drafts fared lately.
+    Adaptive,
+    /// As many as there are.
+    Fixed,
+}
+
+impl From<SpeculativeDepth> for DraftDepth {
+    fn from(depth: SpeculativeDepth) -> Self {
+        match depth {
+            SpeculativeDepth::Adaptive => Self::Adaptive,
+            SpeculativeDepth::Fixed => Self::Fixed,
+        }
+    }
 }
 
 /// Drafts as asked for, before the checkpoint is known.

@@ -19,7 +19,8 @@ use gqla_weights::Checkpoint;
 
 use super::{CudaModel, engine::Running, forward::Workspace};
 use crate::{
-    Constraint, DraftSource, Event, Finish, PromptLookup, Request, SamplingParams, Speculation, TokenMask,
+    Constraint, DraftDepth, DraftSource, Event, Finish, PromptLookup, Request, SamplingParams, Speculation,
+    TokenMask,
     blocks::BlockCopy,
     runner::{Bounds, Runner, StepModel},
     scheduler::Limits,
@@ -137,7 +138,7 @@ fn submit(runner: &Runner, number: usize, mut sampling: SamplingParams) -> Recei
 /// All texts: together, or one after another with drafts, which are not worth their rows in a full step.
 fn texts(model: impl StepModel, drafts: bool) -> Vec<Vec<Event>> {
     let source = DraftSource::PromptLookup(PromptLookup::new(1, 2).unwrap());
-    let speculation = drafts.then(|| Speculation::new(source, 2).unwrap());
+    let speculation = drafts.then(|| Speculation::new(source, 2).unwrap().with_depth(DraftDepth::Fixed));
     let bounds = Bounds { limits: LIMITS, blocks: BLOCKS, queued: 64, vocab: 512, speculation };
     let runner = Runner::start(model, bounds).unwrap();
     let text = |events: &Receiver<Event>| {

@@ -8,7 +8,7 @@ use std::{
 use gqla_kernels::sample::choose_rows;
 
 use super::*;
-use crate::{DraftSource, PromptLookup, SamplingParams};
+use crate::{DraftDepth, DraftSource, PromptLookup, SamplingParams};
 
 const VOCAB: usize = 16;
 
@@ -113,7 +113,8 @@ const LAYER: DraftSource = DraftSource::PredictionLayer;
 
 /// The same with drafts.
 fn drafting(source: DraftSource, bounds: Bounds) -> Bounds {
-    Bounds { speculation: Some(Speculation::new(source, 6).unwrap()), ..bounds }
+    let speculation = Speculation::new(source, 6).unwrap().with_depth(DraftDepth::Fixed);
+    Bounds { speculation: Some(speculation), ..bounds }
 }
 
 fn lookup() -> DraftSource {

@@ -8,7 +8,7 @@
 use gqla_kernels::attention::{BLOCK_TOKENS, Segment};
 
 use super::{Scheduler, Slice, blocks_of};
-use crate::{DraftSource, sequence::Sequence, speculation::worthwhile};
+use crate::{DraftDepth, DraftSource, Speculation, sequence::Sequence, speculation::worthwhile};
 
 /// One call of the prediction layer; none is due where it is empty.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ impl Scheduler {
         for slice in slices {
             let mut drafts = 0;
             if slice.draws && self.running[slice.sequence].finish.is_none() {
-                drafts = self.worthwhile(slice.sequence, speculation.tokens().min(budget), rows);
+                drafts = self.depth(speculation, slice.sequence, budget, rows);
                 drafts = self.make_room_for_drafts(slice.sequence, drafts);
                 budget -= drafts;
             }
@@ -109,11 +109,22 @@ impl Scheduler {
         rows.min(self.limits.tokens)
     }
 
-    /// Drafts of a sequence, `most` at most, that pay in a step of `rows` rows without drafts.
-    pub(super) fn worthwhile(&self, sequence: usize, most: usize, rows: usize) -> usize {
+    /// Drafts that a sequence gets, `budget` at most, in a step of `rows` rows without drafts.
+    pub(super) fn depth(
+        &self,
+        speculation: Speculation,
+        sequence: usize,
+        budget: usize,
+        rows: usize,
+    ) -> usize {
         let sequence = &self.running[sequence];
-        let most = most.min(sequence.remaining().saturating_sub(1));
-        worthwhile(most, rows, sequence.acceptance.chance(), self.times.fixed_rows())
+        let most = speculation.tokens().min(budget).min(sequence.remaining().saturating_sub(1));
+        match speculation.depth() {
+            DraftDepth::Adaptive => {
+                worthwhile(most, rows, sequence.acceptance.chance(), self.times.fixed_rows())
+            }
+            DraftDepth::Fixed => most,
+        }
     }
 
     /// Gives a sequence blocks for `drafts` tokens after its last, or answers how many fit those it has.

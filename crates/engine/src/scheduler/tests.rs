@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Cancel, DraftSource, Event, PromptLookup, SamplingParams, sampling::Drawn};
+use crate::{Cancel, DraftDepth, DraftSource, Event, PromptLookup, SamplingParams, sampling::Drawn};
 
 const LIMITS: Limits = Limits { sequences: 4, tokens: 100, context: 512 };
 
@@ -480,6 +480,23 @@ fn drafts_of_preempt_nobody(speculation: Option<Speculation>) {
         world.step();
     }
     world.check_texts();
+}
+
+/// And the texts are right, though every step is full of drafts.
+#[test]
+fn a_fixed_depth_is_kept_whatever_it_costs() {
+    let many = Limits { sequences: 32, tokens: 512, ..LIMITS };
+    for source in [lookup, layer] {
+        let fixed = source(8).map(|speculation| speculation.with_depth(DraftDepth::Fixed));
+        let mut world = World::drafting(64, many, fixed);
+        (0..32).for_each(|_| drop(world.submit(prompt(1, 20), 30, 0, "")));
+        while !world.idle() {
+            world.step();
+        }
+        let stats = world.scheduler.speculated();
+        assert!(stats.draft_tokens > 4 * stats.drafts && stats.drafts > 32, "{stats:?}");
+        world.check_texts();
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path, sync::mpsc::channel, time::Duration};
 
 use gqla_engine::{
-    Checkpoint, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Speculation,
+    Checkpoint, DraftDepth, DraftSource, Engine, Event, PromptLookup, Request, SamplingParams, Speculation,
     SpeculationStats,
     cpu::{CpuEngine, CpuEngineConfig},
 };
@@ -181,7 +181,7 @@ fn modelled(
 fn answers_held_to_a_schema_are_the_same_with_drafts() {
     let grammar = grammars().compile(&ResponseFormat::JsonSchema(schema())).unwrap().unwrap();
     let source = DraftSource::PromptLookup(PromptLookup::new(1, 4).unwrap());
-    let drafts = Speculation::new(source, 4).unwrap();
+    let drafts = Speculation::new(source, 4).unwrap().with_depth(DraftDepth::Fixed);
     let mut accepted = 0;
     for seed in 0..4 {
         let (plain, _) = modelled(&grammar, seed, None);

@@ -82,7 +82,8 @@ impl HardwareWorld {
     }
 
     /// A deployment of the model in the claim over `pools`. It has no prediction layer; the shape promises one so that a plan
-    /// may have drafts, which the CUDA backend looks up in the text.
+    /// may have drafts, which the CUDA backend looks up in the text: as many as planned, since what pays on the stand-in follows
+    /// what else the machine does.
     pub fn tiny(name: &str, pools: &Value) -> Value {
         let shape = json!({
             "numAttentionHeads": 8, "numKeyValueHeads": 2, "kvLoraRank": 36,
@@ -92,6 +93,7 @@ impl HardwareWorld {
         });
         let mut object = deployment(name, &shape, 2, pools);
         object["spec"]["goal"] = json!({"contextLength": 128, "concurrency": 2});
+        object["spec"]["runtime"]["extraArgs"] = json!(["--speculative-depth=fixed"]);
         object
     }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{tests::relative_error, *};
 use crate::{
-    EngineStats, Event, Request, SamplingParams, Speculation,
+    DraftDepth, EngineStats, Event, Request, SamplingParams, Speculation,
     cpu::shard::tests::fixture,
     rewrite,
     runner::{Bounds, Runner},
@@ -109,8 +109,8 @@ struct Running {
 
 impl Running {
     fn start(checkpoint: &Checkpoint, path: DecodePath, world: usize, drafts: usize, blocks: usize) -> Self {
-        let speculation =
-            (drafts > 0).then(|| Speculation::new(DraftSource::PredictionLayer, drafts).unwrap());
+        let layer = || Speculation::new(DraftSource::PredictionLayer, drafts).unwrap();
+        let speculation = (drafts > 0).then(|| layer().with_depth(DraftDepth::Fixed));
         let config = CpuEngineConfig {
             path: Some(path),
             tensor_parallel: world,
