@@ -14,7 +14,10 @@ use std::{
 
 use gqla_engine::{
     Checkpoint, Engine, Event, Request, SamplingParams, Sink,
-    cpu::{CpuEngine, CpuEngineConfig, InstructionSet, Model, Precision, Products, Weights, bf16_unit},
+    cpu::{
+        CacheFormat, CpuEngine, CpuEngineConfig, InstructionSet, Model, Precision, Products, Weights,
+        bf16_unit,
+    },
 };
 use gqla_model::DecodePath;
 use safetensors::SafeTensors;
@@ -83,7 +86,7 @@ fn logits_of_the_first_window_match() {
     };
     let ids: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
     let expected: Vec<f32> = words("logits_last4").into_iter().map(f32::from_le_bytes).collect();
-    let logits = model.logits(&ids).unwrap();
+    let logits = model.logits(&ids, CacheFormat::F32).unwrap();
     let ours = &logits[60 * model.vocab_size()..];
     assert_eq!(ours.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
@@ -102,7 +105,7 @@ fn every_third_window_has_the_golden_loss() {
     let expected = golden["ppl"]["nll_per_window"].as_array().unwrap();
     for window in (0..27).step_by(3) {
         let ids = &ids[window * 512..][..512];
-        let logits = model.logits(ids).unwrap();
+        let logits = model.logits(ids, CacheFormat::F32).unwrap();
         let rows = logits.chunks_exact(model.vocab_size());
         let losses = rows.zip(&ids[1..]).map(|(row, next)| {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -146,7 +149,7 @@ fn logits_of_bf16_products_stay_near_those_of_f32() {
     for path in [DecodePath::Gqa, DecodePath::MqaAbsorb] {
         let logits = |precision| {
             let model = Model::load_as(&checkpoint, Some(path), None, precision).unwrap();
-            model.logits(&ids).unwrap()
+            model.logits(&ids, CacheFormat::F32).unwrap()
         };
         let (exact, rounded) = (logits(Precision::default()), logits(ROUNDED));
         let largest = exact.iter().fold(0.0f32, |max, x| max.max(x.abs()));

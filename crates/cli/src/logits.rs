@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use gqla_engine::cpu::Model;
-use gqla_model::DecodePath;
+use gqla_model::{CacheFormat, DecodePath};
 use gqla_weights::Checkpoint;
 use safetensors::{Dtype, serialize, tensor::TensorView};
 
@@ -20,6 +20,9 @@ pub struct Args {
     /// Decode path of a converted model [default: gqa]; a plain model has none to choose
     #[arg(long, value_name = "PATH")]
     path: Option<DecodePath>,
+    /// What the cache's numbers are stored as
+    #[arg(long, value_name = "DTYPE", default_value_t = CacheFormat::CPU_DEFAULT)]
+    kv_cache_dtype: CacheFormat,
     /// Where tensor `logits`, f32 [tokens, vocab], goes
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -29,7 +32,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let model = Model::load(&checkpoint, args.path)?;
-    let logits = model.logits(&args.ids)?;
+    let logits = model.logits(&args.ids, args.kv_cache_dtype)?;
     if let Some(position) = logits.iter().position(|logit| !logit.is_finite()) {
         bail!(
             "the logits of position {} are not finite: the weights of `{}` are damaged",

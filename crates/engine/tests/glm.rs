@@ -46,7 +46,10 @@ fn mixed_groups() -> (TempDir, Checkpoint) {
 }
 
 fn logits(checkpoint: &Checkpoint, path: DecodePath, tokens: &[u32]) -> Vec<f32> {
-    Model::load_with_threads(checkpoint, Some(path), Some(2)).unwrap().logits(tokens).unwrap()
+    Model::load_with_threads(checkpoint, Some(path), Some(2))
+        .unwrap()
+        .logits(tokens, CacheFormat::F32)
+        .unwrap()
 }
 
 #[test]
@@ -118,7 +121,7 @@ fn losses_of_many_tokens_are_the_golden_ones() {
     let (tokens, weights) = (golden.ids("calib_ids"), golden.floats("token_weights"));
     let model = Model::load_with_threads(&open("glm_a/mla"), Some(Gqa), Some(2)).unwrap();
     for (sample, (tokens, weights)) in tokens.chunks(96).zip(weights.chunks(96)).enumerate() {
-        let logits = model.logits(tokens).unwrap();
+        let logits = model.logits(tokens, CacheFormat::F32).unwrap();
         let losses: Vec<f32> =
             logits.chunks(512).zip(&tokens[1..]).map(|(logits, next)| loss(logits, *next)).collect();
         let mean = losses.iter().sum::<f32>() / 95.0;
@@ -217,7 +220,9 @@ fn a_grafted_prediction_layer_drafts_alike() {
     for path in DecodePath::ALL {
         let mut model = Model::load_with_threads(&grafted, Some(path), Some(2)).unwrap();
         model.make_drafting(&grafted).unwrap();
-        let drafts = model.draft_logits(&golden.ids("ids_2"), &golden.ids("mtp_next_ids_2")).unwrap();
+        let drafts = model
+            .draft_logits(&golden.ids("ids_2"), &golden.ids("mtp_next_ids_2"), CacheFormat::F32)
+            .unwrap();
         let error = relative_error(&drafts, &golden.floats("mtp_logits_2"));
         assert!(error < 1e-4, "{path}: {error:e}");
     }

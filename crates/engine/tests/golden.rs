@@ -37,7 +37,7 @@ fn logits_match_the_golden_ones() {
         let golden = Golden::open(name);
         let model = Model::load(&Checkpoint::open(&fixture(name)).unwrap(), path).unwrap();
         for i in 0..3 {
-            let logits = model.logits(&golden.ids(&format!("ids_{i}"))).unwrap();
+            let logits = model.logits(&golden.ids(&format!("ids_{i}")), CacheFormat::F32).unwrap();
             let error = relative_error(&logits, &golden.floats(&format!("logits_{i}")));
             assert!(error < 1e-4, "{name} {path:?} logits_{i}: {error:e}");
         }
@@ -53,7 +53,7 @@ fn int8_weights_stay_near_the_golden_logits() {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let model = Model::load_as(&checkpoint, path, Some(2), INT8).unwrap();
         for i in 0..3 {
-            let logits = model.logits(&golden.ids(&format!("ids_{i}"))).unwrap();
+            let logits = model.logits(&golden.ids(&format!("ids_{i}")), CacheFormat::F32).unwrap();
             let error = relative_error(&logits, &golden.floats(&format!("logits_{i}")));
             assert!((1e-3..1e-1).contains(&error), "{name} {path:?} logits_{i}: {error:e}");
         }
@@ -252,6 +252,6 @@ fn a_plain_model_has_no_paths_to_choose_from() {
 #[test]
 fn tokens_outside_the_vocabulary_are_refused() {
     let model = Model::load(&Checkpoint::open(&fixture("llama_a/llama_tied")).unwrap(), None).unwrap();
-    let error = model.logits(&[1, 512]).unwrap_err();
+    let error = model.logits(&[1, 512], CacheFormat::F32).unwrap_err();
     assert_eq!(error.to_string(), "token 512 at position 1 is outside the vocabulary of 512");
 }

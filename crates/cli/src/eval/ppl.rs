@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use gqla_convert::ids_from_u16;
 use gqla_engine::cpu::Model;
-use gqla_model::DecodePath;
+use gqla_model::{CacheFormat, DecodePath};
 use gqla_weights::Checkpoint;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -29,6 +29,9 @@ pub struct Args {
     /// Decode path of a converted model [default: gqa]; a plain model has none to choose
     #[arg(long, value_name = "PATH")]
     path: Option<DecodePath>,
+    /// What the cache's numbers are stored as
+    #[arg(long, value_name = "DTYPE", default_value_t = CacheFormat::CPU_DEFAULT)]
+    kv_cache_dtype: CacheFormat,
     #[command(flatten)]
     source: Source,
     /// Tokens per window
@@ -65,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let model = Model::load(&checkpoint, args.path)?;
     let started = Instant::now();
-    let nll_per_window = measure(&model, &windows)?;
+    let nll_per_window = measure(&model, &windows, args.kv_cache_dtype)?;
     let result = Perplexity {
         model: &args.model,
         path: model.path().map(DecodePath::flag),
@@ -98,11 +101,11 @@ impl Source {
 }
 
 /// Mean negative log likelihood of each window.
-fn measure(model: &Model, windows: &[&[u32]]) -> anyhow::Result<Vec<f64>> {
+fn measure(model: &Model, windows: &[&[u32]], cache: CacheFormat) -> anyhow::Result<Vec<f64>> {
     let bar = ProgressBar::new(windows.len() as u64).with_style(style());
     let mut nll = Vec::with_capacity(windows.len());
     for (index, window) in windows.iter().enumerate() {
-        let mean = window_nll(&model.logits(window)?, window, model.vocab_size());
+        let mean = window_nll(&model.logits(window, cache)?, window, model.vocab_size());
         if !mean.is_finite() {
             bail!(
                 "the logits of window {index} are not finite, so there is no perplexity: the weights are damaged"

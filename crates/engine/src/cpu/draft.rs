@@ -55,14 +55,19 @@ impl Model {
     ///
     /// # Errors
     /// As [`Self::logits`], and when the model was not made to draft or some token has no next one.
-    pub fn draft_logits(&self, tokens: &[u32], next: &[u32]) -> Result<Vec<f32>, LogitsError> {
+    pub fn draft_logits(
+        &self,
+        tokens: &[u32],
+        next: &[u32],
+        cache: CacheFormat,
+    ) -> Result<Vec<f32>, LogitsError> {
         self.check(tokens)?;
         self.check(next)?;
         if tokens.len() != next.len() {
             return Err(LogitsError::Next { tokens: tokens.len(), next: next.len() });
         }
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let mut workspace = Workspace::new(self, blocks.len(), CacheFormat::F32);
+        let mut workspace = Workspace::new(self, blocks.len(), cache);
         let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
         for (index, (chunk, next)) in tokens.chunks(CHUNK).zip(next.chunks(CHUNK)).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };

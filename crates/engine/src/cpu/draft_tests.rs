@@ -171,7 +171,7 @@ fn a_model_without_such_a_layer_says_so() {
     let mut model = Model::load_with_threads(&checkpoint, None, Some(1)).unwrap();
     let error = model.make_drafting(&checkpoint).unwrap_err();
     assert!(matches!(error, LoadError::NoDraftLayer(_)), "{error}");
-    assert_eq!(model.draft_logits(&[1], &[2]), Err(LogitsError::NoDraftLayer));
-    let lengths = model.draft_logits(&[1, 2], &[2]);
+    assert_eq!(model.draft_logits(&[1], &[2], CacheFormat::F32), Err(LogitsError::NoDraftLayer));
+    let lengths = model.draft_logits(&[1, 2], &[2], CacheFormat::F32);
     assert_eq!(lengths, Err(LogitsError::Next { tokens: 2, next: 1 }));
 }

@@ -174,12 +174,12 @@ impl Model {
         Ok(())
     }
 
-    /// Logits of every position of one sequence, `[tokens, vocab]`. The prompt is computed in chunks, as the engine
-    /// does.
-    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, LogitsError> {
+    /// Logits of every position of one sequence, `[tokens, vocab]`, by way of a cache of that format. The prompt is computed
+    /// in chunks, as the engine does.
+    pub fn logits(&self, tokens: &[u32], cache: CacheFormat) -> Result<Vec<f32>, LogitsError> {
         self.check(tokens)?;
         let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
-        let mut workspace = Workspace::new(self, blocks.len(), CacheFormat::F32);
+        let mut workspace = Workspace::new(self, blocks.len(), cache);
         let mut logits = Vec::with_capacity(tokens.len() * self.vocab_size());
         for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
             let segment = Segment { first_row: 0, rows: chunk.len(), start: index * CHUNK, blocks: &blocks };

@@ -176,7 +176,7 @@ fn drafting(checkpoint: &Checkpoint, path: DecodePath) -> Model {
 
 /// The layer's logits of every token but the last, by a model that never ran before.
 fn reference(model: &Model, text: &[u32]) -> Vec<f32> {
-    model.draft_logits(&text[..text.len() - 1], &text[1..]).unwrap()
+    model.draft_logits(&text[..text.len() - 1], &text[1..], CacheFormat::F32).unwrap()
 }
 
 /// Bits where one rank computes, as in the model that is compared with.
