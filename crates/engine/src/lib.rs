@@ -40,6 +40,9 @@ pub trait Engine: Send + Sync {
     /// Counters and gauges as of the last step.
     fn stats(&self) -> EngineStats;
 
+    /// Why a step failed, once one did: the engine takes nothing more and only a new process helps.
+    fn failure(&self) -> Option<String>;
+
     /// Refuses new sequences, lets running ones finish for at most `deadline`, then aborts them and stops.
     fn shutdown(&self, deadline: Duration);
 }
@@ -106,6 +109,4 @@ pub struct EngineStats {
     pub speculation: SpeculationStats,
     /// Time since the scheduler last went round; what liveness is judged by.
     pub since_last_heartbeat: Duration,
-    /// A step failed: the engine takes nothing more and only a restart helps. Its log says why.
-    pub dead: bool,
 }

@@ -2,8 +2,8 @@
 //!
 //! Generic over what computes and chooses ([`StepModel`]), so that its behaviour under errors and cancellation is tested
 //! without a model. Whatever goes wrong in a step, a panic included, ends every sequence with
-//! [`Finish::Error`] and leaves the engine dead: it takes nothing more and says so in its [`EngineStats`], which is
-//! what the probes look at. What went wrong is for the log; clients only learn that something did.
+//! [`Finish::Error`] and leaves the engine dead: it takes nothing more and says why ([`Runner::failure`]), for
+//! the log, the probes and whoever ends the process; clients only learn that something did.
 
 use std::{
     any::Any,
@@ -84,10 +84,10 @@ struct Inbox {
     ended: Option<Ended>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Stopped,
-    Failed,
+    /// Of this, which is also in the log.
+    Failed(String),
 }
 
 struct Shared {
@@ -143,7 +143,7 @@ impl Runner {
         self.shared.bounds.check(&request)?;
         let mut inbox = self.shared.inbox();
         match inbox.ended {
-            Some(Ended::Failed) => return Err(SubmitError::Dead),
+            Some(Ended::Failed(_)) => return Err(SubmitError::Dead),
             Some(Ended::Stopped) => return Err(SubmitError::ShuttingDown),
             None if inbox.deadline.is_some() => return Err(SubmitError::ShuttingDown),
             None => {}
@@ -167,10 +167,7 @@ impl Runner {
     pub fn stats(&self) -> EngineStats {
         let shared = &*self.shared;
         let heartbeat = Duration::from_millis(shared.heartbeat.load(Ordering::Relaxed));
-        let (queued, dead) = {
-            let inbox = shared.inbox();
-            (inbox.queue.len(), inbox.ended == Some(Ended::Failed))
-        };
+        let queued = shared.inbox().queue.len();
         EngineStats {
             running: shared.running.load(Ordering::Relaxed),
             waiting: queued + shared.preempted.load(Ordering::Relaxed),
@@ -183,7 +180,14 @@ impl Runner {
             prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
             speculation: *shared.speculation(),
             since_last_heartbeat: shared.started.elapsed().saturating_sub(heartbeat),
-            dead,
+        }
+    }
+
+    /// Why a step failed, once one did.
+    pub fn failure(&self) -> Option<String> {
+        match &self.shared.inbox().ended {
+            Some(Ended::Failed(why)) => Some(why.clone()),
+            Some(Ended::Stopped) | None => None,
         }
     }
 
@@ -246,14 +250,14 @@ impl Shared {
             let round = catch_unwind(AssertUnwindSafe(|| self.round(&mut model, &mut scheduler)));
             match round.unwrap_or_else(|panic| Err(message_of(panic.as_ref()))) {
                 Ok(true) => {}
-                Ok(false) => break Finish::Aborted,
+                Ok(false) => break Ended::Stopped,
                 Err(why) => {
                     tracing::error!(why, "the engine stops: a step failed");
-                    break Finish::Error(STEP_FAILED.to_owned());
+                    break Ended::Failed(why);
                 }
             }
         };
-        self.end(scheduler, &outcome);
+        self.end(scheduler, outcome);
     }
 
     /// Waits for work and does a step of it; false when it is time to end.
@@ -351,11 +355,14 @@ impl Shared {
     }
 
     /// Ends everything, accepted or running, and refuses what comes later.
-    fn end(&self, mut scheduler: Scheduler, finish: &Finish) {
+    fn end(&self, mut scheduler: Scheduler, ended: Ended) {
+        let finish = match ended {
+            Ended::Stopped => Finish::Aborted,
+            Ended::Failed(_) => Finish::Error(STEP_FAILED.to_owned()),
+        };
         let queue = {
             let mut inbox = self.inbox();
-            let failed = matches!(finish, Finish::Error(_));
-            inbox.ended = Some(if failed { Ended::Failed } else { Ended::Stopped });
+            inbox.ended = Some(ended);
             std::mem::take(&mut inbox.queue)
         };
         for sequence in scheduler.drain() {

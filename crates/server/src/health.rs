@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gqla_engine::EngineStats;
+use gqla_engine::Engine;
 use gqla_telemetry::{Health, Probe};
 
 use crate::{
@@ -27,7 +27,7 @@ pub struct AppHealth {
 impl Health for AppHealth {
     fn live(&self) -> Probe {
         match self.app.phase() {
-            Phase::Ready(model) => engine(&model.engine.stats(), self.liveness),
+            Phase::Ready(model) => engine(&*model.engine, self.liveness),
             Phase::Loading(_) => Probe::Ok,
             Phase::Failed(reason) => Probe::NotOk(reason),
         }
@@ -40,12 +40,14 @@ impl Health for AppHealth {
         match self.app.phase() {
             Phase::Loading(progress) => Probe::NotOk(format!("loading: {progress}")),
             Phase::Failed(reason) => Probe::NotOk(reason),
-            Phase::Ready(model) if model.engine.stats().dead => dead(),
-            Phase::Ready(_) => match admit(self.app.stage(), DrainState::Serving, self.app.limits.queued) {
-                Err(Refusal::QueueFull { limit }) => {
-                    Probe::NotOk(format!("queue: at its limit of {limit} requests"))
-                }
-                _ => Probe::Ok,
+            Phase::Ready(model) => match model.engine.failure() {
+                Some(why) => dead(&why),
+                None => match admit(self.app.stage(), DrainState::Serving, self.app.limits.queued) {
+                    Err(Refusal::QueueFull { limit }) => {
+                        Probe::NotOk(format!("queue: at its limit of {limit} requests"))
+                    }
+                    _ => Probe::Ok,
+                },
             },
         }
     }
@@ -59,15 +61,15 @@ impl Health for AppHealth {
     }
 }
 
-fn dead() -> Probe {
-    Probe::NotOk("the engine failed and takes no more requests; the log says why".to_owned())
+fn dead(why: &str) -> Probe {
+    Probe::NotOk(format!("the engine failed and takes no more requests: {why}"))
 }
 
-fn engine(stats: &EngineStats, liveness: Liveness) -> Probe {
-    if stats.dead {
-        return dead();
+fn engine(engine: &dyn Engine, liveness: Liveness) -> Probe {
+    if let Some(why) = engine.failure() {
+        return dead(&why);
     }
-    let age = stats.since_last_heartbeat;
+    let age = engine.stats().since_last_heartbeat;
     if age <= liveness.0 {
         return Probe::Ok;
     }

@@ -14,7 +14,7 @@ use crate::{
     load::load,
     metrics::Metrics,
     routes::router,
-    state::{App, unix_seconds},
+    state::{App, Phase, unix_seconds},
 };
 
 const HTTP: HttpLimits = HttpLimits {
@@ -23,10 +23,13 @@ const HTTP: HttpLimits = HttpLimits {
     max_connections: 1024,
 };
 
+/// How often it is looked whether the engine failed.
+const LOOKS: Duration = Duration::from_millis(250);
+
 /// Time for connections to close once everything is answered.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// Serves until a signal, then drains. An error means the model can't be served.
+/// Serves until a signal, then drains. An error means the model can't be served, or no more.
 pub fn serve(config: Config) -> anyhow::Result<()> {
     let key = config.api_key_file.as_deref().map(ApiKey::read).transpose()?;
     let metrics = Metrics::new(&config.served_name)?;
@@ -53,9 +56,16 @@ async fn run(app: Arc<App>, key: Option<ApiKey>, config: Config) -> anyhow::Resu
         tokio::spawn(gqla_telemetry::serve(listener, router(Arc::clone(&app), key), HTTP, stop.clone()));
     let (lame_duck, deadline) = (config.lame_duck, config.drain_timeout);
     let loading = spawn_load(Arc::clone(&app), config)?;
-    tokio::select! {
+    let failed = tokio::select! {
         failed = failure(loading) => return Err(failed),
-        () = signal.cancelled() => {}
+        why = death(&app) => Some(why),
+        () = signal.cancelled() => None,
+    };
+    if let Some(why) = failed {
+        // Who was being answered has been told, and should hear it.
+        stop.cancel();
+        let _ = tokio::time::timeout(CLOSING, served).await;
+        return Err(anyhow!("the engine failed, and only a new process helps: {why}"));
     }
     drain(app, lame_duck, deadline).await;
     stop.cancel();
@@ -73,6 +83,20 @@ fn spawn_load(app: Arc<App>, config: Config) -> anyhow::Result<Loading> {
     };
     std::thread::Builder::new().name("load".to_owned()).spawn(work).context("cannot start a thread")?;
     Ok(receiver)
+}
+
+/// Ends only when the engine failed, with the reason: after an error of a GPU its context answers nothing more, so that waiting
+/// for a liveness probe would only keep clients from another pod.
+async fn death(app: &App) -> String {
+    let mut looks = tokio::time::interval(LOOKS);
+    loop {
+        looks.tick().await;
+        if let Phase::Ready(model) = app.phase()
+            && let Some(why) = model.engine.failure()
+        {
+            return why;
+        }
+    }
 }
 
 /// Ends only if loading fails.

@@ -190,6 +190,10 @@ impl Engine for CpuEngine {
         self.runner.stats()
     }
 
+    fn failure(&self) -> Option<String> {
+        self.runner.failure()
+    }
+
     fn shutdown(&self, deadline: Duration) {
         self.runner.shutdown(deadline);
     }

@@ -174,6 +174,10 @@ impl Engine for CudaEngine {
         self.runner.stats()
     }
 
+    fn failure(&self) -> Option<String> {
+        self.runner.failure()
+    }
+
     fn shutdown(&self, deadline: Duration) {
         self.runner.shutdown(deadline);
     }

@@ -173,7 +173,7 @@ fn requests_that_can_never_run_are_refused() {
     assert_eq!(refused(&[1, 16], 1), SubmitError::UnknownToken { id: 16, position: 1, vocab_size: 16 });
     runner.shutdown(Duration::ZERO);
     assert_eq!(refused(&[1], 1), SubmitError::ShuttingDown);
-    assert!(!runner.stats().dead);
+    assert_eq!(runner.failure(), None);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn failures_end_every_sequence_and_stop_the_heartbeat() {
             assert_eq!(finish, Finish::Error(STEP_FAILED.to_owned()));
         }
         assert_eq!(runner.submit(request(&[0], 1).0), Err(SubmitError::Dead));
-        assert!(runner.stats().dead);
+        assert!(runner.failure().is_some());
         thread::sleep(3 * HEARTBEAT);
         assert!(runner.stats().since_last_heartbeat > 2 * HEARTBEAT);
     }
@@ -281,7 +281,7 @@ fn a_layer_that_computes_no_numbers_changes_no_text() {
 fn an_idle_engine_keeps_its_heartbeat() {
     let runner = start(bounds(), None, Duration::ZERO);
     thread::sleep(4 * HEARTBEAT);
-    assert!(!runner.stats().dead);
+    assert_eq!(runner.failure(), None);
     assert!(runner.stats().since_last_heartbeat < 3 * HEARTBEAT);
 }
 

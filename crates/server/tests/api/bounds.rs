@@ -109,8 +109,9 @@ async fn a_request_larger_than_the_room_left_takes_none_of_it() {
 #[tokio::test]
 async fn a_dead_engine_fails_both_probes_at_once_and_is_no_drain() {
     let server = Server::saying("Hi");
-    server.engine.dead.store(true, Ordering::SeqCst);
-    let dead = Probe::NotOk("the engine failed and takes no more requests; the log says why".to_owned());
+    *server.engine.failure.lock().unwrap() = Some("CUDA_ERROR_ILLEGAL_ADDRESS".to_owned());
+    let dead =
+        Probe::NotOk("the engine failed and takes no more requests: CUDA_ERROR_ILLEGAL_ADDRESS".to_owned());
     assert_eq!(health(&server).live(), dead);
     assert_eq!(health(&server).ready(), dead);
     let answer = server.chat(json!({})).await;

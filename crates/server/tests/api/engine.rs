@@ -33,8 +33,8 @@ pub struct Shared {
     pub cancelled: AtomicUsize,
     /// Sequences wait before their first token while this is set.
     pub hold: AtomicBool,
-    /// The engine failed.
-    pub dead: AtomicBool,
+    /// Why the engine failed.
+    pub failure: Mutex<Option<String>>,
     /// How the last request was to be drawn, its priority and its salt.
     pub last: Mutex<Option<(SamplingParams, i32, String)>>,
     stopping: AtomicBool,
@@ -149,7 +149,7 @@ impl Engine for ScriptedEngine {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return Err(SubmitError::ShuttingDown);
         }
-        if self.shared.dead.load(Ordering::SeqCst) {
+        if self.failure().is_some() {
             return Err(SubmitError::Dead);
         }
         if prompt == 0 {
@@ -169,6 +169,10 @@ impl Engine for ScriptedEngine {
         self.queue.send(request).map_err(|_| SubmitError::ShuttingDown)
     }
 
+    fn failure(&self) -> Option<String> {
+        self.shared.failure.lock().unwrap().clone()
+    }
+
     fn stats(&self) -> EngineStats {
         EngineStats {
             running: self.shared.running.load(Ordering::SeqCst),
@@ -183,7 +187,6 @@ impl Engine for ScriptedEngine {
                 accepted_tokens: 6,
                 accepted_per_position: std::array::from_fn(|position| [4, 2, 0][position.min(2)]),
             },
-            dead: self.shared.dead.load(Ordering::SeqCst),
             ..EngineStats::default()
         }
     }

@@ -30,6 +30,8 @@ pub struct Config {
     pub order: Order,
     /// Where to append a line of JSON per launch.
     pub report: Option<PathBuf>,
+    /// A file; once it exists, launches fail as if they had touched memory that is nobody's.
+    pub fault: Option<PathBuf>,
 }
 
 /// Why the environment makes no configuration.
@@ -100,6 +102,8 @@ impl Config {
     pub const ORDER_ENV: &str = "GQLA_FAKECUDA_ORDER";
     /// A file that gets a line of JSON per launch.
     pub const REPORT_ENV: &str = "GQLA_FAKECUDA_REPORT";
+    /// A file that makes every launch fail once it exists.
+    pub const FAULT_ENV: &str = "GQLA_FAKECUDA_FAULT";
 
     /// Reads the variables that `variable` returns, and the machine where they name GPUs of it.
     ///
@@ -130,6 +134,7 @@ impl Config {
             driver: driver(&variable(Self::DRIVER_ENV).unwrap_or(version))?,
             order: variable(Self::ORDER_ENV).map_or(Ok(Order::OwnFirst), |value| order(&value))?,
             report: variable(Self::REPORT_ENV).map(PathBuf::from),
+            fault: variable(Self::FAULT_ENV).map(PathBuf::from),
         })
     }
 

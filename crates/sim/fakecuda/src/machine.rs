@@ -228,6 +228,9 @@ fn run_launch(memory: &mut GlobalMemory, prepared: &Prepared, config: &Config) -
         Order::OthersFirst => Schedule::Reverse,
         Order::Shuffled(seed) => Schedule::Shuffled(seed),
     };
+    if config.fault.as_ref().is_some_and(|file| file.exists()) {
+        return Err(Code::ILLEGAL_ADDRESS);
+    }
     let report = prepared.run(memory, schedule)?;
     let line = prepared.line(&report);
     append(config, &line);
