@@ -17,7 +17,7 @@ pub enum Weights {
 }
 
 /// What projections, feed-forward blocks and the vocabulary multiply, and attention over keys and values that are cached in
-/// bf16. Up-projections, absorbed queries and caches of f32 always take f32; a cache of int8 takes 16 bits where the processor
+/// bf16. Up-projections and caches of f32 always take f32; a cache of int8 takes 16 bits where the processor
 /// multiplies int8 ([`int8_unit`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {

@@ -55,6 +55,12 @@ impl Absorb {
         self
     }
 
+    /// As [`PerGroup::with_bf16_products`](super::PerGroup::with_bf16_products), of absorbed queries.
+    pub fn with_bf16_products(mut self, wanted: bool) -> Self {
+        self.dims.bf16_products = wanted;
+        self
+    }
+
     /// `q~ = [W_UKᵀ q_nope | q_rope]` for every head, `[rows, H, r + d_rope]`.
     fn absorb_queries(&self, pool: &Pool, projected: &[f32], rows: usize, absorbed: &mut [f32]) {
         let d = &self.dims;

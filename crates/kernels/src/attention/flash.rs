@@ -12,7 +12,6 @@
 use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
-    gemm::RowMap,
     memory::{give_back, scratch},
     shared::SharedMut,
     simd::{Simd, dispatch},
@@ -21,9 +20,10 @@ use blocks::{Block, Blocks};
 use division::{Division, Work};
 use merge::divide;
 use partial::Partial;
-use products::{Products, Single, Stored};
+use products::{Products, RowProducts, Stored};
 use queries::Queries;
 use scores::{score_columns, score_rows};
+pub(super) use sets::{HeadSet, KeyPart, Keys, Values};
 use values::{Weighing, add_values};
 use weights::{scale_weights, weigh};
 
@@ -57,6 +57,7 @@ mod partial;
 mod products;
 mod queries;
 mod scores;
+mod sets;
 mod values;
 mod weights;
 
@@ -66,63 +67,6 @@ const MAX_ROWS: usize = 48;
 /// Cache blocks of a chunk. Every row's sums are made chunk by chunk and merged in the order of its tokens, whether or
 /// not the chunks of a sequence are shared between threads.
 const CHUNK_BLOCKS: usize = 4;
-
-/// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block, with the
-/// scales of the token's part `part`.
-#[derive(Clone, Copy, Default)]
-pub(super) struct KeyPart {
-    pub query: usize,
-    pub dim: usize,
-    pub block: usize,
-    pub part: usize,
-}
-
-/// How keys lie in a block.
-#[derive(Clone, Copy)]
-pub(super) enum Keys {
-    /// All tokens of a block side by side, channel by channel or two channels together; two parts are summed.
-    Columns([KeyPart; 2]),
-    /// Token by token in rows of so many numbers; the second part continues the first, in the row and in the query.
-    Rows([KeyPart; 2], usize),
-}
-
-/// Where values lie in a block: token by token, or beside columns two tokens together, with the scales of the token's part
-/// `part`.
-#[derive(Clone, Copy)]
-pub(super) struct Values {
-    pub block: usize,
-    pub stride: usize,
-    pub dim: usize,
-    pub part: usize,
-}
-
-/// Query heads that read the same keys and values. Sets of one call differ in where things lie only.
-#[derive(Clone, Copy)]
-pub(super) struct HeadSet {
-    pub keys: Keys,
-    pub values: Values,
-    /// Heads of the set; rows are ordered by token, then head.
-    pub heads: usize,
-    /// First query channel of the set in row 0.
-    pub q: *const f32,
-    pub q_rows: RowMap,
-    /// First output channel of the set in row 0.
-    pub out: *mut f32,
-    pub out_rows: RowMap,
-}
-
-// SAFETY: the pointers are used by `attend` only, whose caller vouches for them; tasks write disjoint rows.
-unsafe impl Sync for HeadSet {}
-
-impl HeadSet {
-    /// Numbers of room that a row's rounded query takes: what one of each part is worth, then the parts two by two.
-    fn rounded_query(&self) -> usize {
-        match self.keys {
-            Keys::Columns([first, second]) => 2 + first.dim / 2 + second.dim / 2,
-            Keys::Rows(..) => 0,
-        }
-    }
-}
 
 /// What a call does with its scores and weights.
 #[derive(Clone, Copy)]
@@ -193,10 +137,16 @@ pub(super) unsafe fn attend(
     }
 }
 
-/// Units multiply columns of keys, and whole vectors of values.
+/// Units multiply columns of keys, or rows in pairs of channels, and whole vectors of values.
 fn unit_for<E>(sets: &[HeadSet], unit: fn() -> Option<RunChunk<E>>) -> Option<RunChunk<E>> {
     const VECTOR: usize = 16;
-    let fits = |set: &HeadSet| matches!(set.keys, Keys::Columns(_)) && set.values.dim.is_multiple_of(VECTOR);
+    let fits = |set: &HeadSet| {
+        let keys = match set.keys {
+            Keys::Columns(_) => true,
+            Keys::Rows(parts, _) => parts.iter().all(|part| part.dim.is_multiple_of(2)),
+        };
+        keys && set.values.dim.is_multiple_of(VECTOR)
+    };
     if sets.iter().all(fits) { unit() } else { None }
 }
 
@@ -357,6 +307,7 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
     let mut weighing = [Weighing { rescale: 0.0, worth: 1.0 }; MAX_ROWS];
     let part = &task.part;
+    let packed = room.wrapping_add(part.rounded_queries());
     for set in 0..part.sets.len() {
         // SAFETY: the partial and the room have every row.
         unsafe {
@@ -384,10 +335,11 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
                         score_columns::<S, A, P>(part, queries, keys, block, tokens, &mut scores);
                     }
                     Keys::Rows(keys, stride) => {
-                        score_rows::<S, A::Number, C>(
+                        let keys = KeyPart::of_rows::<A::Number>(*keys);
+                        score_rows::<S, A::Rows, C>(
                             part,
                             queries,
-                            *keys,
+                            &keys,
                             *stride,
                             block,
                             tokens,
@@ -413,14 +365,37 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
                         add_values::<S, A, P>(part, gathered, values, block, tokens, &scores, &weighing);
                     }
                     Keys::Rows(..) => {
-                        add_values::<S, Single<A::Number>, P>(
-                            part, gathered, values, block, tokens, &scores, &weighing,
+                        let (values, block) = pack_values::<S, A::Rows>(values, block, tokens, packed);
+                        add_values::<S, A::Rows, P>(
+                            part, gathered, &values, block, tokens, &scores, &weighing,
                         );
                     }
                 }
             }
         }
     }
+}
+
+/// A block's values as `A` takes them: where they lie, or packed for all rows that meet them.
+#[inline(always)]
+unsafe fn pack_values<S: Simd, A: RowProducts<S>>(
+    values: &Values,
+    block: Block<A::Number>,
+    tokens: usize,
+    room: *mut f32,
+) -> (Values, Block<A::Number>) {
+    if A::PACK == 1 {
+        return (*values, block);
+    }
+    let packed: *mut A::Number = room.cast();
+    for token in (0..tokens).step_by(A::PACK) {
+        // SAFETY: a block has a whole number of packs, and the room one block's values; the caller's contract.
+        unsafe {
+            let from = block.numbers.add(values.block + token * values.stride);
+            A::pack(from, values.stride, values.dim, packed.add(token * values.dim));
+        }
+    }
+    (Values { block: 0, stride: values.dim, ..*values }, block.reordered(packed))
 }
 
 impl Part<'_> {
@@ -448,8 +423,13 @@ impl Part<'_> {
     }
 
     /// Numbers of room that rounded queries take.
-    fn room(&self) -> usize {
+    fn rounded_queries(&self) -> usize {
         self.sets.len() * self.rows * self.sets[0].rounded_query()
+    }
+
+    /// Numbers of room that a chunk takes: rounded queries, then packed values.
+    fn room(&self) -> usize {
+        self.rounded_queries() + self.sets[0].packed_values()
     }
 
     /// Number of a set's first row in the step: (token, head) as the row maps count.

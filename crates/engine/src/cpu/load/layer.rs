@@ -140,7 +140,9 @@ impl<'a> Source<'a> {
             DecodePath::MqaAbsorb => {
                 let (shape, up) = self.up_projection(shape)?;
                 let absorb = Absorb::new(&shape, UpProjection(Numbers::of(&up).rows()));
-                Box::new(absorb.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor()))
+                let absorb =
+                    absorb.map_err(|source| self.broken(source))?.with_score_factor(self.score_factor());
+                Box::new(absorb.with_bf16_products(self.precision.products == Products::Bf16))
             }
         })
     }

@@ -10,6 +10,12 @@ pub(super) struct Block<E> {
 }
 
 impl<E> Block<E> {
+    /// The same block's numbers in another order.
+    #[inline(always)]
+    pub fn reordered(self, numbers: *const E) -> Self {
+        Self { numbers, ..self }
+    }
+
     /// Scales of a part of the block's tokens.
     #[inline(always)]
     pub fn scales(&self, part: usize) -> *const f32 {

@@ -2,7 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Partial, Task, products::Products, run_chunk_in};
+use super::{
+    Partial, Task,
+    products::{Products, RowProducts},
+    run_chunk_in,
+};
 use crate::{
     simd::Avx512,
     unit::{Narrow, Unit},
@@ -16,6 +20,7 @@ impl Products<Avx512> for Bf16Dots {
     type Inputs = u32;
     type Lots = __m512i;
     type Sums = __m512;
+    type Rows = Self;
     const PACK: usize = 2;
     const ROUNDS: bool = true;
 
@@ -51,16 +56,56 @@ impl Products<Avx512> for Bf16Dots {
     }
     #[inline(always)]
     unsafe fn add(sums: __m512, x: u32, lots: __m512i) -> __m512 {
-        // SAFETY: vectors of one size; the trait's contract.
-        unsafe {
-            let [x, lots] = [_mm512_set1_epi32(x.cast_signed()), lots]
-                .map(|pairs| std::mem::transmute::<__m512i, __m512bh>(pairs));
-            _mm512_dpbf16_ps(sums, x, lots)
-        }
+        // SAFETY: the trait's contract.
+        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.cast_signed()), lots) }
     }
     #[inline(always)]
     unsafe fn end(sums: __m512, _: f32, _: __m512) -> __m512 {
         sums
+    }
+}
+
+impl RowProducts<Avx512> for Bf16Dots {
+    #[inline(always)]
+    unsafe fn load_inputs(p: *const u32) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_inputs(p: *const u32, n: usize) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_maskz_loadu_epi32(first(n / 2), p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_row(p: *const u16) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { Self::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_of_row(p: *const u16, n: usize) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_maskz_loadu_epi16(first_of_32(n), p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(sums: __m512, x: __m512i, lots: __m512i) -> __m512 {
+        // SAFETY: vectors of one size; the trait's contract.
+        unsafe {
+            let [x, lots] = [x, lots].map(|pairs| std::mem::transmute::<__m512i, __m512bh>(pairs));
+            _mm512_dpbf16_ps(sums, x, lots)
+        }
+    }
+    #[inline(always)]
+    unsafe fn pack(from: *const u16, stride: usize, n: usize, to: *mut u16) {
+        let order: [u16; 32] = std::array::from_fn(|i| (i as u16 / 2) + 16 * (i as u16 % 2));
+        for i in (0..n).step_by(16) {
+            // SAFETY: `n` is a whole number of vectors; the trait's contract.
+            unsafe {
+                let [one, other] = [from.add(i), from.add(stride + i)].map(|p| _mm256_loadu_si256(p.cast()));
+                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(one), other);
+                let pairs = _mm512_permutexvar_epi16(_mm512_loadu_si512(order.as_ptr().cast()), both);
+                _mm512_storeu_si512(to.add(2 * i).cast(), pairs);
+            }
+        }
     }
 }
 
@@ -73,6 +118,7 @@ impl Products<Avx512> for Int8Dots {
     type Inputs = u32;
     type Lots = __m512i;
     type Sums = __m512i;
+    type Rows = Self;
     const PACK: usize = 2;
     const ROUNDS: bool = true;
 
@@ -114,14 +160,59 @@ impl Products<Avx512> for Int8Dots {
     }
     #[inline(always)]
     unsafe fn add(sums: __m512i, x: u32, lots: __m512i) -> __m512i {
-        // SAFETY: the machine has AVX-512-VNNI, the trait's contract.
-        unsafe { _mm512_dpwssd_epi32(sums, _mm512_set1_epi32(x.cast_signed()), lots) }
+        // SAFETY: the trait's contract.
+        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.cast_signed()), lots) }
     }
     #[inline(always)]
     unsafe fn end(sums: __m512i, worth: f32, so_far: __m512) -> __m512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(worth), so_far) }
     }
+}
+
+impl RowProducts<Avx512> for Int8Dots {
+    #[inline(always)]
+    unsafe fn load_inputs(p: *const u32) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_inputs(p: *const u32, n: usize) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_maskz_loadu_epi32(first(n / 2), p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_row(p: *const i8) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { Self::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_of_row(p: *const i8, n: usize) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(first_of_32(n), p)) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(sums: __m512i, x: __m512i, lots: __m512i) -> __m512i {
+        // SAFETY: the machine has AVX-512-VNNI, the trait's contract.
+        unsafe { _mm512_dpwssd_epi32(sums, x, lots) }
+    }
+    #[inline(always)]
+    unsafe fn pack(from: *const i8, stride: usize, n: usize, to: *mut i8) {
+        for i in (0..n).step_by(16) {
+            // SAFETY: `n` is a whole number of vectors; the trait's contract.
+            unsafe {
+                let [one, other] = [from.add(i), from.add(stride + i)].map(|p| _mm_loadu_si128(p.cast()));
+                _mm_storeu_si128(to.add(2 * i).cast(), _mm_unpacklo_epi8(one, other));
+                _mm_storeu_si128(to.add(2 * i + 16).cast(), _mm_unpackhi_epi8(one, other));
+            }
+        }
+    }
+}
+
+/// A mask of the first `n` of 32 numbers.
+#[inline(always)]
+fn first_of_32(n: usize) -> __mmask32 {
+    if n < 32 { (1 << n) - 1 } else { !0 }
 }
 
 /// A mask of the first `n` of 16 lanes.

@@ -39,6 +39,8 @@ pub(super) trait Products<S: Simd> {
     /// As many numbers of every lane.
     type Lots: Copy;
     type Sums: Copy;
+    /// What multiplies keys that lie token by token.
+    type Rows: RowProducts<S, Number = Self::Number>;
     /// Numbers that a lane has side by side.
     const PACK: usize;
     /// Whether inputs are rounded; else they are read where they are.
@@ -56,6 +58,25 @@ pub(super) trait Products<S: Simd> {
     unsafe fn end(sums: Self::Sums, worth: f32, so_far: S::V) -> S::V;
 }
 
+/// Products of two vectors, number by number: of a query's channels with a token's, which are summed within lanes.
+///
+/// # Safety
+/// As [`Products`].
+pub(super) trait RowProducts<S: Simd>: Products<S> {
+    /// A vector's inputs.
+    unsafe fn load_inputs(p: *const Self::Inputs) -> Self::Lots;
+    /// The inputs of `n` numbers, a multiple of [`Products::PACK`], then zeros.
+    unsafe fn load_first_inputs(p: *const Self::Inputs, n: usize) -> Self::Lots;
+    /// A vector's numbers, in their order.
+    unsafe fn load_row(p: *const Self::Number) -> Self::Lots;
+    /// `n` numbers, then zeros.
+    unsafe fn load_first_of_row(p: *const Self::Number, n: usize) -> Self::Lots;
+    unsafe fn multiply(sums: Self::Sums, x: Self::Lots, lots: Self::Lots) -> Self::Sums;
+    /// Writes the `n` channels of [`Products::PACK`] tokens, `stride` apart, side by side as [`Products::load`] takes them. Nothing
+    /// where that is how they lie.
+    unsafe fn pack(_from: *const Self::Number, _stride: usize, _n: usize, _to: *mut Self::Number) {}
+}
+
 /// One number at a time, in f32.
 pub(super) struct Single<E>(PhantomData<E>);
 
@@ -64,6 +85,7 @@ impl<S: Simd, E: Stored> Products<S> for Single<E> {
     type Inputs = f32;
     type Lots = S::V;
     type Sums = S::V;
+    type Rows = Self;
     const PACK: usize = 1;
     const ROUNDS: bool = false;
 
@@ -93,6 +115,34 @@ impl<S: Simd, E: Stored> Products<S> for Single<E> {
     #[inline(always)]
     unsafe fn end(sums: S::V, _: f32, _: S::V) -> S::V {
         sums
+    }
+}
+
+impl<S: Simd, E: Stored> RowProducts<S> for Single<E> {
+    #[inline(always)]
+    unsafe fn load_inputs(p: *const f32) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_inputs(p: *const f32, n: usize) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::load_partial(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn load_row(p: *const E) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { E::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_of_row(p: *const E, n: usize) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { E::load_partial::<S>(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(sums: S::V, x: S::V, lots: S::V) -> S::V {
+        // SAFETY: the trait's contract.
+        unsafe { S::mul_add(x, lots, sums) }
     }
 }
 
@@ -126,6 +176,7 @@ impl<S: Simd, E: Narrow> Products<S> for Pairs<E> {
     type Inputs = [f32; 2];
     type Lots = [S::V; 2];
     type Sums = S::V;
+    type Rows = Single<E>;
     const PACK: usize = 2;
     const ROUNDS: bool = false;
 

@@ -48,7 +48,10 @@ impl Queries<'_> {
     /// Rounds every row.
     #[inline(always)]
     pub unsafe fn round<S: Simd, A: Products<S>>(&self) {
-        let Keys::Columns(keys) = &self.set.keys else { return };
+        let keys = match self.set.keys {
+            Keys::Columns(keys) => keys,
+            Keys::Rows(keys, _) => KeyPart::of_rows::<A::Number>(keys),
+        };
         for row in 0..self.part.rows {
             for (number, key) in keys.iter().enumerate().filter(|(_, key)| key.dim.is_multiple_of(A::PACK)) {
                 // SAFETY: the room has every row; the caller's contract.

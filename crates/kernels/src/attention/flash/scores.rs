@@ -4,7 +4,7 @@
 
 use super::{
     Block, KeyPart, Part, Queries, Scores,
-    products::{Products, Single, Stored, gather},
+    products::{Products, RowProducts, Single, Stored, gather},
 };
 use crate::{attention::cache::BLOCK_TOKENS, gemm::TILE_ROWS, simd::Simd};
 
@@ -105,50 +105,49 @@ unsafe fn add_part<S: Simd, A: Products<S>, const R: usize, const P: usize>(
     }
 }
 
+/// Keys that lie token by token, `stride` numbers apart, of parts as [`KeyPart::of_rows`] gives them.
 #[inline(always)]
-pub(super) unsafe fn score_rows<S: Simd, E: Stored, const C: usize>(
+pub(super) unsafe fn score_rows<S: Simd, A: RowProducts<S>, const C: usize>(
     part: &Part<'_>,
     queries: Queries<'_>,
-    keys: [KeyPart; 2],
+    keys: &[KeyPart; 2],
     stride: usize,
-    block: Block<E>,
+    block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
 ) {
-    let [first, second] = keys;
-    // Without scales both parts are one.
-    let both = [KeyPart { dim: first.dim + second.dim, ..first }];
-    let keys = if E::SCALED { &keys[..] } else { &both };
     // SAFETY: the caller's contract.
     unsafe {
         for_tiles!(
             part.rows,
             TILE_ROWS,
-            (S, E, C),
+            (S, A, C),
             score_row_tile(queries, keys, stride, block, tokens, scores)
         )
     }
 }
 
 #[inline(always)]
-unsafe fn score_row_tile<S: Simd, E: Stored, const C: usize, const R: usize>(
+unsafe fn score_row_tile<S: Simd, A: RowProducts<S>, const C: usize, const R: usize>(
     queries: Queries<'_>,
-    keys: &[KeyPart],
+    keys: &[KeyPart; 2],
     stride: usize,
-    block: Block<E>,
+    block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
     row: usize,
 ) {
     // SAFETY: tokens below `tokens` are in the block.
     unsafe {
-        let mut q = [std::ptr::null(); R];
-        for r in 0..R {
-            q[r] = queries.exact(row + r);
+        let mut q = [[(std::ptr::null(), 1.0); R]; 2];
+        for number in 0..2 {
+            for r in 0..R {
+                q[number][r] = queries.inputs::<S, A>(row + r, keys, number);
+            }
         }
         let mut token = 0;
         while token + C <= tokens {
-            let dots = dot_tile::<S, E, R, C>(&q, keys, block, token, stride);
+            let dots = dot_tile::<S, A, R, C>(&q, keys, block, token, stride);
             for r in 0..R {
                 for c in 0..C {
                     scores[row + r][token + c] = dots[r][c];
@@ -157,7 +156,7 @@ unsafe fn score_row_tile<S: Simd, E: Stored, const C: usize, const R: usize>(
             token += C;
         }
         while token < tokens {
-            let dots = dot_tile::<S, E, R, 1>(&q, keys, block, token, stride);
+            let dots = dot_tile::<S, A, R, 1>(&q, keys, block, token, stride);
             for r in 0..R {
                 scores[row + r][token] = dots[r][0];
             }
@@ -168,10 +167,10 @@ unsafe fn score_row_tile<S: Simd, E: Stored, const C: usize, const R: usize>(
 
 /// `R x C` inner products of queries with the keys of tokens from `token` on.
 #[inline(always)]
-unsafe fn dot_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
-    q: &[*const f32; R],
-    keys: &[KeyPart],
-    block: Block<E>,
+unsafe fn dot_tile<S: Simd, A: RowProducts<S>, const R: usize, const C: usize>(
+    q: &[[(*const A::Inputs, f32); R]; 2],
+    keys: &[KeyPart; 2],
+    block: Block<A::Number>,
     token: usize,
     stride: usize,
 ) -> [[f32; C]; R] {
@@ -179,21 +178,21 @@ unsafe fn dot_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
     // SAFETY: the tokens are in the block, which has a scale for every token of every part.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; R];
-        for key in keys {
-            let mut x = *q;
-            for r in 0..R {
-                x[r] = q[r].add(key.query);
-            }
-            let rows = block.numbers.add(key.block + token * stride);
-            let products = product_tile::<S, E, R, C>(&x, rows, stride, key.dim);
-            if !E::SCALED {
-                sums = products;
+        for (key, q) in keys.iter().zip(q) {
+            if key.dim == 0 {
                 continue;
             }
+            let rows = block.numbers.add(key.block + token * stride);
+            let products = product_tile::<S, A, R, C>(q, rows, stride, key.dim);
             for c in 0..C {
-                let scale = S::splat(*block.scales(key.part).add(token + c));
                 for r in 0..R {
-                    sums[r][c] = S::mul_add(products[r][c], scale, sums[r][c]);
+                    let product = A::end(products[r][c], q[r].1, S::splat(0.0));
+                    sums[r][c] = if <A::Number as Stored>::SCALED {
+                        let scale = S::splat(*block.scales(key.part).add(token + c));
+                        S::mul_add(product, scale, sums[r][c])
+                    } else {
+                        product
+                    };
                 }
             }
         }
@@ -206,33 +205,34 @@ unsafe fn dot_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
 
 /// `R x C` products over `dim` channels, each of which is the sum of its lanes.
 #[inline(always)]
-unsafe fn product_tile<S: Simd, E: Stored, const R: usize, const C: usize>(
-    q: &[*const f32; R],
-    keys: *const E,
+unsafe fn product_tile<S: Simd, A: RowProducts<S>, const R: usize, const C: usize>(
+    q: &[(*const A::Inputs, f32); R],
+    keys: *const A::Number,
     stride: usize,
     dim: usize,
-) -> [[S::V; C]; R] {
-    let whole = dim / S::LANES * S::LANES;
+) -> [[A::Sums; C]; R] {
+    let vector = S::LANES * A::PACK;
+    let whole = dim / vector * vector;
     // SAFETY: every load is inside a row of `dim` channels.
     unsafe {
-        let mut acc = [[S::splat(0.0); C]; R];
+        let mut acc = [[A::start(S::splat(0.0)); C]; R];
         let mut i = 0;
         while i < whole {
             // One key at a time: an array of them would push sums out of registers.
             for c in 0..C {
-                let k = E::load::<S>(keys.add(c * stride + i));
+                let k = A::load_row(keys.add(c * stride + i));
                 for r in 0..R {
-                    acc[r][c] = S::mul_add(S::load(q[r].add(i)), k, acc[r][c]);
+                    acc[r][c] = A::multiply(acc[r][c], A::load_inputs(q[r].0.add(i / A::PACK)), k);
                 }
             }
-            i += S::LANES;
+            i += vector;
         }
         if whole < dim {
             for r in 0..R {
-                let q = S::load_partial(q[r].add(whole), dim - whole);
+                let q = A::load_first_inputs(q[r].0.add(whole / A::PACK), dim - whole);
                 for c in 0..C {
-                    let k = E::load_partial::<S>(keys.add(c * stride + whole), dim - whole);
-                    acc[r][c] = S::mul_add(q, k, acc[r][c]);
+                    let k = A::load_first_of_row(keys.add(c * stride + whole), dim - whole);
+                    acc[r][c] = A::multiply(acc[r][c], q, k);
                 }
             }
         }

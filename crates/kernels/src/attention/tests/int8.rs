@@ -12,7 +12,7 @@ pub(super) fn normal(seed: u64, n: usize, deviation: f64) -> Vec<f64> {
 }
 
 /// Keys, values and queries of unit variance.
-fn normal_inputs(shape: AttentionShape, s_q: usize, kv_len: usize) -> AttentionInputs {
+pub(super) fn normal_inputs(shape: AttentionShape, s_q: usize, kv_len: usize) -> AttentionInputs {
     let d = LatentDims::of(&shape);
     let tensor = |seed: u64, dims: [usize; 3], deviation| {
         normal(31 * kv_len as u64 + seed, dims.iter().product(), deviation)
@@ -31,7 +31,7 @@ fn normal_inputs(shape: AttentionShape, s_q: usize, kv_len: usize) -> AttentionI
     }
 }
 
-fn shape(heads: u32, groups: u32, [rank, nope, rope, value]: [u32; 4]) -> AttentionShape {
+pub(super) fn shape(heads: u32, groups: u32, [rank, nope, rope, value]: [u32; 4]) -> AttentionShape {
     AttentionShape {
         num_attention_heads: heads,
         num_key_value_heads: groups,

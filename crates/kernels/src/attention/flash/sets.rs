@@ -1,0 +1,78 @@
+//! Where keys, values and queries of heads that attend to the same lie.
+
+use super::products::Stored;
+use crate::{attention::cache::BLOCK_TOKENS, gemm::RowMap};
+
+/// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block, with the
+/// scales of the token's part `part`.
+#[derive(Clone, Copy, Default)]
+pub(in crate::attention) struct KeyPart {
+    pub query: usize,
+    pub dim: usize,
+    pub block: usize,
+    pub part: usize,
+}
+
+/// How keys lie in a block.
+#[derive(Clone, Copy)]
+pub(in crate::attention) enum Keys {
+    /// All tokens of a block side by side, channel by channel or two channels together; two parts are summed.
+    Columns([KeyPart; 2]),
+    /// Token by token in rows of so many numbers; the second part continues the first, in the row and in the query.
+    Rows([KeyPart; 2], usize),
+}
+
+/// Where values lie in a block: token by token, or beside columns two tokens together, with the scales of the token's part
+/// `part`.
+#[derive(Clone, Copy)]
+pub(in crate::attention) struct Values {
+    pub block: usize,
+    pub stride: usize,
+    pub dim: usize,
+    pub part: usize,
+}
+
+/// Query heads that read the same keys and values. Sets of one call differ in where things lie only.
+#[derive(Clone, Copy)]
+pub(in crate::attention) struct HeadSet {
+    pub keys: Keys,
+    pub values: Values,
+    /// Heads of the set; rows are ordered by token, then head.
+    pub heads: usize,
+    /// First query channel of the set in row 0.
+    pub q: *const f32,
+    pub q_rows: RowMap,
+    /// First output channel of the set in row 0.
+    pub out: *mut f32,
+    pub out_rows: RowMap,
+}
+
+// SAFETY: the pointers are used by `attend` only, whose caller vouches for them; tasks write disjoint rows.
+unsafe impl Sync for HeadSet {}
+
+impl HeadSet {
+    /// Numbers of room that a row's rounded query takes: what one of each part is worth, then the parts two by two.
+    pub(super) fn rounded_query(&self) -> usize {
+        let (Keys::Columns([first, second]) | Keys::Rows([first, second], _)) = self.keys;
+        2 + first.dim / 2 + second.dim / 2
+    }
+
+    /// Numbers of room that a block's values take where they are packed: two narrow ones in each.
+    pub(super) fn packed_values(&self) -> usize {
+        match self.keys {
+            Keys::Columns(_) => 0,
+            Keys::Rows(..) => BLOCK_TOKENS * self.values.dim / 2,
+        }
+    }
+}
+
+impl KeyPart {
+    /// Parts of rows: both are one where numbers have no scales.
+    pub(super) fn of_rows<E: Stored>([first, second]: [Self; 2]) -> [Self; 2] {
+        if E::SCALED {
+            [first, second]
+        } else {
+            [Self { dim: first.dim + second.dim, ..first }, Self::default()]
+        }
+    }
+}
