@@ -1,9 +1,8 @@
 //! What this machine reaches, one JSON object a call: the roof, one layer's attention, or a model's tokens per second.
 //!
 //! `cargo run --release -p gqla-engine --example rates -- ACTION [name=value …]`, where ACTION is
-//! `roof`, `attention`, or `model MODEL` with any of `path=gqa|mqa-absorb|plain weights=stored|int8 products=f32|bf16
-//! cache=f32|bf16|int8
-//! prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
+//! `roof`, `attention` with any of `products=f32|bf16 cache=f32|bf16|int8`, or `model MODEL` with these and any of
+//! `path=gqa|mqa-absorb|plain weights=stored|int8 prompt=16 tokens=64 streams=1`. All take `threads=2` and `seconds=3`.
 //!
 //! On an NVIDIA GPU: `model MODEL device=cuda`, `products` for what the engine's products of matrices reach, and `splits` for
 //! attention under other divisions of a context. They take `images=FOLDER`, with images of the kernels.
@@ -26,7 +25,11 @@ use gqla_engine::{
     },
     cuda::{CudaEngine, CudaEngineConfig},
 };
-use gqla_kernels::device::{self, Device, Images, Splits};
+use gqla_kernels::{
+    Matrix, WeightRows, bf16_unit,
+    device::{self, Device, Images, Splits},
+    int8_unit,
+};
 use gqla_model::{AttentionShape, DecodePath};
 use serde_json::{Value, json};
 
@@ -67,6 +70,13 @@ impl Settings<'_> {
 
     fn images(&self) -> Images {
         Images::find(self.0.get("images").map(Path::new))
+    }
+
+    fn products(&self) -> Products {
+        match self.0.get("products") {
+            Some(&"bf16") => Products::Bf16,
+            _ => Products::F32,
+        }
     }
 
     fn time(&self) -> Result<Duration, Box<dyn Error>> {
@@ -144,6 +154,7 @@ fn roof(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
 fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     let (pool, time) = (settings.pool()?, settings.time()?);
     let format = settings.get("cache", CacheFormat::F32)?;
+    let bf16_products = settings.products() == Products::Bf16;
     let shape = |heads, groups, rank, nope, rope, value| AttentionShape {
         num_attention_heads: heads,
         num_key_value_heads: groups,
@@ -163,10 +174,11 @@ fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
             let case = AttentionCase { batch: 1, context, query_tokens };
             let passes =
                 ((256usize << 20) as f64 / case.cache_bytes(shape.cached_token(path), format)).ceil();
-            let mut timer = AttentionTimer::new(&shape, path, case.blocks() * passes as usize, format)?;
+            let blocks = case.blocks() * passes as usize;
+            let mut timer = AttentionTimer::new(&shape, path, blocks, format, bf16_products)?;
             let bytes = case.cache_bytes(timer.cached_token(), format);
             let read = read_rate(&pool, ROOF_BYTES / 4, time / 4).rate.median;
-            let flops = multiply_rate(&pool, InstructionSet::in_use(), WeightFormat::F32, time / 8).median;
+            let flops = flops(&pool, format, bf16_products, time / 8)?;
             let core = timer.time(&pool, &case, time)?.core;
             let dims = match path {
                 DecodePath::Gqa => shape.qk_nope_head_dim + shape.qk_rope_head_dim + shape.v_head_dim,
@@ -187,6 +199,31 @@ fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     )
 }
 
+/// FLOPs per second of what multiplies over a cache of that format, both operands in the cores' own caches: the processor's unit
+/// for narrow numbers, or f32.
+fn flops(pool: &Pool, cache: CacheFormat, bf16: bool, time: Duration) -> Result<f64, Box<dyn Error>> {
+    const ROWS: usize = 96;
+    const OUTPUTS: usize = 1024;
+    const INPUTS: usize = 256;
+    let ones = [0x80, 0x3f].repeat(OUTPUTS * INPUTS);
+    let weights = [WeightRows::Bf16(&ones)];
+    let matrix = match cache {
+        CacheFormat::Bf16 if bf16 && bf16_unit().is_some() => {
+            Matrix::stack_rounding_inputs(&weights, INPUTS)?
+        }
+        CacheFormat::Int8 if int8_unit().is_some() => Matrix::stack_int8(&weights, INPUTS)?,
+        _ => return Ok(multiply_rate(pool, InstructionSet::in_use(), WeightFormat::F32, time).median),
+    };
+    let (x, mut y) = (vec![0.5; ROWS * INPUTS], vec![0.0; ROWS * OUTPUTS]);
+    let (began, mut fastest) = (Instant::now(), f64::INFINITY);
+    while began.elapsed() < time {
+        let start = Instant::now();
+        matrix.multiply(pool, &x, &mut y);
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (ROWS * OUTPUTS * INPUTS) as f64 / fastest)
+}
+
 /// Tokens per second of prompt and of answer.
 fn model(folder: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     let prompt: usize = settings.get("prompt", 16)?;
@@ -204,10 +241,7 @@ fn model(folder: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>>
                 Some(&"int8") => Weights::Int8,
                 _ => Weights::Stored,
             },
-            products: match settings.0.get("products") {
-                Some(&"bf16") => Products::Bf16,
-                _ => Products::F32,
-            },
+            products: settings.products(),
         },
         threads: Some(settings.get("threads", 2)?),
         ..CpuEngineConfig::default()

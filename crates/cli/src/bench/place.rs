@@ -119,7 +119,7 @@ impl Place for Processor {
         path: DecodePath,
         blocks: usize,
     ) -> anyhow::Result<Box<dyn Timer + 'a>> {
-        let timer = cpu::measure::AttentionTimer::new(shape, path, blocks, CACHE_FORMAT)?;
+        let timer = cpu::measure::AttentionTimer::new(shape, path, blocks, CACHE_FORMAT, false)?;
         Ok(Box::new(OnProcessor { pool: &self.pool, timer, ready: None }))
     }
 }

@@ -112,19 +112,21 @@ pub struct AttentionTimer {
 impl AttentionTimer {
     /// A layer of `shape` on `path` with bf16 up-projections and a cache of `blocks` blocks in `format`. Passes take their
     /// blocks in turn, so a cache several times as large as a pass keeps the last-level cache from answering for memory.
+    /// Products over bf16 round to bf16 if `bf16_products` says so.
     pub fn new(
         shape: &AttentionShape,
         path: DecodePath,
         blocks: usize,
         format: CacheFormat,
+        bf16_products: bool,
     ) -> Result<Self, MatrixError> {
         let rows = shape.num_key_value_heads as usize * (shape.qk_nope_head_dim + shape.v_head_dim) as usize;
         let up = counter_noise(1, rows * shape.kv_lora_rank as usize, 0.125);
         let up: Vec<u8> = up.flat_map(|x| half::bf16::from_f64(x).to_bits().to_le_bytes()).collect();
         let up = UpProjection(WeightRows::Bf16(&up));
         let attention: Box<dyn Attention> = match path {
-            DecodePath::Gqa => Box::new(PerGroup::new(shape, up)?),
-            DecodePath::MqaAbsorb => Box::new(Absorb::new(shape, up)?),
+            DecodePath::Gqa => Box::new(PerGroup::new(shape, up)?.with_bf16_products(bf16_products)),
+            DecodePath::MqaAbsorb => Box::new(Absorb::new(shape, up)?.with_bf16_products(bf16_products)),
         };
         let mut cache = LayerCache::new(blocks, attention.cached_token(), format);
         cache.fill(noise(2).into_iter().cycle());
@@ -265,7 +267,7 @@ mod tests {
         for (path, format) in
             DecodePath::ALL.into_iter().flat_map(|path| CacheFormat::ALL.map(|format| (path, format)))
         {
-            let mut timer = AttentionTimer::new(&SHAPE, path, 9, format).unwrap();
+            let mut timer = AttentionTimer::new(&SHAPE, path, 9, format, false).unwrap();
             assert_eq!(timer.cache_bytes() as u64, 9 * AttentionTimer::block_bytes(&SHAPE, path, format));
             assert_eq!(timer.cached_token(), SHAPE.cached_token(path));
             let times = timer.time(&pool, &case(2, 100, 3), Duration::ZERO).unwrap();
@@ -279,7 +281,7 @@ mod tests {
     #[test]
     fn the_core_alone_answers_as_the_call_it_is_part_of() {
         let pool = Pool::new(Some(2)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::Gqa, 2, CACHE_FORMAT).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::Gqa, 2, CACHE_FORMAT, false).unwrap();
         let segments = segments(&[0, 1], 2, &case(1, 100, 2));
         let projected = noise(5)[..2 * timer.attention.projected_width()].to_vec();
         let (mut whole, mut core) = (vec![0.0; 2 * 8 * 16], vec![0.0; 2 * 8 * 16]);
@@ -293,7 +295,7 @@ mod tests {
     #[test]
     fn a_prepared_core_is_timed_pass_by_pass_over_blocks_in_turn() {
         let pool = Pool::new(Some(2)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 5, CACHE_FORMAT).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 5, CACHE_FORMAT, false).unwrap();
         let mut prepared = timer.prepare(&pool, &case(1, 128, 2)).unwrap();
         assert_eq!((prepared.blocks.len(), prepared.turn), (4, 2));
         for (passes, turn) in [(1, 4), (1, 2), (2, 2), (0, 4)] {
@@ -307,7 +309,7 @@ mod tests {
     #[test]
     fn impossible_passes_are_refused_with_the_arithmetic() {
         let pool = Pool::new(Some(1)).unwrap();
-        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 3, CACHE_FORMAT).unwrap();
+        let mut timer = AttentionTimer::new(&SHAPE, DecodePath::MqaAbsorb, 3, CACHE_FORMAT, false).unwrap();
         let mut refusal = |case| timer.time(&pool, &case, Duration::ZERO).unwrap_err().to_string();
         assert_eq!(refusal(case(0, 64, 1)), "batch is 0, expected at least 1");
         assert_eq!(refusal(case(1, 2, 4)), "4 query tokens do not fit a context of 2: raise the context");
