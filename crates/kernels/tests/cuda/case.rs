@@ -99,8 +99,7 @@ impl Case {
         }
     }
 
-    pub fn plan(&self) -> DecodePlan {
-        let limits = Limits { capability: (9, 0), shared_per_block: 227 << 10 };
+    pub fn plan(&self, limits: Limits) -> DecodePlan {
         plan_decode(&self.shape(), self.path, self.s_q as u32, limits).unwrap()
     }
 
@@ -165,10 +164,20 @@ impl Case {
         out
     }
 
+    /// Rows of each block that a sequence's rows of a group are divided into, and the tokens that its last query sees.
+    fn blocks(&self, plan: &DecodePlan, length: usize) -> impl Iterator<Item = [usize; 2]> {
+        let (rows, of_block, per, s_q) =
+            (self.rows(), plan.rows as usize, self.heads / self.groups, self.s_q);
+        (0..rows).step_by(of_block).map(move |first| {
+            let end = (first + of_block).min(rows);
+            [end - first, length - s_q + (end - 1) / per + 1]
+        })
+    }
+
     /// Bytes of keys (nope), keys (rope) and values, or of latent rows, that must be read: each once per group and block.
-    pub fn least_bytes(&self) -> [u64; 3] {
-        let tokens: usize = self.lengths.iter().sum();
-        let times = tokens * self.groups * self.rows().div_ceil(self.plan().rows as usize);
+    pub fn least_bytes(&self, plan: &DecodePlan) -> [u64; 3] {
+        let blocks = self.lengths.iter().flat_map(|length| self.blocks(plan, *length));
+        let times = self.groups * blocks.map(|[_, tokens]| tokens).sum::<usize>();
         match self.path {
             Gqa => self.dims.map(|dim| (times * dim * 2) as u64),
             MqaAbsorb => [(times * (self.dims[0] + self.dims[1]) * 2) as u64, 0, 0],
@@ -177,16 +186,18 @@ impl Case {
 
     /// Multiplications of 16 × 8 × 16 that whole stages of tokens and whole tiles of rows take. A stage is a page, or what
     /// the absorbing kernel copies at a time.
-    pub fn least_mma(&self) -> u64 {
+    pub fn least_mma(&self, plan: &DecodePlan) -> u64 {
         let [nope, rope, value] = self.dims;
-        let plan = self.plan();
-        let (stage, tile) = match self.path {
-            Gqa => (PAGE, 16),
-            // Warps take two tiles of 16 rows, where a block has more than one.
-            MqaAbsorb => (plan.depth as usize, plan.rows.min(32) as usize),
+        let (stage, tile) = match (self.path, plan.depth as usize) {
+            (Gqa, _) => (PAGE, 16),
+            // Too few tokens for the warps that two tiles of 16 rows take.
+            (MqaAbsorb, 16) => (16, 16),
+            (MqaAbsorb, stage) => (stage, plan.rows.min(32) as usize),
         };
-        let stages: usize = self.lengths.iter().map(|length| length.div_ceil(stage)).sum();
+        let blocks = self.lengths.iter().flat_map(|length| self.blocks(plan, *length));
+        let tiles: usize =
+            blocks.map(|[rows, tokens]| rows.div_ceil(tile) * (tile / 16) * tokens.div_ceil(stage)).sum();
         let of_stage = stage / 8 * ((nope + rope) / 16) + stage / 16 * (value / 8);
-        (stages * self.groups * self.rows().div_ceil(tile) * (tile / 16) * of_stage) as u64
+        (self.groups * tiles * of_stage) as u64
     }
 }

@@ -1,21 +1,25 @@
 //! Decode along both paths: right, and with no more traffic than it takes.
 
-use gqla_kernels::device::{DeviceError, Splits};
+use std::collections::BTreeSet;
+
+use gqla_kernels::device::{DeviceError, Program, Splits};
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use serde_json::json;
 
 use crate::{
     case::{Case, pages_each},
-    device::{Bench, error_of, program},
-    on_stand_in, on_two_multiprocessors,
+    device::{Bench, error_of, program, reports},
+    on_cards, on_stand_in, on_two_multiprocessors,
 };
 
 /// Bound on the relative error, which bf16 weights and outputs make about 2e-3.
 pub const MAX_ERROR: f64 = 6e-3;
 
 const DEEPSEEK: [usize; 3] = [128, 64, 128];
-/// DeepSeek's and all the other built-in models' latents.
+const GLM: [usize; 3] = [192, 64, 256];
+/// DeepSeek's and the other large models' latents.
 const LATENT: [usize; 3] = [512, 64, 512];
+const SMOLLM_LATENT: [usize; 3] = [320, 64, 320];
 
 fn check(bench: &Bench, case: &Case) -> f64 {
     let outcome = bench.run(case);
@@ -23,11 +27,11 @@ fn check(bench: &Bench, case: &Case) -> f64 {
     assert!(error <= MAX_ERROR, "{case:?}: relative error {error:.2e}");
     assert_eq!(
         outcome.read,
-        case.least_bytes(),
+        case.least_bytes(&outcome.plan),
         "{case:?}: every key and value, or latent row, is read once per block"
     );
     let counters = &outcome.reports[0]["counters"];
-    assert_eq!(counters["mma"], case.least_mma(), "{case:?}");
+    assert_eq!(counters["mma"], case.least_mma(&outcome.plan), "{case:?}");
     let mut ways = vec!["ldmatrix_shared"];
     // Narrow heads share rows of shared memory with the rope key, so that copies of either leave gaps.
     if case.path == MqaAbsorb || case.dims.iter().all(|dim| dim % 64 == 0) {
@@ -65,7 +69,11 @@ fn cases(
 
 /// Cases of one path and one set of dimensions, so that kernels are compiled once.
 fn check_all(cases: &[Case]) {
-    let bench = Bench::of(&cases[0]);
+    check_all_on(0, cases);
+}
+
+fn check_all_on(ordinal: usize, cases: &[Case]) {
+    let bench = Bench::on(ordinal, &cases[0]);
     let errors: Vec<f64> = cases.iter().map(|case| check(&bench, case)).collect();
     let sequences: usize = cases.iter().map(|case| case.lengths.len()).sum();
     let (least, most) =
@@ -84,7 +92,7 @@ fn deepseek_dimensions() {
 fn other_dimensions() {
     on_stand_in("decode::other_dimensions", "own-first", 1, || {
         check_all(&cases(Gqa, [64, 64, 64], &[[9, 3]], 1..=4));
-        check_all(&cases(Gqa, [192, 64, 256], &[[20, 4]], 1..=2));
+        check_all(&cases(Gqa, GLM, &[[20, 4]], 1..=2));
         check_all(&cases(Gqa, [16, 16, 16], &[[8, 2]], 1..=2));
         check_all(&cases(Gqa, [48, 32, 80], &[[6, 2]], 1..=1));
     });
@@ -104,6 +112,38 @@ fn other_latents() {
     on_stand_in("decode::other_latents", "own-first", 1, || {
         check_all(&cases(MqaAbsorb, [64, 16, 64], &[[8, 1], [5, 1]], 1..=4));
         check_all(&cases(MqaAbsorb, [256, 32, 256], &[[40, 1]], 1..=2));
+    });
+}
+
+/// What a block may have of shared memory decides which kernel attends: an H20's 227 KiB, an A100's 163, an L40S's 99. Between
+/// them, cards take every kernel that there is.
+#[test]
+fn every_kernel_on_a_card_that_takes_it() {
+    on_cards("decode::every_kernel_on_a_card_that_takes_it", &["H20", "A100", "L40S"], || {
+        let [h20, a100, l40s] = [0, 1, 2];
+        let (smollm, latents) = ([64, 64, 64], SMOLLM_LATENT);
+        for (card, path, dims, heads, s_q) in [
+            (h20, Gqa, smollm, [20, 2], 1..=4),
+            (h20, MqaAbsorb, latents, [9, 1], 1..=4),
+            // Wide heads leave no room for a third page.
+            (a100, Gqa, GLM, [20, 4], 4..=4),
+            (a100, Gqa, GLM, [40, 4], 4..=4),
+            (a100, MqaAbsorb, LATENT, [20, 1], 1..=4),
+            (l40s, Gqa, DEEPSEEK, [20, 2], 1..=4),
+            (l40s, Gqa, GLM, [20, 4], 4..=4),
+            // Three queries' rows are two blocks, the first of which need not see the last token.
+            (l40s, MqaAbsorb, LATENT, [20, 1], 1..=3),
+            (l40s, MqaAbsorb, latents, [9, 1], 1..=4),
+        ] {
+            check_all_on(card, &cases(path, dims, &[heads], s_q));
+        }
+        let there: BTreeSet<String> = [Program::gqa_decode(64, 64, 64), Program::absorb_decode(320, 64)]
+            .iter()
+            .flat_map(|program| program.resources((9, 0)).unwrap().into_keys())
+            .collect();
+        let launched: BTreeSet<String> =
+            reports().iter().map(|report| report["kernel"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(launched, there, "kernels that are launched, and those of the programs");
     });
 }
 

@@ -4,7 +4,8 @@ use gqla_fakecuda::Config;
 use gqla_kernels::{
     attention::Segment,
     device::{
-        Buffer, Decode, DecodeCache, DecodeInputs, Device, DeviceError, Images, Loaded, Program, Tables,
+        Buffer, Decode, DecodeCache, DecodeInputs, DecodePlan, Device, DeviceError, Images, Loaded, Program,
+        Tables,
     },
 };
 use half::bf16;
@@ -20,6 +21,8 @@ pub struct Bench {
 
 /// What a step gave and what it took.
 pub struct Outcome {
+    /// What the device's limits chose for it.
+    pub plan: DecodePlan,
     /// Per sequence, `[s_q, heads, value]`; the error when a kernel failed.
     pub out: Result<Vec<Vec<f64>>, DeviceError>,
     /// Reports of both launches, as far as they ran.
@@ -41,11 +44,19 @@ impl Bench {
     }
 
     pub fn of(case: &Case) -> Self {
-        Self::new(0, &program(case))
+        Self::on(0, case)
+    }
+
+    pub fn on(ordinal: usize, case: &Case) -> Self {
+        Self::new(ordinal, &program(case))
+    }
+
+    fn plan(&self, case: &Case) -> DecodePlan {
+        case.plan(self.device.limits())
     }
 
     pub fn self_test(&self, case: &Case) -> Result<f64, DeviceError> {
-        let decode = Decode::new(&self.loaded, case.shape(), case.plan())?;
+        let decode = Decode::new(&self.loaded, case.shape(), self.plan(case))?;
         decode.self_test(&self.device)
     }
 
@@ -58,7 +69,8 @@ impl Bench {
     /// The same in tables with room for steps of so many rows and sequences of so many tokens, where another step was before.
     pub fn run_in(&self, case: &Case, room: Option<[usize; 2]>) -> Result<Outcome, DeviceError> {
         let (shape, device) = (case.shape(), &self.device);
-        let decode = Decode::new(&self.loaded, shape, case.plan()).unwrap();
+        let plan = self.plan(case);
+        let decode = Decode::new(&self.loaded, shape, plan).unwrap();
         let batch = case.lengths.len();
         let pages = (0..batch).map(|i| case.pages(i)).sum::<usize>() + 2;
         let mut free = Noise::new(99).shuffled(pages).into_iter().map(|page| page as u32);
@@ -116,7 +128,7 @@ impl Bench {
         let by_sequence = |out: Vec<bf16>| {
             out.chunks(case.s_q * of_row).map(|chunk| chunk.iter().map(|x| x.to_f64()).collect()).collect()
         };
-        Ok(Outcome { out: launched.map(by_sequence), reports, read })
+        Ok(Outcome { plan, out: launched.map(by_sequence), reports, read })
     }
 
     /// Writes a sequence's tokens to its pages and gives its queries.

@@ -23,6 +23,11 @@ fn on_stand_in(name: &str, order: &str, devices: usize, body: impl FnOnce()) {
     alone(name, order, devices).run(body);
 }
 
+/// The same with the devices that `cards` names.
+fn on_cards(name: &str, cards: &[&str], body: impl FnOnce()) {
+    alone(name, "own-first", 0).env(Config::DEVICES_ENV, cards.join(",")).run(body);
+}
+
 /// The same with a driver of another CUDA version.
 fn on_driver(driver: &str, name: &str, order: &str, devices: usize, body: impl FnOnce()) {
     alone(name, order, devices).env(Config::DRIVER_ENV, driver).run(body);

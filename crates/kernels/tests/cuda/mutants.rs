@@ -252,7 +252,7 @@ fn noticed(by: By, outcome: &Outcome, case: &Case) -> bool {
         By::Fault(kinds) => outcome.out.is_err() && kinds.iter().any(|kind| faults.contains(*kind)),
         By::Error => faults.is_empty() && error.is_ok_and(|error| error > MAX_ERROR),
         By::Traffic => {
-            let of_path = case.least_bytes().into_iter().filter(|least| *least > 0);
+            let of_path = case.least_bytes(&outcome.plan).into_iter().filter(|least| *least > 0);
             let more = outcome.read.iter().zip(of_path).all(|(read, least)| *read > least);
             faults.is_empty() && more && error.is_ok_and(|error| error <= MAX_ERROR)
         }
