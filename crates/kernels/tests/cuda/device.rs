@@ -170,15 +170,18 @@ pub fn reports() -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Relative root mean square error of all sequences; not a number counts as infinite.
+/// Relative root mean square error of the sequence that is furthest off, which others must not hide; not a number counts as
+/// infinite.
 pub fn error_of(out: &[Vec<f64>], case: &Case) -> f64 {
-    let (mut off, mut all) = (0.0, 0.0);
-    for (index, got) in out.iter().enumerate() {
+    assert_eq!(out.len(), case.lengths.len(), "{case:?}");
+    let of_sequence = |(index, got): (usize, &Vec<f64>)| {
+        let (mut off, mut all) = (0.0, 0.0);
         for (got, expected) in got.iter().zip(case.expected(index)) {
             off += (got - expected).powi(2);
             all += expected.powi(2);
         }
-    }
-    let error: f64 = f64::sqrt(off / all);
-    if error.is_nan() { f64::INFINITY } else { error }
+        let error: f64 = f64::sqrt(off / all);
+        if error.is_nan() { f64::INFINITY } else { error }
+    };
+    out.iter().enumerate().map(of_sequence).fold(0.0, f64::max)
 }
