@@ -158,6 +158,65 @@ fn overwriting_too_early_is_seen() {
     });
 }
 
+/// What the program reads of page-locked memory after it asked for a copy there, whether or not it waits for that.
+fn copied_then_read(waits: bool) -> Vec<u32> {
+    let device = Device::open(0);
+    let from = device.stream.clone_htod(&[5u32; 64]).unwrap();
+    // SAFETY: it is filled before it is read.
+    let mut pinned = unsafe { device.context.alloc_pinned::<u32>(64) }.unwrap();
+    pinned.as_mut_slice().unwrap().fill(1);
+    // cudarc waits for all copies before it gives the address, so that a program which does not wait took it before.
+    let read = pinned.as_ptr().unwrap();
+    device.stream.memcpy_dtoh(&from, &mut pinned).unwrap();
+    if waits {
+        device.stream.synchronize().unwrap();
+    }
+    // SAFETY: the memory is ours and nothing writes to it here but calls of the driver, of which none is under way.
+    unsafe { std::slice::from_raw_parts(read, 64) }.to_vec()
+}
+
+#[test]
+fn whoever_waits_reads_what_was_copied_to_page_locked_memory() {
+    alone("whoever_waits_reads_what_was_copied_to_page_locked_memory", &ALL_ORDERS, &[], || {
+        assert_eq!(copied_then_read(true), [5; 64]);
+    });
+}
+
+#[test]
+fn page_locked_memory_read_too_early_has_old_numbers() {
+    alone("page_locked_memory_read_too_early_has_old_numbers", &ALL_ORDERS, &[], || {
+        assert_eq!(copied_then_read(false), [1; 64]);
+    });
+}
+
+/// One stream reads memory of another, which frees it once that was asked for.
+fn launched_then_freed(waits: bool) -> Result<Vec<u32>, DriverError> {
+    let (device, reader, owner) = Device::without_tracking();
+    let from = owner.clone_htod(&[1u32; 64])?;
+    let mut to = device.stream.alloc_zeros::<u32>(64)?;
+    device.context.synchronize()?;
+    device.twice(&reader, &from, &mut to, 0)?;
+    if waits {
+        owner.join(&reader)?;
+    }
+    drop(from);
+    reader.clone_dtoh(&to)
+}
+
+#[test]
+fn freeing_waits_for_launches() {
+    alone("freeing_waits_for_launches", &ALL_ORDERS, &[], || {
+        assert_eq!(launched_then_freed(true).unwrap(), [2; 64])
+    });
+}
+
+#[test]
+fn memory_freed_before_the_launch_that_reads_it_is_an_error() {
+    alone("memory_freed_before_the_launch_that_reads_it_is_an_error", &["others-first"], &[], || {
+        assert_eq!(code(launched_then_freed(false)), 700)
+    });
+}
+
 #[test]
 fn reading_what_another_stream_has_yet_to_write_is_an_error() {
     alone("reading_what_another_stream_has_yet_to_write_is_an_error", &["own-first"], &[], || {
