@@ -225,14 +225,56 @@ fn bit_fields() {
                 let insert = format!("bfi.b{bits} %d, %a, %b, {position}, {length};");
                 check(&insert, bits, bits, integers, |a, b, _| inserted(a, b, bits.into()));
             }
+            let wide = |a: u64| (0..length).fold(0, |all, bit| all | (a >> (position + bit) & 1) << bit);
+            check(&format!("bfe.u64 %d, %a, {position}, {length};"), 64, 64, integers, |a, _, _| {
+                if position + length <= 64 { wide(a) } else { a >> position }
+            });
         }
     }
+}
+
+/// What an atomic gives is what was there; what is there then is what it made of that.
+#[test]
+fn atomics() {
+    type Case = (&'static str, u32, fn(u64, u64, u64) -> u64);
+    let cases: [Case; 18] = [
+        ("add.u32", 32, |a, b, _| a.wrapping_add(b)),
+        ("add.u64", 64, |a, b, _| a.wrapping_add(b)),
+        ("min.u32", 32, |a, b, _| a.min(b)),
+        ("min.s32", 32, |a, b, _| (a as i32).min(b as i32) as u64),
+        ("min.s64", 64, |a, b, _| (a as i64).min(b as i64) as u64),
+        ("max.u32", 32, |a, b, _| a.max(b)),
+        ("max.s32", 32, |a, b, _| (a as i32).max(b as i32) as u64),
+        ("max.u64", 64, |a, b, _| a.max(b)),
+        ("and.b32", 32, |a, b, _| a & b),
+        ("and.b64", 64, |a, b, _| a & b),
+        ("or.b32", 32, |a, b, _| a | b),
+        ("or.b64", 64, |a, b, _| a | b),
+        ("xor.b32", 32, |a, b, _| a ^ b),
+        ("xor.b64", 64, |a, b, _| a ^ b),
+        ("exch.b32", 32, |_, b, _| b),
+        ("exch.b64", 64, |_, b, _| b),
+        ("cas.b32", 32, |a, b, c| if a == b { c } else { a }),
+        ("cas.b64", 64, |a, b, c| if a == b { c } else { a }),
+    ];
+    for (name, bits, expected) in cases {
+        let operands = if name.starts_with("cas") { "%b, %c" } else { "%b" };
+        let atom = format!("atom.global.{name} %d, [%from], {operands};");
+        check(&atom, bits, bits, integers, |a, _, _| a);
+        let after = format!("ld.global.b{bits} %d, [%from];");
+        check(&format!("{atom}\n{after}"), bits, bits, integers, expected);
+        if !name.starts_with("exch") && !name.starts_with("cas") {
+            check(&format!("red.global.{name} [%from], %b;\n{after}"), bits, bits, integers, expected);
+        }
+    }
+    let sum = "atom.global.add.f32 %d, [%from], %b;\nld.global.f32 %d, [%from];";
+    check(sum, 32, 32, floats, |a, b, _| (f(a) + f(b)).to_bits().into());
 }
 
 #[test]
 fn float_arithmetic() {
     type Case = (&'static str, fn(f32, f32, f32) -> f32);
-    let cases: [Case; 17] = [
+    let cases: [Case; 19] = [
         ("add.f32 %d, %a, %b;", |a, b, _| a + b),
         ("sub.rn.f32 %d, %a, %b;", |a, b, _| a - b),
         ("mul.f32 %d, %a, %b;", |a, b, _| a * b),
@@ -247,6 +289,8 @@ fn float_arithmetic() {
         ("rsqrt.approx.f32 %d, %a;", |a, _, _| (1.0 / f64::from(a).sqrt()) as f32),
         ("ex2.approx.f32 %d, %a;", |a, _, _| f64::from(a).exp2() as f32),
         ("lg2.approx.f32 %d, %a;", |a, _, _| f64::from(a).log2() as f32),
+        ("sin.approx.f32 %d, %a;", |a, _, _| f64::from(a).sin() as f32),
+        ("cos.approx.f32 %d, %a;", |a, _, _| f64::from(a).cos() as f32),
         ("tanh.approx.f32 %d, %a;", |a, _, _| f64::from(a).tanh() as f32),
         ("mul.ftz.f32 %d, %a, 0f3F800000;", |a, _, _| if a.is_subnormal() { 0.0f32.copysign(a) } else { a }),
         ("copysign.f32 %d, %a, %b;", |a, b, _| b.copysign(a)),
@@ -254,6 +298,56 @@ fn float_arithmetic() {
     for (line, expected) in cases {
         check(line, 32, 32, floats, |a, b, c| expected(f(a), f(b), f(c)).to_bits().into());
     }
+}
+
+/// Integers of 16 and floats of 64 bits, and what is left of integers of 64.
+#[test]
+fn other_widths() {
+    type Case = (&'static str, u32, u32, fn(u64, u64, u64) -> u64);
+    let whole: [Case; 17] = [
+        ("add.s16 %d, %a, %b;", 16, 16, |a, b, _| a + b),
+        ("mul.lo.s16 %d, %a, %b;", 16, 16, |a, b, _| a * b),
+        ("min.s16 %d, %a, %b;", 16, 16, |a, b, _| (a as i16).min(b as i16) as u64),
+        ("max.u16 %d, %a, %b;", 16, 16, |a, b, _| a.max(b)),
+        ("not.b16 %d, %a;", 16, 16, |a, _, _| !a),
+        ("shl.b16 %d, %a, 5;", 16, 16, |a, _, _| a << 5),
+        ("shr.u16 %d, %a, 5;", 16, 16, |a, _, _| a >> 5),
+        ("shr.s16 %d, %a, 5;", 16, 16, |a, _, _| (a as i16 >> 5) as u64),
+        ("mul.wide.s16 %d, %a, %b;", 16, 32, |a, b, _| (i32::from(a as i16) * i32::from(b as i16)) as u64),
+        ("mul.wide.u16 %d, %a, %b;", 16, 32, |a, b, _| a * b),
+        ("mad.wide.s16 %d, %a, %b, -9;", 16, 32, |a, b, _| {
+            (i32::from(a as i16) * i32::from(b as i16) - 9) as u64
+        }),
+        ("mad.wide.u16 %d, %a, %b, 9;", 16, 32, |a, b, _| a * b + 9),
+        ("mad.lo.s64 %d, %a, %b, %c;", 64, 64, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
+        ("abs.s64 %d, %a;", 64, 64, |a, _, _| (a as i64).wrapping_abs() as u64),
+        ("shr.u64 %d, %a, 40;", 64, 64, |a, _, _| a >> 40),
+        ("brev.b64 %d, %a;", 64, 64, |a, _, _| a.reverse_bits()),
+        ("clz.b64 %t, %a;\ncvt.u64.u32 %d, %t;", 64, 64, |a, _, _| a.leading_zeros().into()),
+    ];
+    for (line, source, result, expected) in whole {
+        check(line, source, result, integers, expected);
+    }
+    let doubles =
+        |salt| floats(salt).map(|x| if f(x).is_normal() { f64::from(f(x)) / 3.0 } else { 1.5 }.to_bits());
+    type Real = (&'static str, fn(f64, f64, f64) -> f64);
+    let real: [Real; 10] = [
+        ("add.f64 %d, %a, %b;", |a, b, _| a + b),
+        ("sub.f64 %d, %a, %b;", |a, b, _| a - b),
+        ("mul.f64 %d, %a, %b;", |a, b, _| a * b),
+        ("div.rn.f64 %d, %a, %b;", |a, b, _| a / b),
+        ("fma.rn.f64 %d, %a, %b, %c;", f64::mul_add),
+        ("min.f64 %d, %a, %b;", |a, b, _| a.min(b)),
+        ("max.f64 %d, %a, %b;", |a, b, _| a.max(b)),
+        ("neg.f64 %d, %a;", |a, _, _| -a),
+        ("abs.f64 %d, %a;", |a, _, _| a.abs()),
+        ("setp.lt.f64 %p, %a, %b;\nselp.f64 %d, %a, %c, %p;", |a, b, c| if a < b { a } else { c }),
+    ];
+    for (line, expected) in real {
+        let of_bits = |a, b, c| expected(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c)).to_bits();
+        check(line, 64, 64, doubles, of_bits);
+    }
+    check("cvt.rn.f32.f64 %d, %a;", 64, 32, doubles, |a, _, _| (f64::from_bits(a) as f32).to_bits().into());
 }
 
 #[test]
@@ -369,6 +463,13 @@ fn collectives() {
         run(&format!("{even}mov.b32 %d, 0;\n@%p activemask.b32 %d;")),
         std::array::from_fn(|lane| if lane % 2 == 0 { 0x5555_5555 } else { 0 })
     );
+    assert_eq!(run("redux.sync.min.u32 %d, %a, -1;"), [a.into_iter().min().unwrap(); 32]);
+    for (name, fold) in
+        [("and", (|x, y| x & y) as fn(u64, u64) -> u64), ("or", |x, y| x | y), ("xor", |x, y| x ^ y)]
+    {
+        let all = a.into_iter().reduce(fold).unwrap();
+        assert_eq!(run(&format!("redux.sync.{name}.b32 %d, %a, -1;")), [all; 32], "{name}");
+    }
     assert_eq!(run("redux.sync.max.u32 %d, %a, -1;"), [a.into_iter().max().unwrap(); 32]);
     assert_eq!(run("redux.sync.add.s32 %d, %a, -1;"), [a.iter().sum::<u64>() & 0xffff_ffff; 32]);
 }

@@ -86,6 +86,10 @@ fn a_barrier_puts_threads_in_order() {
     ];
     expected.sort();
     assert_eq!(missing.kinds(), expected);
+    // Fences order what one thread does, and make nobody wait.
+    for fence in ["membar.cta;", "membar.gl;", "fence.acq_rel.gpu;", "fence.sc.sys;"] {
+        assert_eq!(run(&exchange(fence), 64, 256).kinds(), expected, "{fence}");
+    }
 }
 
 #[test]
