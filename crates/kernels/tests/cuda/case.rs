@@ -25,6 +25,8 @@ pub struct Case {
     /// Tokens of each sequence, the queries' own included.
     pub lengths: Vec<usize>,
     pub splits: Splits,
+    /// Standard deviation of the queries' numbers, and so of scores; a power of two, which rounds nothing.
+    pub spread: f32,
 }
 
 /// Splits of so many pages, however many there are.
@@ -110,7 +112,8 @@ impl Case {
     pub fn sequence(&self, index: usize) -> Sequence {
         let (mut noise, length) = (Noise::new(index as u64 + 1), self.lengths[index]);
         let [nope, rope, value] = self.dims;
-        let q = noise.take(self.s_q * self.heads * (nope + rope));
+        let mut q = noise.take(self.s_q * self.heads * (nope + rope));
+        q.iter_mut().for_each(|x| *x = bf16::from_f32(x.to_f32() * self.spread));
         let k_nope: Vec<_> = (0..self.groups).map(|_| noise.take(length * nope)).collect();
         let k_rope = noise.take(length * rope);
         let v = match self.path {

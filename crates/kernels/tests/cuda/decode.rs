@@ -15,6 +15,9 @@ use crate::{
 /// Bound on the relative error, which bf16 weights and outputs make about 2e-3.
 pub const MAX_ERROR: f64 = 6e-3;
 
+/// A deviation of scores whose powers of two have no f32.
+pub const FAR_APART: f32 = 256.0;
+
 const DEEPSEEK: [usize; 3] = [128, 64, 128];
 const GLM: [usize; 3] = [192, 64, 256];
 /// DeepSeek's and the other large models' latents.
@@ -60,7 +63,7 @@ fn cases(
                 // Splits of one page and of two.
                 (vec![200, 128, s_q + 1], Splits { least_pages: 1, most: 2 }),
             ] {
-                all.push(Case { path, heads, groups, dims, s_q, lengths, splits });
+                all.push(Case { path, heads, groups, dims, s_q, lengths, splits, spread: 1.0 });
             }
         }
     }
@@ -162,7 +165,8 @@ fn any_order_of_warps() {
 fn devices_are_tried_before_they_serve() {
     on_stand_in("decode::devices_are_tried_before_they_serve", "own-first", 2, || {
         for (path, heads, groups, dims) in [(Gqa, 10, 2, DEEPSEEK), (MqaAbsorb, 10, 1, LATENT)] {
-            let case = Case { path, heads, groups, dims, s_q: 1, lengths: vec![1], splits: pages_each(1) };
+            let (lengths, splits) = (vec![1], pages_each(1));
+            let case = Case { path, heads, groups, dims, s_q: 1, lengths, splits, spread: 1.0 };
             let error = Bench::of(&case).self_test(&case).unwrap();
             assert!(error > 1e-4 && error <= MAX_ERROR, "{path}: {error:.2e}");
             let right = program(&case);
@@ -180,11 +184,23 @@ fn splits_grow_between_the_queries_of_a_sequence() {
         for (path, groups, dims) in [(Gqa, 2, DEEPSEEK), (MqaAbsorb, 1, LATENT)] {
             let splits = Splits { least_pages: 1, most: 2 };
             let lengths = vec![130, 257, 3];
-            let case = Case { path, heads: 10, groups, dims, s_q: 3, lengths, splits };
+            let case = Case { path, heads: 10, groups, dims, s_q: 3, lengths, splits, spread: 1.0 };
             let outcome = Bench::of(&case).run(&case);
             assert!(outcome.reports.iter().all(|report| report["faults"]["counts"] == json!({})), "{path}");
             let error = error_of(&outcome.out.unwrap(), &case);
             assert!(error <= MAX_ERROR, "{path}: {error:.2e}");
+        }
+    });
+}
+
+/// Scores so far apart that powers of them have no number: what is left of a row is its maximum, which must be the row's.
+#[test]
+fn scores_far_apart() {
+    on_stand_in("decode::scores_far_apart", "own-first", 1, || {
+        for (path, groups, dims) in [(Gqa, 2, DEEPSEEK), (MqaAbsorb, 1, SMOLLM_LATENT)] {
+            let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
+            let case = Case { path, heads: 10, groups, dims, s_q: 2, lengths, splits, spread: FAR_APART };
+            check_all(&[case]);
         }
     });
 }
@@ -202,6 +218,7 @@ fn a_batch_changes_no_result() {
                 s_q: 2,
                 lengths: lengths.to_vec(),
                 splits: Splits { least_pages: 1, most: 3 },
+                spread: 1.0,
             };
             let run = |lengths: &[usize]| {
                 let case = case(lengths);

@@ -6,7 +6,7 @@ use gqla_model::DecodePath::{Gqa, MqaAbsorb};
 
 use crate::{
     case::{Case, pages_each},
-    decode::MAX_ERROR,
+    decode::{FAR_APART, MAX_ERROR},
     device::{Bench, Outcome, error_of, program},
     on_two_multiprocessors,
 };
@@ -20,6 +20,8 @@ enum By {
     Error,
     /// More bytes than it takes, with numbers that are right.
     Traffic,
+    /// Matrices of shared memory that take more passes than they need, with numbers that are right.
+    Conflicts,
 }
 
 struct Mutant {
@@ -48,10 +50,30 @@ const ONE_TURN_OF_MERGING: Mutant = Mutant {
     by: By::Error,
 };
 
-const GQA_MUTANTS: [Mutant; 22] = [
+/// Those who write and those who read agree where a chunk lies.
+const NO_SWIZZLE_AT_ALL: Mutant = Mutant {
+    name: "no swizzle, on either side",
+    changes: &[("return row / (8 / TURNS) & (TURNS - 1);", "return 0;")],
+    by: By::Conflicts,
+};
+const TWO_LANES_OF_FOUR: Mutant = Mutant {
+    name: "maximum over two lanes of four",
+    changes: &[("return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));", "return x;")],
+    by: By::Error,
+};
+const HALVES_SWAPPED: Mutant = Mutant {
+    name: "halves swapped within the assembly",
+    changes: &[("\"f\"(high), \"f\"(low)", "\"f\"(low), \"f\"(high)")],
+    by: By::Error,
+};
+
+const GQA_MUTANTS: [Mutant; 24] = [
     SKIPPED_UNIT,
     SHIFTED_LIST,
     ONE_TURN_OF_MERGING,
+    NO_SWIZZLE_AT_ALL,
+    TWO_LANES_OF_FOUR,
+    HALVES_SWAPPED,
     Mutant {
         name: "no barrier between units",
         changes: &[("next unit's pages take.\n        __syncthreads();", "next unit's pages take.")],
@@ -96,11 +118,6 @@ const GQA_MUTANTS: [Mutant; 22] = [
         by: By::Error,
     },
     Mutant {
-        name: "maximum over two lanes of four",
-        changes: &[("return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));", "return x;")],
-        by: By::Error,
-    },
-    Mutant {
         name: "queries see those after them",
         changes: &[("? p.positions[t.query(row)] : -1;", "? t.length - 1 : -1;")],
         by: By::Error,
@@ -109,6 +126,11 @@ const GQA_MUTANTS: [Mutant; 22] = [
         name: "next page of the table",
         changes: &[("unit.pages + index]", "unit.pages + index + 1]")],
         by: NOT_OWN,
+    },
+    Mutant {
+        name: "page before of the table, which the first sequence's first has none of",
+        changes: &[("unit.pages + index]", "unit.pages + index - 1]")],
+        by: By::Fault(&["GlobalOutOfBoundsRead"]),
     },
     Mutant { name: "page of nobody", changes: &[("+ index];", "+ index] + 100;")], by: NOT_OWN },
     Mutant {
@@ -136,11 +158,6 @@ const GQA_MUTANTS: [Mutant; 22] = [
         by: By::Fault(&["GlobalUninitialised"]),
     },
     Mutant {
-        name: "halves swapped within the assembly",
-        changes: &[("\"f\"(high), \"f\"(low)", "\"f\"(low), \"f\"(high)")],
-        by: By::Error,
-    },
-    Mutant {
         name: "splits that are not there are merged",
         changes: &[("return s < splits ?", "return s < p.most_splits ?")],
         by: By::Fault(&["GlobalUninitialised"]),
@@ -152,10 +169,47 @@ const GQA_MUTANTS: [Mutant; 22] = [
     },
 ];
 
-const ABSORB_MUTANTS: [Mutant; 16] = [
+const ABSORB_MUTANTS: [Mutant; 25] = [
     SKIPPED_UNIT,
     SHIFTED_LIST,
     ONE_TURN_OF_MERGING,
+    NO_SWIZZLE_AT_ALL,
+    HALVES_SWAPPED,
+    Mutant {
+        name: "wrong matrix for a lane",
+        changes: &[("turned(turn, k * 2, lane / 8));", "turned(turn, k * 2, lane / 8 ^ 1));")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "values not transposed",
+        changes: &[("load_matrices_transposed(value[i % 2],", "load_matrices(value[i % 2],")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "no swizzle",
+        changes: &[("turned(turn, k * 2, lane / 8));", "turned(0, k * 2, lane / 8));")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "next page of the table",
+        changes: &[("unit.pages + first / PAGE]", "unit.pages + first / PAGE + 1]")],
+        by: NOT_OWN,
+    },
+    Mutant {
+        name: "page before of the table, which the first sequence's first has none of",
+        changes: &[("unit.pages + first / PAGE]", "unit.pages + first / PAGE - 1]")],
+        by: By::Fault(&["GlobalOutOfBoundsRead"]),
+    },
+    Mutant {
+        name: "page of nobody",
+        changes: &[("+ first / PAGE];", "+ first / PAGE] + 100;")],
+        by: NOT_OWN,
+    },
+    Mutant {
+        name: "the first sequence's pages, which hold numbers",
+        changes: &[("unit.pages + first / PAGE]", "first / PAGE]")],
+        by: By::Error,
+    },
     Mutant {
         name: "no barrier between units, nor between sums and those who read them",
         changes: &[("next unit's barriers.\n    __syncthreads();", "next unit's barriers.")],
@@ -232,12 +286,12 @@ const ABSORB_MUTANTS: [Mutant; 16] = [
 /// Tails as first page and as later ones, and splits that are not there.
 fn gqa_case() -> Case {
     let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
-    Case { path: Gqa, heads: 80, groups: 2, dims: [128, 64, 128], s_q: 2, lengths, splits }
+    Case { path: Gqa, heads: 80, groups: 2, dims: [128, 64, 128], s_q: 2, lengths, splits, spread: 1.0 }
 }
 
 fn absorb_case() -> Case {
     let (lengths, splits) = (vec![300, 70, 5], pages_each(3));
-    Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, splits }
+    Case { path: MqaAbsorb, heads: 20, groups: 1, dims: [512, 64, 512], s_q: 2, lengths, splits, spread: 1.0 }
 }
 
 fn faults(outcome: &Outcome) -> BTreeSet<String> {
@@ -256,6 +310,13 @@ fn noticed(by: By, outcome: &Outcome, case: &Case) -> bool {
             let more = outcome.read.iter().zip(of_path).all(|(read, least)| *read > least);
             faults.is_empty() && more && error.is_ok_and(|error| error <= MAX_ERROR)
         }
+        By::Conflicts => {
+            let least = outcome.read == case.least_bytes(&outcome.plan);
+            let matrices = &outcome.reports[0]["counters"]["ldmatrix_shared"];
+            let passes = |kind: &str| matrices[kind].as_u64().unwrap();
+            let more = passes("actual") > passes("ideal");
+            faults.is_empty() && least && more && error.is_ok_and(|error| error <= MAX_ERROR)
+        }
     }
 }
 
@@ -270,10 +331,11 @@ fn check(mutants: &[Mutant], case: &Case) {
         let outcome = Bench::new(device, &program.clone().with_text(planted)).run(case);
         let error = outcome.out.as_ref().map_or(f64::INFINITY, |out| error_of(out, case));
         println!(
-            "{}: faults {:?}, relative error {error:.2e}, read {:?}",
+            "{}: faults {:?}, relative error {error:.2e}, read {:?}, matrices {}",
             mutant.name,
             faults(&outcome),
-            outcome.read
+            outcome.read,
+            outcome.reports[0]["counters"]["ldmatrix_shared"]
         );
         assert!(noticed(mutant.by, &outcome, case), "{}: not noticed by {:?}", mutant.name, mutant.by);
     }
@@ -297,4 +359,13 @@ fn mistakes_along_absorb_are_noticed() {
             check(&ABSORB_MUTANTS, &absorb_case());
         },
     );
+}
+
+/// All lanes of a row take its maximum from shared memory, so that a number too small makes weights that are all too large, and
+/// no difference before they are too large for an f32.
+#[test]
+fn a_maximum_along_absorb_that_is_none_is_noticed() {
+    on_two_multiprocessors("mutants::a_maximum_along_absorb_that_is_none_is_noticed", "own-first", 1, || {
+        check(&[TWO_LANES_OF_FOUR], &Case { spread: FAR_APART, ..absorb_case() });
+    });
 }

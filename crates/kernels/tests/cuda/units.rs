@@ -20,6 +20,7 @@ fn cases(s_q: usize, lengths: &[usize], splits: Splits) -> [Case; 2] {
         s_q,
         lengths: lengths.to_vec(),
         splits,
+        spread: 1.0,
     })
 }
 
