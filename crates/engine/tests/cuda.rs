@@ -4,14 +4,20 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use gqla_engine::{
     Checkpoint, DraftSource, Speculation,
     cpu::{CacheFormat, CacheMemory, Model, Precision, Products, Weights, bf16_unit},
     cuda::{CudaEngine, CudaEngineConfig, CudaLoadError, CudaModel, PromptGemm},
 };
-use gqla_kernels::device::Images;
+use gqla_fakecuda::Config;
+use gqla_kernels::device::{Images, Program};
 use gqla_model::DecodePath::{self, Gqa, MqaAbsorb};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -374,6 +380,41 @@ fn what_it_does_not_run_is_told() {
         let not_drafting = load(&fixture(GQLA), Gqa).draft_logits(&[1], &[2]).unwrap_err().to_string();
         assert!(not_drafting.contains("was not prepared to draft"), "{not_drafting}");
     });
+}
+
+/// A driver of CUDA 12.4 reads no PTX from NVRTC 12.9: a model runs by machine code, and the log says of all its kernels which
+/// step gave them and why those before did not.
+#[test]
+fn an_older_driver_runs_machine_code_and_the_log_says_why() {
+    let test = stand_in("an_older_driver_runs_machine_code_and_the_log_says_why");
+    let log = test.env(Config::DRIVER_ENV, "12.4").run(|| {
+        tracing_subscriber::fmt().with_ansi(false).init();
+        let known: PathBuf = std::env::var_os(Config::CUBINS_ENV).unwrap().into();
+        let checkpoint = Checkpoint::open(&fixture(GQLA)).unwrap();
+        let load =
+            || CudaModel::load(&checkpoint, Some(Gqa), 0, &Images::in_folder(Path::new("no/such/folder")));
+        // A card that NVRTC's machine code is not for, and one that it is for.
+        let error = load().err().unwrap().to_string();
+        assert!(error.starts_with("no image of the kernels `gqa_decode-16-16-16` loads"), "{error}");
+        for program in [Program::gqa_decode(16, 16, 16), Program::gemm(), Program::rows(), Program::sample()]
+        {
+            Images::write(&known, &program, &[(9, 0)]).unwrap();
+        }
+        let logits = load().unwrap().logits(&[1, 2, 3]).unwrap();
+        assert!(logits.iter().all(|logit| logit.is_finite()));
+    });
+    let Some(log) = log else { return };
+    for program in ["gqa_decode", "gemm", "rows", "sample"] {
+        let loaded = log.lines().find(|line| line.contains(&format!("kernels loaded kernels=\"{program}")));
+        let line = loaded.unwrap_or_else(|| panic!("{program}: {log}"));
+        assert!(
+            line.contains("source=cubin from NVRTC")
+                && line.contains("cubin file: `no/such/folder/")
+                && line.contains("PTX file: `no/such/folder/")
+                && line.contains("PTX from NVRTC: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)"),
+            "{line}"
+        );
+    }
 }
 
 /// Without a driver there is a sentence and no panic. On a machine that has one, there is nothing to show.

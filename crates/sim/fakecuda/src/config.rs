@@ -32,6 +32,8 @@ pub struct Config {
     pub report: Option<PathBuf>,
     /// A file; once it exists, launches fail as if they had touched memory that is nobody's.
     pub fault: Option<PathBuf>,
+    /// Where cubins lie beside the PTX that is executed for them.
+    pub cubins: Option<PathBuf>,
 }
 
 /// Why the environment makes no configuration.
@@ -104,6 +106,9 @@ impl Config {
     pub const REPORT_ENV: &str = "GQLA_FAKECUDA_REPORT";
     /// A file that makes every launch fail once it exists.
     pub const FAULT_ENV: &str = "GQLA_FAKECUDA_FAULT";
+    /// A folder as `gqla kernels build` writes it. A cubin with the bytes of one in there loads, on devices that its header
+    /// says it is for, and the PTX beside it is executed in its place; other cubins are refused.
+    pub const CUBINS_ENV: &str = "GQLA_FAKECUDA_CUBINS";
 
     /// Reads the variables that `variable` returns, and the machine where they name GPUs of it.
     ///
@@ -135,6 +140,7 @@ impl Config {
             order: variable(Self::ORDER_ENV).map_or(Ok(Order::OwnFirst), |value| order(&value))?,
             report: variable(Self::REPORT_ENV).map(PathBuf::from),
             fault: variable(Self::FAULT_ENV).map(PathBuf::from),
+            cubins: variable(Self::CUBINS_ENV).map(PathBuf::from),
         })
     }
 
@@ -252,15 +258,22 @@ mod tests {
             Config::from_variables(variable_of(set), machine)
         };
         let nothing = read(&[]).unwrap();
-        assert_eq!(
-            (nothing.devices.len(), nothing.multiprocessors, nothing.driver, nothing.order, nothing.report),
-            (0, None, (12, 9), Order::OwnFirst, None)
-        );
+        let expected = Config {
+            devices: Vec::new(),
+            multiprocessors: None,
+            driver: (12, 9),
+            order: Order::OwnFirst,
+            report: None,
+            fault: None,
+            cubins: None,
+        };
+        assert_eq!(nothing, expected);
         let two = read(&[
             (Config::DEVICES_ENV, "H20, H100"),
             (Config::DRIVER_ENV, "12.2"),
             (Config::ORDER_ENV, "17"),
             (Config::MULTIPROCESSORS_ENV, "4"),
+            (Config::CUBINS_ENV, "images"),
         ])
         .unwrap();
         assert_eq!(
@@ -268,8 +281,8 @@ mod tests {
             ["H20", "H100"]
         );
         assert_eq!(
-            (two.newest_ptx(), two.order, two.multiprocessors),
-            ((8, 2), Order::Shuffled(17), Some(4))
+            (two.newest_ptx(), two.order, two.multiprocessors, two.cubins),
+            ((8, 2), Order::Shuffled(17), Some(4), Some("images".into()))
         );
         for (name, value) in [
             (Config::DEVICES_ENV, "H19"),

@@ -15,6 +15,10 @@
 //! `CUDA_ERROR_LAUNCH_FAILED` what a GPU would forgive: races in shared memory, reads of what nobody wrote, copies that
 //! have not arrived. The reason goes to standard error, and counters to [`Config::REPORT_ENV`].
 //!
+//! **It reads no machine code.** A cubin loads only where [`Config::CUBINS_ENV`] shows the same bytes beside the PTX of the
+//! same kernels, which is executed in its place, and only on an architecture that the cubin's header names. So a program's
+//! way to a cubin is tested, and nothing of what an assembler made of the kernels.
+//!
 //! **It is cuBLASLt too**, where it is also linked to as `libcublasLt.so.12`: the loader opens one file once, so both see one
 //! device memory and one order of work. Of cuBLASLt it has products of bf16, `Wᵀ x` with sums in f32.
 //!
@@ -23,6 +27,7 @@
 mod blaslt;
 mod code;
 mod config;
+mod cubin;
 mod ffi;
 mod host;
 mod install;

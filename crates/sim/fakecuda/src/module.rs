@@ -51,11 +51,11 @@ pub(crate) struct ReportLine<'a> {
 }
 
 impl Modules {
-    /// Loads PTX; what is not text is for a real driver only.
+    /// Loads PTX that is no newer than `newest`, if that matters; what is not text is for a real driver only.
     pub fn load(
         &mut self,
         image: &[u8],
-        newest: (u32, u32),
+        newest: Option<(u32, u32)>,
         architecture: Architecture,
     ) -> Result<usize, Code> {
         let text = std::str::from_utf8(image).map_err(|_| Code::INVALID_IMAGE)?;
@@ -64,7 +64,7 @@ impl Modules {
             code
         };
         let module = parse(text).map_err(|error| refused(error.to_string(), Code::INVALID_PTX))?;
-        if module.version > newest {
+        if let Some(newest) = newest.filter(|newest| module.version > *newest) {
             let reason = format!("PTX {:?}, this driver reads up to {newest:?}", module.version);
             return Err(refused(reason, Code::UNSUPPORTED_PTX_VERSION));
         }

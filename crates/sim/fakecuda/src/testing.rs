@@ -50,7 +50,8 @@ impl<'a> Alone<'a> {
         self
     }
 
-    /// Runs `body` in a process that finds the stand-in, and returns what that printed; `None` in that process itself.
+    /// Runs `body` in a process that finds the stand-in, an empty [`Config::REPORT_ENV`] and an empty folder
+    /// [`Config::CUBINS_ENV`], and returns what that printed; `None` in that process itself.
     ///
     /// # Panics
     /// When the body did.
@@ -62,6 +63,8 @@ impl<'a> Alone<'a> {
         let folder = tempfile::tempdir().unwrap();
         let launches = folder.path().join("launches.jsonl");
         fs::write(&launches, "").unwrap();
+        let cubins = folder.path().join("cubins");
+        fs::create_dir(&cubins).unwrap();
         if self.cublaslt {
             install_cublaslt(folder.path()).unwrap();
         }
@@ -70,6 +73,7 @@ impl<'a> Alone<'a> {
             .env(CHILD, "1")
             .env("LD_LIBRARY_PATH", library_path(folder.path(), self.nvrtc))
             .env(Config::REPORT_ENV, launches)
+            .env(Config::CUBINS_ENV, cubins)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();

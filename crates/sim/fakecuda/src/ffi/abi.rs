@@ -92,10 +92,14 @@ impl TextIn {
         Ok(unsafe { CStr::from_ptr(self.0) })
     }
 
-    /// The first bytes of an image; of a text, none beyond its NUL.
-    pub fn starts_with(&self, magic: [u8; 4]) -> bool {
-        // SAFETY: read one by one, so that nothing beyond the end of a shorter text is touched: no magic has a NUL.
-        !self.0.is_null() && (0..4).all(|i| unsafe { self.0.add(i).read() }.cast_unsigned() == magic[i])
+    /// Whether an image begins so.
+    pub fn starts_with(&self, bytes: &[u8]) -> bool {
+        let equal = |(i, byte): (usize, &u8)| {
+            // SAFETY: not null, and read one by one up to the first that differs. A text's NUL does, since the magic numbers that
+            // texts are compared with have none; whose image has an ELF's vouches for all that is in one.
+            unsafe { self.0.add(i).read() }.cast_unsigned() == *byte
+        };
+        !self.0.is_null() && bytes.iter().enumerate().all(equal)
     }
 }
 

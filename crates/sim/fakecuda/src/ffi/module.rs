@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 
 use super::abi::{Out, ParamsIn, Status, TextIn, in_context, stream};
-use crate::{code::Code, queue::Task};
+use crate::{code::Code, cubin::ptx_of, queue::Task};
 use gqla_ptxsim::THREADS_PER_BLOCK;
 
 /// First bytes of a cubin and of a fat binary.
@@ -17,16 +17,22 @@ const LOCAL_SIZE_BYTES: c_int = 3;
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
 const PREFERRED_SHARED_MEMORY_CARVEOUT: c_int = 9;
 
-/// Loads PTX. Machine code is refused as on a GPU that it was not made for, so that a program falls back to PTX.
+/// Loads PTX, and cubins whose PTX is known. Other machine code is refused as on a GPU that it was not made for, so that a
+/// program falls back to PTX.
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleLoadData(module: Out<usize>, image: TextIn) -> Status {
     in_context(|machine, device| {
-        if image.starts_with(ELF) || image.starts_with(FAT_BINARY) {
+        let (config, state) = (&machine.config, &mut machine.devices[device]);
+        let architecture = state.architecture;
+        module.set(if image.starts_with(&ELF) {
+            let ptx = ptx_of(|cubin| image.starts_with(cubin), config.cubins.as_deref(), architecture)?;
+            // A driver compiles nothing of a cubin, so which PTX it was made from does not matter.
+            state.modules.load(&ptx, None, architecture)?
+        } else if image.starts_with(&FAT_BINARY) {
             return Err(Code::NO_BINARY_FOR_GPU);
-        }
-        let newest = machine.config.newest_ptx();
-        let state = &mut machine.devices[device];
-        module.set(state.modules.load(image.get()?.to_bytes(), newest, state.architecture)?)
+        } else {
+            state.modules.load(image.get()?.to_bytes(), Some(config.newest_ptx()), architecture)?
+        })
     })
 }
 
