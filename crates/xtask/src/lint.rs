@@ -5,6 +5,7 @@
 
 mod arrows;
 mod deny;
+mod dockerfile;
 mod tree;
 
 use std::time::Instant;
@@ -27,10 +28,11 @@ pub struct Args {
 /// A named check; it fails with everything that is wrong.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("rustfmt", rustfmt),
     ("file sizes", tree::file_sizes),
     ("machine paths", tree::machine_paths),
+    ("dockerfile", dockerfile::check),
     ("arrows", arrows::check),
     ("cargo deny", deny::check),
     ("generated files", generate::check),
