@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf};
 
-use gqla_fakecuda::Config;
+use gqla_fakecuda::{Config, testing::Alone};
 use gqla_kernels::device::{
     Buffer, Device, DeviceError, ImageSource, Images, Loaded, Program, RowKernels, Weights,
 };
@@ -147,5 +147,32 @@ fn assert_older_driver(test: &str, driver: &str, [reads, does_not]: [&str; 2]) {
             .map(|step| format!("{step}: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)"));
         assert_eq!(loaded.refusals[1..], too_new);
         assert_embeds(&device, &loaded);
+    });
+}
+
+/// A shape of which there are no files, where nothing compiles: a sentence that names both ways out.
+#[test]
+fn without_nvrtc_there_is_a_sentence() {
+    Alone::new("images::without_nvrtc_there_is_a_sentence").env(Config::DEVICES_ENV, "H20").run(|| {
+        let (device, program) = (Device::open(0).unwrap(), Program::gqa_decode(16, 16, 16));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("gqa_decode-64-64-64-compute_80.ptx"), OLD_PTX).unwrap();
+        let Err(error) = Images::in_folder(folder.path()).load(&device, &program) else { panic!("it loads") };
+        let error = error.to_string();
+        for part in [
+            "no image of the kernels `gqa_decode-16-16-16` loads on NVIDIA H20 (sm_90); put NVRTC 12 where libraries",
+            "`gqla kernels build --model MODEL --out FOLDER`",
+            "gqa_decode-16-16-16-compute_80.ptx`: No such file or directory (os error 2); there are gqa_decode-64-64-64",
+            "PTX from NVRTC: libnvrtc.so.12 is not on this machine",
+            "cubin from NVRTC: libnvrtc.so.12 is not on this machine",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Those that there are need no compiler.
+        std::fs::write(folder.path().join("gqa_decode-16-16-16-compute_80.ptx"), OLD_PTX).unwrap();
+        let loaded = Images::in_folder(folder.path()).load(&device, &program).unwrap();
+        assert_eq!(loaded.source, ImageSource::PtxFile);
+        let error = program.resources((9, 0)).unwrap_err().to_string();
+        assert!(error.contains("`gqa_decode-16-16-16` for sm_90") && error.contains("libnvrtc.so.12"), "{error}");
     });
 }
