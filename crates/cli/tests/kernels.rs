@@ -6,15 +6,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+mod stand_in;
 
-use gqla_fakecuda::{Config, install_cublaslt, testing::library_path};
+use std::{collections::BTreeSet, fs, path::Path, process::Output};
+
+use gqla_fakecuda::install_cublaslt;
 use serde_json::Value;
+use stand_in::gqla;
 use tempfile::TempDir;
 
 const BASELINE: &str = "../kernels/baseline.json";
@@ -33,14 +31,7 @@ fn kernels(devices: &str, args: &[&str]) -> Output {
 
 /// The same with what else is in the folder that the stand-in is put into.
 fn kernels_beside(folder: &TempDir, devices: &str, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gqla"))
-        .arg("kernels")
-        .args(args)
-        .env("LD_LIBRARY_PATH", library_path(folder.path(), true))
-        .env(Config::DEVICES_ENV, devices)
-        .env(Config::REPORT_ENV, folder.path().join("launches.jsonl"))
-        .output()
-        .unwrap()
+    gqla(folder.path(), true, devices, &[&["kernels"], args].concat())
 }
 
 fn rows(output: &Output) -> Vec<Value> {
@@ -252,6 +243,22 @@ fn without_a_card_there_is_a_sentence() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && output.stdout.is_empty());
     assert!(told.contains("error: asking for devices failed: CUDA_ERROR_NO_DEVICE"), "{told}");
+}
+
+/// Images cannot be made without a compiler, which is told before a file is written.
+#[test]
+fn without_nvrtc_there_is_a_sentence() {
+    let (folder, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let out = images.path().to_str().unwrap();
+    let args = ["kernels", "build", "--out", out, "--model", "smollm2-135m-gqla"];
+    let output = gqla(folder.path(), false, "", &args);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let expected = format!(
+        "error: cannot make the image `{out}/absorb_decode-320-64-sm_80.cubin`: libnvrtc.so.12 is not"
+    );
+    assert!(told.contains(&expected) && !told.contains("panicked"), "{told}");
+    assert_eq!(fs::read_dir(images.path()).unwrap().count(), 0);
 }
 
 /// Machine code and PTX that do not hold a kernel fail the trial and the command, with each step's reason.
