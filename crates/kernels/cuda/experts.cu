@@ -2,8 +2,8 @@
 // has a say in between: grids follow from a step's rows alone, and what was chosen is in lists on the device.
 #include "gemm.cuh"
 
-// Logits in f32, router weights too: a rounded logit can choose another expert. A warp has one expert, and as many rows as share
-// a reading of its weights.
+// Logits in f32, router weights too: a rounded logit can choose another expert. A block copies one expert's weights, piece by piece,
+// once for 64 rows: each of its warps has eight of them.
 struct Logits {
     const u16* x;         // [rows][hidden]
     const float* weights; // [experts][hidden]
@@ -11,28 +11,36 @@ struct Logits {
     int rows, experts, hidden;
 };
 extern "C" __global__ void __launch_bounds__(256) router_logits(const __grid_constant__ Logits p) {
-    constexpr int ROWS = 8;
-    const int lane = threadIdx.x % WARP, expert = blockIdx.x * 8 + threadIdx.x / WARP, first = blockIdx.y * ROWS;
-    if (expert >= p.experts) return;
-    const float* weights = p.weights + (u64)expert * p.hidden;
-    const int rows = min(ROWS, p.rows - first);
+    constexpr int ROWS = 8, PIECE = 2048;
+    __shared__ float4 piece[PIECE / 4];
+    const int lane = threadIdx.x % WARP, expert = blockIdx.x;
+    const int first = (blockIdx.y * 8 + threadIdx.x / WARP) * ROWS, rows = min(ROWS, p.rows - first);
+    const float4* weights = (const float4*)(p.weights + (u64)expert * p.hidden);
     float sums[ROWS] = {};
-    for (int i = lane * 4; i < p.hidden; i += WARP * 4) {
-        const float4 weight = *(const float4*)(weights + i);
+    for (int begin = 0; begin < p.hidden; begin += PIECE) {
+        const int count = min(PIECE, p.hidden - begin) / 4;
+        // All are done with the piece before.
+        __syncthreads();
+        for (int i = threadIdx.x; i < count; i += 256) piece[i] = weights[begin / 4 + i];
+        // The piece is there.
+        __syncthreads();
+        for (int i = lane; i < count; i += WARP) {
+            const float4 weight = piece[i];
 #pragma unroll
-        for (int row = 0; row < ROWS; row++) {
-            if (row == rows) break;
-            const uint2 x = *(const uint2*)(p.x + (u64)(first + row) * p.hidden + i);
-            // Rounded where it is written, or rows could be added in different ways by their place.
-            sums[row] = fmaf(__uint_as_float(x.x << 16), weight.x, sums[row]);
-            sums[row] = fmaf(__uint_as_float(x.x & 0xffff0000u), weight.y, sums[row]);
-            sums[row] = fmaf(__uint_as_float(x.y << 16), weight.z, sums[row]);
-            sums[row] = fmaf(__uint_as_float(x.y & 0xffff0000u), weight.w, sums[row]);
+            for (int row = 0; row < ROWS; row++) {
+                if (row >= rows) break;
+                const uint2 x = *(const uint2*)(p.x + (u64)(first + row) * p.hidden + begin + i * 4);
+                // Rounded where it is written, or rows could be added in different ways by their place.
+                sums[row] = fmaf(__uint_as_float(x.x << 16), weight.x, sums[row]);
+                sums[row] = fmaf(__uint_as_float(x.x & 0xffff0000u), weight.y, sums[row]);
+                sums[row] = fmaf(__uint_as_float(x.y << 16), weight.z, sums[row]);
+                sums[row] = fmaf(__uint_as_float(x.y & 0xffff0000u), weight.w, sums[row]);
+            }
         }
     }
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
-        if (row == rows) break;
+        if (row >= rows) break;
 #pragma unroll
         for (int apart = 16; apart > 0; apart /= 2) sums[row] += __shfl_xor_sync(ALL_LANES, sums[row], apart);
         if (lane == 0) p.logits[(u64)(first + row) * p.experts + expert] = sums[row];

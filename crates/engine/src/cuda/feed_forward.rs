@@ -54,7 +54,8 @@ impl FeedForward {
 
 /// What routed rows need besides the activations of any block.
 pub(super) struct Routed {
-    choices: Choices,
+    /// Of the last layer that had any.
+    pub choices: Choices,
     /// Each choice's answer, `[choices, hidden]`.
     answers: Buffer<f32>,
 }

@@ -269,3 +269,7 @@ fn kernels(device: &Device, images: &Images, program: &Program) -> Result<Loaded
     tracing::info!(kernels = program.stem(), source = %loaded.source, refusals, "kernels loaded");
     Ok(loaded)
 }
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

@@ -17,8 +17,8 @@ use super::{
 /// Threads of a block of the kernel that sorts, and of the one that chooses.
 pub(super) const SORT_THREADS: u32 = 1024;
 pub(super) const CHOOSE_THREADS: u32 = 32;
-/// Experts and rows of a block of the router.
-const ROUTED: [usize; 2] = [8, 8];
+/// Rows of a block of the router, which has one expert.
+const ROUTED_ROWS: usize = 64;
 /// As `experts.cu` has it.
 const MOST_EXPERTS: usize = 1024;
 /// A lane each.
@@ -195,6 +195,11 @@ impl Router {
     pub fn shape(&self) -> &RouterShape {
         &self.shape
     }
+
+    /// `[experts, hidden]`, the numbers themselves.
+    pub fn weights(&self) -> &Buffer<f32> {
+        &self.weights
+    }
 }
 
 /// What the rows of a step chose, for no later step.
@@ -334,7 +339,7 @@ impl ExpertKernels {
             experts: count,
             hidden: int("width", hidden)?,
         };
-        let blocks = [shape.experts.div_ceil(ROUTED[0]), rows.div_ceil(ROUTED[1])];
+        let blocks = [shape.experts, rows.div_ceil(ROUTED_ROWS)];
         launch_grid(device, &self.logits, "router_logits", &params, grid(blocks, THREADS as u32, 0)?)?;
         let Routing { n_group, topk_group, norm_topk_prob, routed_scaling_factor } = shape.routing;
         let params = ChooseParams {
@@ -459,41 +464,5 @@ fn grid([x, y]: [usize; 2], threads: u32, shared: u32) -> Result<LaunchConfig, D
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape(experts: usize, per_token: usize, [n_group, topk_group]: [u32; 2]) -> RouterShape {
-        let routing = Routing { n_group, topk_group, norm_topk_prob: true, routed_scaling_factor: 1.0 };
-        RouterShape { experts, per_token, routing }
-    }
-
-    /// However choices fall, no step has more tiles: each expert begins one, and what is left fills whole ones.
-    #[test]
-    fn tiles_are_enough_for_any_choice() {
-        for (experts, per_token, rows) in [(64, 4, 1), (64, 4, 16), (64, 4, 17), (8, 2, 256), (256, 8, 300)] {
-            let shape = shape(experts, per_token, [1, 1]);
-            let ((choices, tiles), begun) = (shape.choices(rows), experts.min(rows * per_token));
-            assert_eq!(tiles, begun + (choices - begun) / block_of(rows).rows);
-            assert!(tiles <= Choices::most_tiles(&shape, 300), "{experts} {per_token} {rows}");
-        }
-    }
-
-    #[test]
-    fn shapes_that_no_kernel_has_are_refused() {
-        assert!(shape(64, 4, [1, 1]).check().is_ok());
-        assert!(shape(256, 8, [8, 4]).check().is_ok());
-        for refused in [
-            shape(0, 1, [1, 1]),
-            shape(2048, 4, [1, 1]),
-            shape(64, 33, [1, 1]),
-            shape(64, 4, [0, 0]),
-            shape(64, 4, [64, 8]),
-            shape(64, 4, [3, 1]),
-            shape(64, 4, [8, 9]),
-            shape(64, 9, [8, 1]),
-        ] {
-            let error = refused.check().unwrap_err().to_string();
-            assert!(error.contains("at most 32 of 1024 in 32 equal groups"), "{error}");
-        }
-    }
-}
+#[path = "experts_tests.rs"]
+mod tests;

@@ -122,6 +122,8 @@ struct Outcome {
     residual: Vec<f32>,
     /// Of either product's launch, bytes of weights.
     read: [u64; 2],
+    /// Of the router's.
+    router_read: u64,
     reports: Vec<Value>,
 }
 
@@ -160,14 +162,16 @@ impl Case {
         kernels.combine(device, &choices, (&answers, hidden), &mut residual)?;
         let residual = device.download(&residual, rows * hidden)?;
         let reports = reports().split_off(already);
-        let read = |launch: usize, weights: &Weights| {
-            reports[launch]["buffers"][weights.numbers().address().to_string()]["read"].as_u64().unwrap()
+        let read_at = |launch: usize, address: u64| {
+            reports[launch]["buffers"][address.to_string()]["read"].as_u64().unwrap()
         };
+        let read = |launch: usize, weights: &Weights| read_at(launch, weights.numbers().address());
         Ok(Outcome {
             choices: choices.download(device)?,
             between: device.download(&whole, total * inner)?,
             residual,
             read: [read(3, &into), read(5, &out_of)],
+            router_read: read_at(0, router.weights().address()),
             reports,
         })
     }
@@ -225,6 +229,8 @@ fn each_chosen_experts_weights_are_read_once() {
             assert!(error <= MAX_ERROR, "{rows} rows: {error:.2e}");
             let tiles: usize = Case::runs(&got.choices).values().map(|rows| rows.div_ceil(64)).sum();
             assert_eq!(got.read, [(tiles * hidden * inner * 2) as u64; 2], "{rows} rows");
+            let of_router = rows.div_ceil(64) * shape.experts * hidden * size_of::<f32>();
+            assert_eq!(got.router_read, of_router as u64, "{rows} rows");
             for (kernel, report) in [("bf16", 3), ("f32", 5)].map(|(to, i)| (to, &got.reports[i])) {
                 assert!(report["kernel"].as_str().unwrap().ends_with(kernel), "{report}");
                 for way in ["ldmatrix_shared", "cp_async_shared"] {
@@ -285,12 +291,22 @@ enum By {
 /// A mistake: its name, what is replaced by what, and what tells.
 type Mutant = (&'static str, &'static [(&'static str, &'static str)], By);
 
-const MUTANTS: [Mutant; 9] = [
+const MUTANTS: [Mutant; 11] = [
     ("the first expert's weights", &[("(u64)tile.expert * p.outputs", "(u64)0 * p.outputs")], By::Error),
     ("choices of other rows", &[("p.places[choice] * p.width", "choice * p.width")], By::Error),
     (
         "no barrier after rows are found",
         &[("// Rows are found.\n        __syncthreads();", "")],
+        By::Fault("Shared"),
+    ),
+    (
+        "no barrier before the router's next weights",
+        &[("// All are done with the piece before.\n        __syncthreads();", "")],
+        By::Fault("Shared"),
+    ),
+    (
+        "no barrier after the router's weights",
+        &[("// The piece is there.\n        __syncthreads();", "")],
         By::Fault("Shared"),
     ),
     ("no barrier after counts", &[("// Counts are there.\n    __syncthreads();", "")], By::Fault("Shared")),
@@ -332,7 +348,9 @@ fn mistakes_with_experts_are_noticed() {
             }
             let loaded = kernels(ordinal, &Program::experts().with_text(planted));
             let shape = shape(10, 3, [5, 2]);
-            let case = Case { rows: 9, hidden: 72, inner: 40, shape };
+            // Wider than what the router copies at a time.
+            let hidden = 2120;
+            let case = Case { rows: 9, hidden, inner: 40, shape };
             let noticed = match by {
                 By::Choices => {
                     let [_, (logits, bias)] = tried(shape, 9);
@@ -342,7 +360,7 @@ fn mistakes_with_experts_are_noticed() {
                 By::Error => case.error(&case.run(&loaded).unwrap()) > 0.1,
                 By::Traffic => {
                     let got = case.run(&loaded).unwrap();
-                    let least = (Case::runs(&got.choices).len() * 72 * 40 * 2) as u64;
+                    let least = (Case::runs(&got.choices).len() * hidden * 40 * 2) as u64;
                     case.error(&got) <= MAX_ERROR && got.read.iter().all(|read| *read > least)
                 }
                 By::Fault(kind) => {
