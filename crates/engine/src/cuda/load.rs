@@ -107,7 +107,7 @@ fn turns(device: &Device, dim: usize, config: &ModelConfig) -> Result<Turns, Dev
     let turns: Vec<f32> = (0..config.max_position_embeddings)
         .flat_map(|position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency)))
         .collect();
-    Ok(Turns { numbers: device.upload("rotary angles", &turns)?, style: RopeStyle::Interleaved })
+    Ok(Turns { numbers: device.upload_weights("rotary angles", &turns)?, style: RopeStyle::Interleaved })
 }
 
 struct Source<'a> {
@@ -138,7 +138,7 @@ impl<'a> Source<'a> {
 
     fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm, CudaLoadError> {
         let weight = self.tensor(name, &[width])?.to_f32();
-        Ok(Norm { weight: self.device.upload(name, &weight)?, eps })
+        Ok(Norm { weight: self.device.upload_weights(name, &weight)?, eps })
     }
 
     /// Stacks matrices of `inputs` columns.

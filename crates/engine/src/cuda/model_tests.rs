@@ -1,4 +1,4 @@
-//! What a step reads of a model's weights, as the stand-in for libcuda counts it.
+//! What is read of a model's weights, as the stand-in for libcuda counts it: when they come to the device, and in a step.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -184,6 +184,31 @@ fn a_step_reads_its_weights_once() {
                         "{what}: read {read} of {touched} bytes, {ratio:.4}"
                     );
                 }
+            }
+        }
+    });
+}
+
+/// The fixtures' matrices are all much smaller than what goes up at a time.
+#[test]
+fn weights_come_from_page_locked_memory() {
+    on_stand_in("cuda::model::tests::weights_come_from_page_locked_memory", || {
+        for (fixture, drafting) in [(DENSE, false), (EXPERTS, true)] {
+            for path in DecodePath::ALL {
+                let (checkpoint, device) = (checkpoint(fixture), Device::open(0).unwrap());
+                let attention = load::attention(&checkpoint).unwrap();
+                let already = report(Config::COPIES_ENV).len();
+                let parameters = load::parameters(&checkpoint, &device, &attention, path, drafting).unwrap();
+                let copies = report(Config::COPIES_ENV).split_off(already);
+                let [locked, other] = [true, false].map(|page_locked| -> u64 {
+                    let of_kind = copies.iter().filter(|copy| copy["page_locked"] == page_locked);
+                    of_kind.map(|copy| copy["bytes"].as_u64().unwrap()).sum()
+                });
+                let mut all = around(&parameters, parameters.embedding.outputs());
+                all.extend(parameters.all_layers().flat_map(|layer| of_layer(layer, None)));
+                let matrices = all.values().sum::<usize>() as u64;
+                assert!(locked > matrices, "{fixture} {path}: {locked} bytes, matrices have {matrices}");
+                assert_eq!(other, 0, "{fixture} {path}");
             }
         }
     });

@@ -188,7 +188,8 @@ impl Router {
             );
             return Err(DeviceError::arguments("router_logits", reason));
         }
-        Ok(Self { shape, weights: device.upload(what, weights)?, bias: device.upload(what, bias)?, hidden })
+        let upload = |numbers| device.upload_weights(what, numbers);
+        Ok(Self { shape, weights: upload(weights)?, bias: upload(bias)?, hidden })
     }
 
     /// Experts, and how rows find them.

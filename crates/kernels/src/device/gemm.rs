@@ -155,7 +155,7 @@ impl Weights {
             return Err(DeviceError::arguments("gemm", reason));
         }
         let mut weights = Self::unwritten(device, what, [batch, outputs, inputs])?;
-        device.write(&mut weights.numbers, 0, numbers)?;
+        device.write_weights(&mut weights.numbers, 0, numbers)?;
         Ok(weights)
     }
 
@@ -196,7 +196,7 @@ impl Weights {
             );
             return Err(DeviceError::arguments("gemm", reason));
         }
-        device.write(&mut self.numbers, (index * outputs + output) * inputs, numbers)
+        device.write_weights(&mut self.numbers, (index * outputs + output) * inputs, numbers)
     }
 
     /// Matrices.

@@ -20,21 +20,64 @@ pub struct Device {
     staging: Mutex<Option<Staging>>,
 }
 
-/// Page-locked memory through which large uploads go in turns: while one part is on its way, the next one is copied here.
-/// From other memory the driver copies a third as fast, and the host waits for it.
-struct Staging([(PinnedHostSlice<u8>, CudaEvent); 2]);
+/// Page-locked memory through which weights go, half by half: while one is on its way, the other is filled, with the end of a
+/// matrix or with many small ones. From other memory the driver copies a third as fast, and the host waits for it.
+struct Staging {
+    halves: [(PinnedHostSlice<u8>, CudaEvent); 2],
+    /// The half that is filled, and bytes in it.
+    half: usize,
+    filled: usize,
+}
+
+/// Bytes of a half.
+const HALF_BYTES: usize = 16 << 20;
+
+impl Staging {
+    fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
+        let half = || -> Result<_, DriverError> {
+            // SAFETY: it is written before it is read.
+            let memory = unsafe { context.alloc_pinned::<u8>(HALF_BYTES) }?;
+            Ok((memory, context.new_event(None)?))
+        };
+        Ok(Self { halves: [half()?, half()?], half: 0, filled: 0 })
+    }
+
+    fn copy(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        mut bytes: &[u8],
+        to: &mut CudaViewMut<'_, u8>,
+    ) -> Result<(), DriverError> {
+        let mut at = 0;
+        while !bytes.is_empty() {
+            let (memory, left) = &mut self.halves[self.half];
+            if self.filled == 0 {
+                // What was here before.
+                left.synchronize()?;
+            }
+            let (part, rest) = bytes.split_at(bytes.len().min(HALF_BYTES - self.filled));
+            // cudarc's own event is none, since nothing else here needs events: it does not wait for the parts before.
+            let place = &mut memory.as_mut_slice()?[self.filled..][..part.len()];
+            place.copy_from_slice(part);
+            stream.memcpy_htod(&*place, &mut to.slice_mut(at..at + part.len()))?;
+            left.record(stream)?;
+            (bytes, at, self.filled) = (rest, at + part.len(), self.filled + part.len());
+            if self.filled == HALF_BYTES {
+                (self.half, self.filled) = (1 - self.half, 0);
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // What is here may be freed when it has left. A device that failed reads no more.
-        for (_, left) in &self.0 {
+        for (_, left) in &self.halves {
             let _ = left.synchronize();
         }
     }
 }
-
-/// Bytes of a part. What is smaller is not worth it.
-const STAGED_BYTES: usize = 16 << 20;
 
 /// What buffers hold: plain numbers of which every bit pattern is one.
 pub trait Number: DeviceRepr + ValidAsZeroBits + bytemuck::Pod + Default + private::Sealed {}
@@ -203,6 +246,16 @@ impl Device {
         Ok(buffer)
     }
 
+    /// The same for what stays: through page-locked memory, which is there until [`Self::release_staging`].
+    ///
+    /// # Errors
+    /// When memory is short, or the driver refuses.
+    pub fn upload_weights<T: Number>(&self, what: &str, numbers: &[T]) -> Result<Buffer<T>, DeviceError> {
+        let mut buffer = self.unwritten(what, numbers.len())?;
+        self.write_weights(&mut buffer, 0, numbers)?;
+        Ok(buffer)
+    }
+
     /// Copies numbers over those from `at` on.
     ///
     /// # Errors
@@ -211,54 +264,40 @@ impl Device {
         if numbers.is_empty() {
             return Ok(());
         }
-        let (len, count) = (to.len(), numbers.len());
-        let mut place = to.slice.try_slice_mut(at..at + count).ok_or_else(|| {
-            DeviceError::arguments("write", format!("{count} numbers at {at} do not fit into {len}"))
-        })?;
+        let mut place = place(to, at, numbers.len())?;
         self.bind()?;
+        self.stream.memcpy_htod(numbers, &mut place).map_err(DeviceError::driver("copying to the device"))
+    }
+
+    /// The same through page-locked memory, as [`Self::upload_weights`].
+    ///
+    /// # Errors
+    /// When they do not fit, or the driver refuses.
+    pub fn write_weights<T: Number>(
+        &self,
+        to: &mut Buffer<T>,
+        at: usize,
+        numbers: &[T],
+    ) -> Result<(), DeviceError> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let mut place = place(to, at, numbers.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(numbers);
-        let copied = if bytes.len() < STAGED_BYTES {
-            self.stream.memcpy_htod(numbers, &mut place)
-        } else {
-            // SAFETY: bytes of numbers of which every bit pattern is one.
-            let place = unsafe { place.transmute_mut::<u8>(bytes.len()) };
-            let place = place.ok_or_else(|| DeviceError::arguments("write", "bytes exceed their numbers"))?;
-            self.write_staged(place, bytes)
+        // SAFETY: bytes of numbers of which every bit pattern is one.
+        let place = unsafe { place.transmute_mut::<u8>(bytes.len()) };
+        let mut place = place.ok_or_else(|| DeviceError::arguments("write", "bytes exceed their numbers"))?;
+        self.bind()?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let copied = match &mut *staging {
+            Some(staging) => staging.copy(&self.stream, bytes, &mut place),
+            None => Staging::new(&self.context)
+                .and_then(|new| staging.insert(new).copy(&self.stream, bytes, &mut place)),
         };
         copied.map_err(DeviceError::driver("copying to the device"))
     }
 
-    fn write_staged(&self, mut to: CudaViewMut<'_, u8>, bytes: &[u8]) -> Result<(), DriverError> {
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let Staging(turns) = match &mut *staging {
-            Some(staging) => staging,
-            None => {
-                let part = || -> Result<_, DriverError> {
-                    // SAFETY: it is written before it is read.
-                    let memory = unsafe { self.context.alloc_pinned::<u8>(STAGED_BYTES) }?;
-                    Ok((memory, self.context.new_event(None)?))
-                };
-                staging.insert(Staging([part()?, part()?]))
-            }
-        };
-        let parts = bytes.chunks_exact(STAGED_BYTES);
-        let (rest, whole) = (parts.remainder(), parts.len());
-        for (index, part) in parts.enumerate() {
-            let (memory, left) = &mut turns[index % 2];
-            // What was here before. cudarc's own event is none, since nothing else here needs events.
-            left.synchronize()?;
-            memory.as_mut_slice()?.copy_from_slice(part);
-            let mut place = to.slice_mut(index * STAGED_BYTES..(index + 1) * STAGED_BYTES);
-            self.stream.memcpy_htod(&*memory, &mut place)?;
-            left.record(&self.stream)?;
-        }
-        if rest.is_empty() {
-            return Ok(());
-        }
-        self.stream.memcpy_htod(rest, &mut to.slice_mut(whole * STAGED_BYTES..))
-    }
-
-    /// Gives back what large uploads went through.
+    /// Gives back what weights went through.
     pub fn release_staging(&self) {
         *self.staging.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -321,6 +360,14 @@ impl Device {
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(DeviceError::driver("taking the device's context"))
     }
+}
+
+/// Where `count` numbers from `at` on are.
+fn place<T: Number>(to: &mut Buffer<T>, at: usize, count: usize) -> Result<CudaViewMut<'_, T>, DeviceError> {
+    let len = to.len();
+    to.slice.try_slice_mut(at..at + count).ok_or_else(|| {
+        DeviceError::arguments("write", format!("{count} numbers at {at} do not fit into {len}"))
+    })
 }
 
 /// cudarc panics where there is no driver.

@@ -169,15 +169,30 @@ fn products() {
     });
 }
 
-/// Three parts and a half of what goes through page-locked memory at a time, on a driver that copies as late as it may.
+/// Three and a half of the halves of page-locked memory that weights go through, between many that share one, on a driver that
+/// copies as late as it may.
 #[test]
-fn large_uploads_arrive_whole() {
-    on_stand_in("ops::large_uploads_arrive_whole", "others-first", 1, || {
+fn weights_arrive_whole() {
+    on_stand_in("ops::weights_arrive_whole", "others-first", 1, || {
         let device = Device::open(0).unwrap();
         let numbers: Vec<i32> = (0..14 << 20).collect();
-        let buffer = device.upload("numbers", &numbers).unwrap();
+        let small = |first: usize| -> Vec<_> {
+            let parts = numbers[first..].chunks(30_001).take(40);
+            parts.map(|part| (device.upload_weights("a small one", part).unwrap(), part)).collect()
+        };
+        let before = small(0);
+        let large = device.upload_weights("numbers", &numbers).unwrap();
+        let after = small(1 << 20);
         device.release_staging();
-        assert_eq!(device.download(&buffer, numbers.len()).unwrap(), numbers);
+        assert_eq!(device.download(&large, numbers.len()).unwrap(), numbers);
+        for (buffer, part) in before.iter().chain(&after) {
+            assert_eq!(device.download(buffer, part.len()).unwrap(), *part);
+        }
+        let mut buffer = device.upload_weights("four", &numbers[..4]).unwrap();
+        device.write_weights(&mut buffer, 1, &[7, 8]).unwrap();
+        assert_eq!(device.download(&buffer, 4).unwrap(), [0, 7, 8, 3]);
+        let error = device.write_weights(&mut buffer, 3, &[7, 8]).unwrap_err().to_string();
+        assert_eq!(error, "write: 2 numbers at 3 do not fit into 4");
     });
 }
 

@@ -34,6 +34,8 @@ pub struct Config {
     pub fault: Option<PathBuf>,
     /// Where cubins lie beside the PTX that is executed for them.
     pub cubins: Option<PathBuf>,
+    /// Where to append a line of JSON per copy from the program's memory.
+    pub copies: Option<PathBuf>,
 }
 
 /// Why the environment makes no configuration.
@@ -109,6 +111,8 @@ impl Config {
     /// A folder as `gqla kernels build` writes it. A cubin with the bytes of one in there loads, on devices that its header
     /// says it is for, and the PTX beside it is executed in its place; other cubins are refused.
     pub const CUBINS_ENV: &str = "GQLA_FAKECUDA_CUBINS";
+    /// A file that gets a line of JSON per copy from the program's memory: bytes, and whether that is page-locked.
+    pub const COPIES_ENV: &str = "GQLA_FAKECUDA_COPIES";
 
     /// Reads the variables that `variable` returns, and the machine where they name GPUs of it.
     ///
@@ -141,6 +145,7 @@ impl Config {
             report: variable(Self::REPORT_ENV).map(PathBuf::from),
             fault: variable(Self::FAULT_ENV).map(PathBuf::from),
             cubins: variable(Self::CUBINS_ENV).map(PathBuf::from),
+            copies: variable(Self::COPIES_ENV).map(PathBuf::from),
         })
     }
 
@@ -264,6 +269,7 @@ mod tests {
             driver: (12, 9),
             order: Order::OwnFirst,
             report: None,
+            copies: None,
             fault: None,
             cubins: None,
         };

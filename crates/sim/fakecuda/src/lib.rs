@@ -13,7 +13,8 @@
 //!
 //! **What a kernel does wrong is an error** of its context that stays: addresses and alignment as on a GPU, and with
 //! `CUDA_ERROR_LAUNCH_FAILED` what a GPU would forgive: races in shared memory, reads of what nobody wrote, copies that
-//! have not arrived. The reason goes to standard error, and counters to [`Config::REPORT_ENV`].
+//! have not arrived. The reason goes to standard error, and counters to [`Config::REPORT_ENV`];
+//! what was copied from which memory goes to [`Config::COPIES_ENV`].
 //!
 //! **It reads no machine code.** A cubin loads only where [`Config::CUBINS_ENV`] shows the same bytes beside the PTX of the
 //! same kernels, which is executed in its place, and only on an architecture that the cubin's header names. So a program's

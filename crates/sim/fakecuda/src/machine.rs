@@ -3,6 +3,7 @@
 use std::{
     fs::OpenOptions,
     io::Write,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -135,8 +136,9 @@ impl Machine {
     /// Asks for a copy from the program's memory.
     pub fn copy_in(&mut self, device: usize, stream: StreamId, to: u64, from: HostRange) -> Result<(), Code> {
         self.expect_inside(device, to, from.bytes())?;
-        let from =
-            if self.page_locked.holds(from) { Source::PageLocked(from) } else { Source::Staged(from.read()) };
+        let page_locked = self.page_locked.holds(from);
+        append(self.config.copies.as_deref(), &CopyLine { bytes: from.bytes(), page_locked });
+        let from = if page_locked { Source::PageLocked(from) } else { Source::Staged(from.read()) };
         self.devices[device].queues.push(stream, Task::CopyIn { to, from });
         Ok(())
     }
@@ -209,7 +211,7 @@ fn run(device: &mut Device, task: Task, config: &Config) -> Result<(), Code> {
         Task::Free(address) => memory.free(address).map_err(lost),
         Task::Launch(prepared) => run_launch(memory, &prepared, config),
         Task::Product(product) => {
-            append(config, &product.line());
+            append(config.report.as_deref(), &product.line());
             product.run(memory)
         }
         Task::Record(..) | Task::Wait(..) => Ok(()),
@@ -233,16 +235,23 @@ fn run_launch(memory: &mut GlobalMemory, prepared: &Prepared, config: &Config) -
     }
     let report = prepared.run(memory, schedule)?;
     let line = prepared.line(&report);
-    append(config, &line);
+    append(config.report.as_deref(), &line);
     for fault in &report.faults.first {
         eprintln!("gqla-fakecuda: {}: {fault}", line.kernel);
     }
     code_of(&report).map_or(Ok(()), Err)
 }
 
-/// Writes a line of the report, where one is wanted.
-fn append(config: &Config, line: &impl Serialize) {
-    let Some(path) = &config.report else { return };
+/// A copy from the program's memory.
+#[derive(Serialize)]
+struct CopyLine {
+    bytes: usize,
+    page_locked: bool,
+}
+
+/// Writes a line of a report, where one is wanted.
+fn append(path: Option<&Path>, line: &impl Serialize) {
+    let Some(path) = path else { return };
     let file = OpenOptions::new().create(true).append(true).open(path);
     let written = file.and_then(|mut file| writeln!(file, "{}", serde_json::to_string(line)?));
     if let Err(error) = written {

@@ -62,9 +62,12 @@ impl<'a> Alone<'a> {
         }
         let folder = tempfile::tempdir().unwrap();
         let launches = folder.path().join("launches.jsonl");
-        fs::write(&launches, "").unwrap();
         let cubins = folder.path().join("cubins");
         fs::create_dir(&cubins).unwrap();
+        let copies = folder.path().join("copies.jsonl");
+        for report in [&launches, &copies] {
+            fs::write(report, "").unwrap();
+        }
         if self.cublaslt {
             install_cublaslt(folder.path()).unwrap();
         }
@@ -74,6 +77,7 @@ impl<'a> Alone<'a> {
             .env("LD_LIBRARY_PATH", library_path(folder.path(), self.nvrtc))
             .env(Config::REPORT_ENV, launches)
             .env(Config::CUBINS_ENV, cubins)
+            .env(Config::COPIES_ENV, copies)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();
