@@ -417,6 +417,29 @@ fn an_older_driver_runs_machine_code_and_the_log_says_why() {
     }
 }
 
+/// One mistake in each program that a model's step is made of, attention's apart: the first kernel that is off is named.
+#[test]
+fn wrong_kernels_are_refused_before_they_serve() {
+    on_stand_in("wrong_kernels_are_refused_before_they_serve", || {
+        let checkpoint = Checkpoint::open(&fixture("glm_a/gqla")).unwrap();
+        for (program, from, to, kernel) in [
+            (Program::gemm(), "other < PARTS; other++", "other < PARTS - 1; other++", "gemm_narrow16_bf16"),
+            (Program::rows(), "scale * p.weight[i]", "scale", "rms_norm_f32"),
+            (Program::sample(), "| (u32)~id; }", "| (u32)id; }", "sample"),
+            (Program::experts(), "fmaf(weight, answer.x", "fmaf(1.f, answer.x", "experts_narrow16_bf16"),
+        ] {
+            let text = program.text().to_owned();
+            assert_eq!(text.matches(from).count(), 1, "{kernel}: its place is gone");
+            let folder = tempfile::tempdir().unwrap();
+            Images::write(folder.path(), &program.with_text(text.replace(from, to)), &[]).unwrap();
+            let images = Images::in_folder(folder.path());
+            let error = CudaModel::load(&checkpoint, Some(Gqa), 0, &images).err().unwrap().to_string();
+            let start = format!("`{kernel}` on NVIDIA H20 is off by ");
+            assert!(error.starts_with(&start) && error.contains("the model is not served"), "{error}");
+        }
+    });
+}
+
 /// Without a driver there is a sentence and no panic. On a machine that has one, there is nothing to show.
 #[test]
 fn without_a_driver_there_is_a_reason() {

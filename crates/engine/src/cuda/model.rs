@@ -96,7 +96,7 @@ impl CudaModel {
     /// Loads a checkpoint onto device `ordinal`; `path` defaults to GQA. The kernels' images come from `images` or NVRTC.
     ///
     /// # Errors
-    /// When the model is not one this backend runs, or the device cannot.
+    /// When the model is not one this backend runs, or the device cannot or computes something else than the references.
     pub fn load(
         checkpoint: &Checkpoint,
         path: Option<DecodePath>,
@@ -132,6 +132,11 @@ impl CudaModel {
             Some(_) => Some(ExpertKernels::new(&kernels(&device, images, &Program::experts())?)?),
             None => None,
         };
+        gemm.self_test(&device)?;
+        rows.self_test(&device)?;
+        sample.self_test(&device)?;
+        experts.as_ref().map_or(Ok(()), |experts| experts.self_test(&device))?;
+        tracing::info!("products, what is done row by row, and draws are those of the references");
         let source = speculation.map(|speculation| speculation.source());
         let drafting = source == Some(DraftSource::PredictionLayer);
         let parameters = load::parameters(checkpoint, &device, &attention, path, drafting)?;

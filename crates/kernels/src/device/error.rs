@@ -74,7 +74,7 @@ pub enum DeviceError {
     )]
     SelfTest {
         /// The kernel.
-        kernel: &'static str,
+        kernel: String,
         /// The device's name.
         device: String,
         /// Relative root mean square error.

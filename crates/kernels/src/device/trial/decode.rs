@@ -3,7 +3,7 @@
 use gqla_model::{AttentionShape, DecodePath};
 use half::bf16;
 
-use super::{SPLITS, noise, relative_rms, wide};
+use super::{SPLITS, held, noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{Buffer, Decode, DecodeCache, DecodeInputs, DecodeShape, Device, DeviceError, Tables},
@@ -182,17 +182,6 @@ impl Decode {
         // A whole page and a tail, and two queries, of which the last sees the one before it.
         let (shape, path) = (*self.shape(), self.plan().path);
         let trial = DecodeTrial { shape, path, queries: 2, tokens: BLOCK_TOKENS + 7 };
-        let error = trial.run(device, self)?.error;
-        // A result that is not a number is no pass either.
-        if error <= MAX_ERROR {
-            Ok(error)
-        } else {
-            Err(DeviceError::SelfTest {
-                kernel: self.plan().decode,
-                device: device.name().to_owned(),
-                error,
-                bound: MAX_ERROR,
-            })
-        }
+        held(device, self.plan().decode, trial.run(device, self)?.error, MAX_ERROR)
     }
 }

@@ -3,7 +3,7 @@
 use gqla_model::Routing;
 use half::bf16;
 
-use super::{Extent, noise, relative_rms, wide};
+use super::{Extent, held, noise, relative_rms, wide};
 use crate::{
     choose_experts,
     device::{
@@ -103,5 +103,17 @@ impl ExpertTrial {
             sums
         };
         Ok(relative_rms(&got, &x.chunks(hidden).flat_map(of_row).collect::<Vec<_>>()))
+    }
+}
+
+impl ExpertKernels {
+    /// As [`Decode::self_test`](crate::device::Decode::self_test), for few rows and for many.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn self_test(&self, device: &Device) -> Result<(), DeviceError> {
+        ExpertTrial::all(Extent::Ragged).into_iter().try_for_each(|trial| {
+            held(device, &trial.kernels()[3].0, trial.run(device, self)?, ExpertTrial::BOUND).map(drop)
+        })
     }
 }

@@ -253,6 +253,16 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// The error, unless it is above what rounding explains.
+fn held(device: &Device, kernel: &str, error: f64, bound: f64) -> Result<f64, DeviceError> {
+    // A result that is not a number is no pass either.
+    if error <= bound {
+        return Ok(error);
+    }
+    let (kernel, device) = (kernel.to_owned(), device.name().to_owned());
+    Err(DeviceError::SelfTest { kernel, device, error, bound })
+}
+
 /// Numbers of variance 1, evenly spread.
 fn noise(seed: u64, len: usize) -> Vec<bf16> {
     counter_noise(seed, len, 12f64.sqrt() / 2.0).map(bf16::from_f64).collect()

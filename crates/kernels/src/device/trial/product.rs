@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Extent, noise, relative_rms, wide};
+use super::{Extent, held, noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
@@ -101,5 +101,17 @@ impl ProductTrial {
         let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
         let of_row = |x: &[f64]| w.chunks(inputs).map(|w| was + dot(x, w)).collect::<Vec<_>>();
         Ok(relative_rms(&got, &x.chunks(inputs).flat_map(of_row).collect::<Vec<_>>()))
+    }
+}
+
+impl Gemm {
+    /// As [`Decode::self_test`](crate::device::Decode::self_test), our kernels with each destination.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn self_test(&self, device: &Device) -> Result<(), DeviceError> {
+        ProductTrial::all(Extent::Ragged).into_iter().try_for_each(|trial| {
+            held(device, &trial.kernel().0, trial.run(device, self)?, trial.bound()).map(drop)
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{noise, relative_rms, wide};
+use super::{held, noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
@@ -193,4 +193,16 @@ fn swiglu(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
     };
     let expected = wide(&x).chunks(WIDTH).flat_map(of_row).collect();
     Ok((wide(&device.download(&out, ROWS * width)?), expected))
+}
+
+impl RowKernels {
+    /// As [`Decode::self_test`](crate::device::Decode::self_test), each kernel.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn self_test(&self, device: &Device) -> Result<(), DeviceError> {
+        RowTrial::ALL.into_iter().try_for_each(|trial| {
+            held(device, trial.kernel(), trial.run(device, self)?, trial.bound()).map(drop)
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! Tokens chosen from rows of logits, against those that the processor chooses.
 
-use super::noise;
+use super::{held, noise};
 use crate::{
     device::{Device, DeviceError, SampleKernel},
     sample::{Cuts, Draw, Edit, TokenMask, choose_rows},
@@ -31,16 +31,24 @@ impl SampleTrial {
 
     /// Which part of the rows got another token or another log-probability than on the processor.
     pub(super) fn run(self, device: &Device, kernel: &SampleKernel) -> Result<f64, DeviceError> {
+        Self::run_rows(device, kernel, 0..Self::ROWS)
+    }
+
+    fn run_rows(
+        device: &Device,
+        kernel: &SampleKernel,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<f64, DeviceError> {
         let numbers = noise(8, Self::ROWS * Self::WIDTH);
         // Rounded to bf16 and to quarters: many are equal, so that their order counts.
         let logits: Vec<f32> = numbers.iter().map(|x| (x.to_f32() * 16.0).round() / 4.0).collect();
-        let draws: Vec<Draw> = (0..Self::ROWS).map(draw).collect();
+        let draws: Vec<Draw> = rows.map(draw).collect();
         let mut rows = device.upload("logits", &logits)?;
         let chosen = kernel.choose(device, &mut rows, Self::WIDTH, &draws)?;
         let expected = choose_rows(&logits, Self::WIDTH, &draws);
         let other = chosen.iter().zip(&expected).filter(|(ours, expected)| ours != expected).count();
         let untouched = device.download(&rows, logits.len())? == logits;
-        Ok(if untouched { other as f64 / Self::ROWS as f64 } else { 1.0 })
+        Ok(if untouched { other as f64 / draws.len() as f64 } else { 1.0 })
     }
 }
 
@@ -55,4 +63,16 @@ fn draw(row: usize) -> Draw {
     (0..SampleTrial::WIDTH).step_by(3).for_each(|id| allowed.forbid(id));
     let edits = (0..SampleTrial::WIDTH as u32).step_by(7).map(edit).collect();
     Draw { edits, allowed: Some(allowed), logprobs: Some(5), ..plain }
+}
+
+impl SampleKernel {
+    /// As [`Decode::self_test`](crate::device::Decode::self_test): every cut, with edits, forbidden tokens and log-probabilities,
+    /// against the processor's choices.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn self_test(&self, device: &Device) -> Result<(), DeviceError> {
+        let off = SampleTrial::run_rows(device, self, (1..SampleTrial::ROWS).step_by(2))?;
+        held(device, "sample", off, SampleTrial::BOUND).map(drop)
+    }
 }
