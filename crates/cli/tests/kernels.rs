@@ -95,6 +95,11 @@ fn assert_decode_is_minimal(row: &Value) {
         tile.rows.next_multiple_of(whole) * tile.tokens.next_multiple_of(stage) * (key + value) * groups / MMA
     };
     assert_eq!(of("mma"), tiles.iter().map(multiplied).sum::<u64>(), "{row}");
+    // Row by row: those of a later query see a token more.
+    let seen: u64 = (1..=of("s_q")).map(|query| of("tokens") - of("s_q") + query).sum();
+    let needed = (seen * of("heads") * (key + value)).div_ceil(MMA);
+    assert_eq!(of("mma_useful"), needed, "{row}");
+    assert_eq!(of("mma_padding"), of("mma") - needed, "{row}");
 }
 
 fn assert_fits(row: &Value) {
@@ -154,6 +159,11 @@ fn kernels_take_what_their_shapes_need_and_what_they_took_before() {
         if name.starts_with("gemm") {
             let [m, n, k] = ["rows", "outputs", "inputs"].map(|key| number(row, key));
             assert_eq!(number(row, "mma"), m * n * k / MMA, "{row}");
+            assert_eq!(
+                (number(row, "mma_useful"), number(row, "mma_padding")),
+                (m * n * k / MMA, 0),
+                "{row}"
+            );
             products += 1;
         }
     }

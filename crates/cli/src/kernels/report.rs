@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use gqla_kernels::device::{Bench, Device, Extent, Launched, Outcome, Program, Resources, Trial};
+use gqla_kernels::device::{
+    Bench, DecodeTrial, Device, Extent, Launched, Outcome, ProductTrial, Program, Resources, Trial,
+};
 use serde::Serialize;
 
 use super::{
@@ -50,7 +52,18 @@ struct Row {
     /// Bytes of cached keys and values, or latents; of kernels that attend only.
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_bytes_read: Option<Option<u64>>,
+    /// What `mma` would be at least, were nothing of it padding: the multiplications that the shape asks for, by what one
+    /// instruction has of them, rounded up. Of kernels that attend and of products only: how many rows an expert has is not
+    /// in a shape.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma_useful: Option<u64>,
+    /// The rest of `mma`, which fills up whole tiles of rows and tokens, those a query may not see among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma_padding: Option<Option<u64>>,
 }
+
+/// Multiplications and additions of one instruction, 16 x 8 x 16.
+const PER_MMA: u64 = 2048;
 
 #[derive(Debug, Serialize)]
 struct OfLaunch {
@@ -95,7 +108,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 outcome.error,
                 outcome.bound
             );
-            kernels.extend(rows(device, &shape, &outcome, &log.take()?)?);
+            kernels.extend(rows(device, trial, &shape, &outcome, &log.take()?)?);
         }
     }
     for program in programs(&trials).values() {
@@ -118,6 +131,8 @@ fn assembled(program: &Program, capability: (u32, u32)) -> anyhow::Result<Vec<Ro
         smem_bytes: resources.shared_bytes,
         launched: None,
         kv_bytes_read: None,
+        mma_useful: None,
+        mma_padding: None,
     };
     Ok(program.resources(capability)?.into_iter().map(row).collect())
 }
@@ -126,7 +141,28 @@ fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}")
 }
 
-fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) -> anyhow::Result<Vec<Row>> {
+/// Matrix instructions that the first kernel of a trial needs if none of them is padded.
+fn mma_useful(trial: &Trial) -> Option<u64> {
+    let multiplications = match trial {
+        Trial::Decode(DecodeTrial { shape, path, queries, tokens }) => {
+            let per_token = u64::from(shape.heads) * u64::from(shape.query(*path) + shape.output(*path));
+            // The last query sees all tokens, each before it one less.
+            let seen: usize = (0..*queries).map(|before| tokens - before).sum();
+            per_token * seen as u64
+        }
+        Trial::Product(ProductTrial { rows, outputs, inputs, .. }) => (rows * outputs * inputs) as u64,
+        Trial::Experts(_) | Trial::Row(_) | Trial::Sample(_) => return None,
+    };
+    Some(multiplications.div_ceil(PER_MMA))
+}
+
+fn rows(
+    device: &Device,
+    trial: &Trial,
+    shape: &Shape,
+    outcome: &Outcome,
+    launches: &[Launch],
+) -> anyhow::Result<Vec<Row>> {
     let row = |(index, launched): (usize, &Launched)| -> anyhow::Result<Row> {
         let launch = launches.get(index);
         if let Some(Launch { kernel, .. }) = launch {
@@ -137,6 +173,8 @@ fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) 
             );
         }
         let attends = index == 0 && !outcome.cache.is_empty();
+        let mma_useful = mma_useful(trial).filter(|_| index == 0);
+        let mma_padding = |useful| launch.map(|launch| launch.counters.mma.saturating_sub(useful));
         Ok(Row {
             name: launched.kernel.clone(),
             arch: arch(device.limits().capability),
@@ -149,6 +187,8 @@ fn rows(device: &Device, shape: &Shape, outcome: &Outcome, launches: &[Launch]) 
                 counted: launch.map(Counted::of).unwrap_or_default(),
             }),
             kv_bytes_read: attends.then(|| launch.map(|launch| launch.bytes_read(&outcome.cache))),
+            mma_useful,
+            mma_padding: mma_useful.map(mma_padding),
         })
     };
     outcome.launched.iter().enumerate().map(row).collect()
@@ -186,11 +226,23 @@ fn table(report: &Report) -> String {
             number(row.kv_bytes_read.flatten()),
             of(|counted| counted.global_bytes_read),
             of(|counted| counted.mma),
+            number(row.mma_padding.flatten()),
             of(|counted| counted.shared_conflicts),
         ]
     };
-    let header =
-        ["kernel", "arch", "shape", "registers", "spills", "smem", "KV read", "read", "MMA", "conflicts"];
+    let header = [
+        "kernel",
+        "arch",
+        "shape",
+        "registers",
+        "spills",
+        "smem",
+        "KV read",
+        "read",
+        "MMA",
+        "padding",
+        "conflicts",
+    ];
     columns(header, &report.kernels.iter().map(cells).collect::<Vec<_>>())
         + "(bytes and instructions as counted, no time; - where this driver does not tell)\n"
 }
