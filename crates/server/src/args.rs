@@ -70,8 +70,7 @@ struct ServeArgs {
     /// Where drafts come from.
     #[arg(long, value_enum, default_value_t = SpeculativeMethod::Auto)]
     speculative_method: SpeculativeMethod,
-    /// How many of --mtp's drafts a step gets: adaptive, as many as pay by what steps took and drafts gave lately, or fixed,
-    /// as many as there are, whatever they cost.
+    /// How many of --mtp's drafts a step gets.
     #[arg(long, value_enum, default_value_t = SpeculativeDepth::Adaptive)]
     speculative_depth: SpeculativeDepth,
     /// Shortest run of tokens that ngram looks for further up in the text.
@@ -330,11 +329,9 @@ impl ServeArgs {
         if self.mtp == 0 {
             return Ok(None);
         }
-        let depth = self.speculative_depth.into();
         let of = |source| {
-            Speculation::new(source, self.mtp)
-                .map(|drafts| drafts.with_depth(depth))
-                .map_err(ArgsError::Drafts)
+            let drafts = Speculation::new(source, self.mtp).map_err(ArgsError::Drafts)?;
+            Ok(drafts.with_depth(self.speculative_depth.into()))
         };
         let mtp = of(DraftSource::PredictionLayer)?;
         let lookup = PromptLookup::new(self.prompt_lookup_min, self.prompt_lookup_max);
@@ -361,10 +358,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use gqla_engine::{
-        DraftDepth,
-        cpu::{Products, Weights},
-    };
+    use gqla_engine::cpu::{Products, Weights};
 
     use super::*;
 
@@ -477,6 +471,7 @@ mod tests {
         let of = |source, tokens| Speculation::new(source, tokens).unwrap();
         let lookup = |min, max| DraftSource::PromptLookup(PromptLookup::new(min, max).unwrap());
         let layer = DraftSource::PredictionLayer;
+        let fixed = of(layer, 2).with_depth(SpeculativeDepth::Fixed.into());
         let auto = |ngram, tokens| Drafts::Auto { mtp: of(layer, tokens), ngram: of(ngram, tokens) };
         for (flags, expected) in [
             ("", None),
@@ -489,10 +484,7 @@ mod tests {
             ),
             ("--mtp 15 --prompt-lookup-min 3 --prompt-lookup-max 3", Some(auto(lookup(3, 3), 15))),
             ("--device cuda --decode-path gqa --mtp 1", Some(auto(lookup(2, 5), 1))),
-            (
-                "--mtp 2 --speculative-method mtp --speculative-depth fixed",
-                Some(Drafts::Mtp(of(layer, 2).with_depth(DraftDepth::Fixed))),
-            ),
+            ("--mtp 2 --speculative-method mtp --speculative-depth fixed", Some(Drafts::Mtp(fixed))),
         ] {
             assert_eq!(drafts(flags), expected, "{flags}");
         }
