@@ -112,7 +112,7 @@ struct ServeArgs {
     /// own. What it lacks, NVRTC compiles when the server starts.
     #[arg(long)]
     kernel_images: Option<PathBuf>,
-    /// What multiplies prompts on a GPU. cublaslt opens CUDA 12's libcublasLt.so.12, which is not in the image, and may be faster;
+    /// What multiplies prompts on a GPU. cublaslt opens CUDA 12's libcublasLt.so.12, which the image's target server-cublaslt has, and may be faster;
     /// a prompt's numbers then depend, within rounding, on what shared its steps, and so may its text. Tokens that are decoded
     /// and drafts are computed as ever. Has run on no GPU yet; `gqla kernels selftest --cublaslt` tries it on yours.
     #[arg(long, value_enum, default_value_t = PromptGemm::Own)]

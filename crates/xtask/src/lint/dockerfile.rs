@@ -13,7 +13,7 @@ const LOADER: &str = "crates/kernels/src/device/image.rs";
 /// In NVIDIA's wheel of NVRTC.
 const LIBRARIES: &str = "nvidia/cuda_nvrtc/lib";
 
-/// Fails where the server's image lacks NVRTC or the kernels under the names and in the folders in which they are looked for.
+/// Fails where a server's image lacks NVRTC, the kernels or cuBLASLt under the names and in the folders in which they are looked for.
 pub fn check() -> Result<()> {
     let read = |path: &str| {
         fs::read_to_string(shell::repo_root()?.join(path)).with_context(|| format!("cannot read {path}"))
@@ -21,8 +21,8 @@ pub fn check() -> Result<()> {
     let beside = beside_programs(&read(LOADER)?).with_context(|| {
         format!("{LOADER} has no line `const BESIDE_PROGRAMS: &str = \"…\";`: tell this check where kernels lie now")
     })?;
-    let expected =
-        Expected { names: cudarc::get_lib_name_candidates("nvrtc"), wheel: nvrtc::WHEEL.to_owned(), beside };
+    let [names, products] = ["nvrtc", "cublasLt"].map(cudarc::get_lib_name_candidates);
+    let expected = Expected { names, products, wheel: nvrtc::WHEEL.to_owned(), beside };
     let wrong = expected.complaints(&read(DOCKERFILE)?);
     if !wrong.is_empty() {
         bail!("{DOCKERFILE}: {}", wrong.join(&format!("\n{DOCKERFILE}: ")));
@@ -39,6 +39,8 @@ fn beside_programs(loader: &str) -> Option<String> {
 struct Expected {
     /// Under which cudarc opens NVRTC.
     names: Vec<String>,
+    /// Under which it opens cuBLASLt.
+    products: Vec<String>,
     /// NVRTC as pip names it, with its version, that tests compile with.
     wheel: String,
     /// Folder of the kernels' images, from the folder above the programs.
@@ -60,6 +62,16 @@ impl Stage {
     fn flag(&self, before: &str, flag: &str) -> Option<&str> {
         let mut words = self.words.iter().skip_while(|word| *word != before).skip_while(|word| *word != flag);
         words.nth(1).map(String::as_str)
+    }
+
+    fn expect_searched(&self, what: &str, folder: &str) -> Result<(), String> {
+        let path = self.env.get("LD_LIBRARY_PATH").map_or("", String::as_str);
+        if path.split(':').any(|searched| searched == folder) {
+            return Ok(());
+        }
+        Err(format!(
+            "{what} goes to {folder}, which `server`'s LD_LIBRARY_PATH does not name: it is `{path}`"
+        ))
     }
 
     /// Where a file of `folder` that `is` wanted goes.
@@ -102,10 +114,26 @@ impl Expected {
     /// What is wrong, a sentence each.
     fn complaints(&self, dockerfile: &str) -> Vec<String> {
         let stages = stages(dockerfile);
-        let (Some(build), Some(server)) = (stages.get("build"), stages.get("server")) else {
-            return vec!["it has no stage `build` and no stage `server`".to_owned()];
+        let [Some(build), Some(server), Some(with_cublaslt)] =
+            ["build", "server", "server-cublaslt"].map(|name| stages.get(name))
+        else {
+            return vec!["it lacks one of the stages `build`, `server` and `server-cublaslt`".to_owned()];
         };
-        self.of_nvrtc(build, server).err().into_iter().chain(self.of_kernels(build, server).err()).collect()
+        let all = [
+            self.of_nvrtc(build, server),
+            self.of_kernels(build, server),
+            self.of_cublaslt(server, with_cublaslt),
+        ];
+        all.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn of_cublaslt(&self, server: &Stage, with: &Stage) -> Result<(), String> {
+        let names = &self.products;
+        let known = |from: &String| names.iter().any(|name| from.ends_with(&format!("/{name}")));
+        let copy = with.copies.iter().find(|(from, _)| from.iter().any(known)).ok_or_else(|| {
+            format!("`server-cublaslt` copies no cuBLASLt that cudarc opens; it opens {}", names.join(", "))
+        })?;
+        server.expect_searched("cuBLASLt", copy.1.trim_end_matches('/'))
     }
 
     fn of_nvrtc(&self, build: &Stage, server: &Stage) -> Result<(), String> {
@@ -130,13 +158,7 @@ impl Expected {
                 "`server` does not copy {from}/{builtins} to {library}, where NVRTC opens it"
             ));
         }
-        let path = server.env.get("LD_LIBRARY_PATH").map_or("", String::as_str);
-        if !path.split(':').any(|folder| folder == library) {
-            return Err(format!(
-                "`server` has NVRTC in {library}, which LD_LIBRARY_PATH does not name: it is `{path}`"
-            ));
-        }
-        Ok(())
+        server.expect_searched("NVRTC", library)
     }
 
     fn of_kernels(&self, build: &Stage, server: &Stage) -> Result<(), String> {
@@ -171,13 +193,17 @@ COPY --from=build /src/target/release/gqla-server /src/target/release/gqla /usr/
 COPY --from=build /kernels/ /usr/local/share/gqla/kernels/
 COPY --from=build /nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc.so.12 /nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc-builtins.so.12.9 /usr/local/lib/
 ENV LD_LIBRARY_PATH=/usr/local/lib
+FROM server AS server-cublaslt
+COPY --from=cublaslt /cublas/nvidia/cublas/lib/libcublasLt.so.12 /usr/local/lib/
 FROM base AS operator
 ";
 
     #[test]
     fn what_is_looked_for_has_to_be_copied_there() {
+        let [names, products] = ["nvrtc", "cublasLt"].map(cudarc::get_lib_name_candidates);
         let expected = Expected {
-            names: cudarc::get_lib_name_candidates("nvrtc"),
+            names,
+            products,
             wheel: "nvidia-cuda-nvrtc-cu12==12.9.86".to_owned(),
             beside: "share/gqla/kernels".to_owned(),
         };
@@ -196,10 +222,16 @@ FROM base AS operator
             ),
             ("12.9.86", "12.9.41", "`build` does not install nvidia-cuda-nvrtc-cu12==12.9.86"),
             (
-                "LD_LIBRARY_PATH=/usr/local/lib",
-                "LD_LIBRARY_PATH=/usr/lib",
-                "LD_LIBRARY_PATH does not name: it is `/usr/lib`",
+                "libnvrtc-builtins.so.12.9 /usr/local/lib/",
+                "libnvrtc-builtins.so.12.9 /usr/lib/",
+                "NVRTC goes to /usr/lib, which `server`'s LD_LIBRARY_PATH does not name: it is `/usr/local/lib`",
             ),
+            (
+                "libcublasLt.so.12 ",
+                "libcublas.so.12 ",
+                "`server-cublaslt` copies no cuBLASLt that cudarc opens",
+            ),
+            ("libcublasLt.so.12 /usr/local/lib/", "libcublasLt.so.12 /opt/", "cuBLASLt goes to /opt, which"),
             (
                 "gqla/kernels/\n",
                 "kernels/\n",
