@@ -225,6 +225,11 @@ async fn runs_as_planned(world: &HardwareWorld, pool: &Pool, pod: &Pod) -> Resul
         let right = told.iter().all(|(line, value)| line.contains(&path) && *value > 0.0);
         ensure!(!told.is_empty() && right, "{name} says of its path {told:?}, expected {path}");
     }
+    let layer = log.contains("drafting method chosen method=\"mtp\"");
+    ensure!(
+        layer == (pool.drafts > 0),
+        "{name} drafts by the model's layer where its pool does not, or the reverse: {log}"
+    );
     let accepted: f64 = value("vllm:spec_decode_num_accepted_tokens_total").values().sum();
     ensure!((accepted > 0.0) == (pool.drafts > 0), "{name} took {accepted} drafted tokens");
     Ok(())

@@ -8,8 +8,9 @@ use gqla_api::GQLADeployment;
 use gqla_testkit::{cluster::Cluster, progress::Progress};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{NAMESPACE, fleet::PRODUCT, install, volume};
+use super::{NAMESPACE, drafting, fleet::PRODUCT, install, volume};
 use crate::{
     binaries::Binaries,
     images,
@@ -18,7 +19,7 @@ use crate::{
 
 /// The claim that pods mount.
 const CLAIM: &str = "weights";
-/// The model in it, small enough for a CPU that executes PTX.
+/// The model in it but for a prediction layer, small enough for a CPU that executes PTX.
 pub const MODEL: &str = "tests/fixtures/llama_a/llama_gqla_a";
 
 /// Four real nodes with GPUs, the operator and its agents.
@@ -28,6 +29,8 @@ pub struct HardwareWorld {
     /// A client with every right.
     pub client: Client,
     gqla: PathBuf,
+    /// What the claim is bound to.
+    _model: TempDir,
 }
 
 impl HardwareWorld {
@@ -57,8 +60,10 @@ impl HardwareWorld {
         let cluster = builder.start().await?;
         let client = cluster.client().await?;
         install::operator(&cluster, install::Agents::On).await?;
-        volume::publish(&client, NAMESPACE, CLAIM, &repo_root()?.join(MODEL)).await?;
-        Ok(Self { cluster, client, gqla: binaries.gqla.clone() })
+        let model = tempfile::tempdir()?;
+        drafting::write(&repo_root()?.join(MODEL), model.path())?;
+        volume::publish(&client, NAMESPACE, CLAIM, model.path()).await?;
+        Ok(Self { cluster, client, gqla: binaries.gqla.clone(), _model: model })
     }
 
     /// GQLADeployments of the samples' namespace.
@@ -81,9 +86,8 @@ impl HardwareWorld {
         super::operator_metrics(&self.cluster, &self.client).await
     }
 
-    /// A deployment of the model in the claim over `pools`. It has no prediction layer; the shape promises one so that a plan
-    /// may have drafts, which the CUDA backend looks up in the text: as many as planned, since what pays on the stand-in follows
-    /// what else the machine does.
+    /// A deployment of the model in the claim over `pools`. Steps have as many drafts as planned, since what pays on the stand-in
+    /// follows what else the machine does.
     pub fn tiny(name: &str, pools: &Value) -> Value {
         let shape = json!({
             "numAttentionHeads": 8, "numKeyValueHeads": 2, "kvLoraRank": 36,

@@ -1,6 +1,7 @@
 //! What the demo shows and the end-to-end test asserts: a mixed fleet, the operator by Helm, a model that answers.
 
 pub mod chat;
+mod drafting;
 mod fleet;
 pub mod hardware;
 mod install;
