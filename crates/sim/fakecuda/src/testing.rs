@@ -50,8 +50,8 @@ impl<'a> Alone<'a> {
         self
     }
 
-    /// Runs `body` in a process that finds the stand-in, an empty [`Config::REPORT_ENV`] and an empty folder
-    /// [`Config::CUBINS_ENV`], and returns what that printed; `None` in that process itself.
+    /// Runs `body` in a process that finds the stand-in, empty [`Config::REPORT_ENV`] and [`Config::COPIES_ENV`] and an
+    /// empty folder [`Config::CUBINS_ENV`], and returns what that printed; `None` in that process itself.
     ///
     /// # Panics
     /// When the body did.
