@@ -7,6 +7,10 @@
 // What a warp loads of the latents serves all of its tiles. Dynamic shared memory: queries, stages, weights, and two floats
 // per row and part.
 //
+// absorb_decode_tokens16_rows64: for cards whose shared memory does not hold 64 rows of queries beside latents. A warp has a
+// part of its queries' columns in registers, scores all of a stage's tokens by them, and gives away what it has of the other
+// part's tokens. A float4 per thread takes the place of queries in shared memory.
+//
 // absorb_merge: puts the splits of each row together.
 #include "attention.cuh"
 
@@ -231,6 +235,75 @@ struct WarpTile {
     }
 };
 
+// A warp's part of the columns of 16 query rows, in registers: of every two pairs of steps of 16 columns, one.
+struct OwnQueries {
+    enum : int { PARTS = 2, TOKENS = 16, PAIRS = (STEPS + 2 * PARTS - 1) / (2 * PARTS) };
+    u32 q[PAIRS][2][4];
+
+    // Whether every part has both steps of pair i: known when compiling.
+    static DEV bool is_whole(int i) { return (i + 1) * PARTS * 2 <= STEPS; }
+
+    DEV void load(const Params& p, const Tile& t, int first_row, int part) {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = first_row + lane / 4 + 8 * half;
+            const bool is_there = row < t.rows();
+            const u16* from = p.q + (u64)t.query(row) * p.q_stride + t.head(row) * WIDTH + part * 32 + lane % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+#pragma unroll
+                for (int step = 0; step < 2; step++) {
+                    const int k = i * PARTS * 2 + step;
+                    const bool is_column = is_there && (is_whole(i) || k + part * 2 < STEPS);
+                    q[i][step][half] = is_column ? *(const u32*)(from + k * 16) : 0;
+                    q[i][step][half + 2] = is_column ? *(const u32*)(from + k * 16 + 8) : 0;
+                }
+            }
+        }
+    }
+
+    // What the warp's columns add to the scores of all of a stage's tokens.
+    DEV void scores(float (&s)[TOKENS / 8][4], const u8* latents, int part) const {
+        const int lane = threadIdx.x % WARP, turn = turn_of<CHUNKS>(lane % 8);
+        const u32 key_row = shared_address(latents) + lane % 8 * ROW_BYTES;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const int k = (i * PARTS + part) * 2;
+#pragma unroll
+            for (int n = 0; n < TOKENS / 8; n++) {
+                const u32 row = key_row + n * 8 * ROW_BYTES;
+                if (is_whole(i) || k + 1 < STEPS) {
+                    u32 key[4];
+                    load_matrices(key, row + turned(turn, i * PARTS * 4, part * 4 + lane / 8));
+                    mma_16816(s[n], q[i][0], key[0], key[1]);
+                    mma_16816(s[n], q[i][1], key[2], key[3]);
+                } else if (k < STEPS) {
+                    u32 key[2];
+                    load_matrices(key, row + turned(turn, i * PARTS * 4, part * 4 + lane / 8 % 2));
+                    mma_16816(s[n], q[i][0], key[0], key[1]);
+                }
+            }
+        }
+    }
+
+    // Leaves what this part scored of the other's tokens. The part has one product's tokens.
+    static DEV void give(const float (&s)[TOKENS / 8][4], float4* exchange, int part) {
+        float of_other[4];
+#pragma unroll
+        for (int v = 0; v < 4; v++) of_other[v] = part == 0 ? s[1][v] : s[0][v];
+        exchange[threadIdx.x] = make_float4(of_other[0], of_other[1], of_other[2], of_other[3]);
+    }
+
+    // Adds what the other part scored of this one's.
+    static DEV void take(float (&own)[4], const float (&s)[TOKENS / 8][4], const float4* exchange, int part) {
+        const float4 given = exchange[threadIdx.x ^ WARP];
+        const float of_other[4] = {given.x, given.y, given.z, given.w};
+#pragma unroll
+        for (int v = 0; v < 4; v++) own[v] = (part == 0 ? s[0][v] : s[1][v]) + of_other[v];
+    }
+};
+
 // Latent rows from `first` on, of which those from `length` on become zero. TOKENS divides a page.
 template <int TOKENS, int THREADS>
 DEV void load_tokens(u8* to, const Params& p, const Unit& unit, int first, int length) {
@@ -239,10 +312,11 @@ DEV void load_tokens(u8* to, const Params& p, const Unit& unit, int first, int l
     load_rows<TOKENS, WIDTH, CHUNKS, 0, THREADS>(to, from, min(TOKENS, length - first));
 }
 
-template <int GROUPS, int TILES, int PARTS, int TOKENS>
+template <int GROUPS, int TILES, int PARTS, int TOKENS, bool IN_REGISTERS>
 DEV void attend(const Params& p, const Unit& unit) {
     constexpr int THREADS = GROUPS * PARTS * WARP, ROWS = GROUPS * TILES * 16, STAGE_BYTES = TOKENS * WIDTH * 2;
     constexpr int OWN = TOKENS / PARTS;
+    static_assert(!IN_REGISTERS || (TILES == 1 && (int)PARTS == OwnQueries::PARTS && (int)TOKENS == OwnQueries::TOKENS), "one size");
     const int warp = threadIdx.x / WARP, first_row = warp / PARTS * TILES * 16, part = warp % PARTS;
     const Tile t = tile_of(p, unit);
     const Range pages = pages_of(unit);
@@ -251,7 +325,8 @@ DEV void attend(const Params& p, const Unit& unit) {
     const bool has_rows = first_row < t.rows();
 
     u8* queries = shared_memory;
-    u8* stages = queries + ROWS * WIDTH * 2;
+    u8* stages = queries + (IN_REGISTERS ? THREADS * (int)sizeof(float4) : ROWS * WIDTH * 2);
+    float4* exchange = (float4*)queries;
     u8* weights = stages + STAGES * STAGE_BYTES;
     float* maxima = (float*)(weights + ROWS * TOKENS * 2);
     float* sums = maxima + PARTS * ROWS;
@@ -259,7 +334,12 @@ DEV void attend(const Params& p, const Unit& unit) {
 
     WarpTile<TILES, PARTS, TOKENS> mine;
     mine.start(p, t, first_row);
-    load_queries<ROWS, WIDTH, THREADS>(queries, p, t);
+    OwnQueries in_registers;
+    if (IN_REGISTERS) {
+        in_registers.load(p, t, first_row, part);
+    } else {
+        load_queries<ROWS, WIDTH, THREADS>(queries, p, t);
+    }
     load_tokens<TOKENS, THREADS>(stages, p, unit, begin, end);
     commit_copies();
     for (int first = begin, turn = 0; first < end; first += TOKENS, turn ^= 1) {
@@ -272,8 +352,19 @@ DEV void attend(const Params& p, const Unit& unit) {
         }
         const u8* latents = stages + turn * STAGE_BYTES;
         float s[TILES][OWN / 8][4] = {};
-        if (has_rows) {
+        if constexpr (IN_REGISTERS) {
+            float of_part[TOKENS / 8][4] = {};
+            if (has_rows) {
+                in_registers.scores(of_part, latents, part);
+                OwnQueries::give(of_part, exchange, part);
+            }
+            // What the other part scored is there.
+            __syncthreads();
+            if (has_rows) OwnQueries::take(s[0][0], of_part, exchange, part);
+        } else if (has_rows) {
             mine.scores(s, queries + first_row * WIDTH * 2, latents, part * OWN);
+        }
+        if (has_rows) {
             mine.mask(s, first + part * OWN, p.scale_log2, maxima + part * ROWS + first_row);
         }
         // All parts' maxima are there.
@@ -292,7 +383,10 @@ DEV void attend(const Params& p, const Unit& unit) {
 
 template <int GROUPS, int TILES, int PARTS, int TOKENS>
 DEV void decode(const Params& p) {
-    for (int i = blockIdx.x; i < p.work->count; i += gridDim.x) attend<GROUPS, TILES, PARTS, TOKENS>(p, p.work->unit(i));
+    constexpr bool IN_REGISTERS = (int)TOKENS == OwnQueries::TOKENS;
+    for (int i = blockIdx.x; i < p.work->count; i += gridDim.x) {
+        attend<GROUPS, TILES, PARTS, TOKENS, IN_REGISTERS>(p, p.work->unit(i));
+    }
 }
 
 // Parts that share 512 columns are eight of 64 where few rows leave room for more warps.
@@ -303,7 +397,7 @@ enum : int { WIDE_PARTS = R % 128 == 0 ? 8 : 4 };
         decode<groups, tiles, parts, tokens>(p);                                                                \
     }
 
-KERNEL(absorb_decode_tokens16_rows32, 2, 1, 2, 16)
+KERNEL(absorb_decode_tokens16_rows64, 4, 1, 2, 16)
 KERNEL(absorb_decode_tokens32_rows32, 1, 2, 4, 32)
 KERNEL(absorb_decode_tokens64_rows16, 1, 1, WIDE_PARTS, 64)
 KERNEL(absorb_decode_tokens64_rows32, 1, 2, WIDE_PARTS, 64)

@@ -265,6 +265,7 @@ DEV void decode(const Params& p) {
     }
 
 KERNEL(gqa_decode_stages1_rows16, 1, 1, 4)
+KERNEL(gqa_decode_stages1_rows32, 1, 2, 2)
 KERNEL(gqa_decode_stages2_rows16, 2, 1, 4)
 KERNEL(gqa_decode_stages2_rows32, 2, 2, 4)
 KERNEL(gqa_decode_stages2_rows64, 2, 4, 2)

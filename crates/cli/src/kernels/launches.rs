@@ -28,6 +28,8 @@ pub(super) struct Counters {
     pub barriers: u64,
     pub global_loads: Requests,
     pub global_stores: Requests,
+    pub shared_bytes_read: u64,
+    pub shared_bytes_written: u64,
     shared: Wavefronts,
     ldmatrix_shared: Wavefronts,
     cp_async_shared: Wavefronts,

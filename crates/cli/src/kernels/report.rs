@@ -80,6 +80,8 @@ struct Counted {
     global_bytes_written: Option<u64>,
     /// Sectors of 32 bytes, each counted once per request.
     global_sectors: Option<u64>,
+    shared_bytes_read: Option<u64>,
+    shared_bytes_written: Option<u64>,
     /// Multiplications of 16 x 8 x 16 by a warp.
     mma: Option<u64>,
     ldmatrix: Option<u64>,
@@ -202,6 +204,8 @@ impl Counted {
             global_bytes_read: Some(counters.global_loads.bytes),
             global_bytes_written: Some(counters.global_stores.bytes),
             global_sectors: Some(counters.global_loads.sectors + counters.global_stores.sectors),
+            shared_bytes_read: Some(counters.shared_bytes_read),
+            shared_bytes_written: Some(counters.shared_bytes_written),
             mma: Some(counters.mma),
             ldmatrix: Some(counters.ldmatrix),
             barriers: Some(counters.barriers),

@@ -229,6 +229,7 @@ fn gqa_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
         plan("gqa_decode_stages2_rows32", 2, 32, 8),
         plan("gqa_decode_stages2_rows64", 2, 64, 8),
         plan("gqa_decode_stages1_rows16", 1, 16, 4),
+        plan("gqa_decode_stages1_rows32", 1, 32, 4),
     ]
 }
 
@@ -236,14 +237,19 @@ fn gqa_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
 fn absorb_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
     let row = (shape.rank + shape.rope) * 2;
     let wide = if shape.rank.is_multiple_of(WIDE_RANK_STEP) { 8 } else { 4 };
-    let plan = |decode, tokens: u32, rows: u32, groups: u32, parts: u32| DecodePlan {
-        path: DecodePath::MqaAbsorb,
-        decode,
-        merge: "absorb_merge",
-        depth: tokens,
-        rows,
-        threads: groups * parts * 32,
-        shared_bytes: rows * row + 2 * tokens * row + rows * tokens * 2 + 2 * parts * rows * 4,
+    let plan = |decode, tokens: u32, rows: u32, groups: u32, parts: u32| {
+        let threads = groups * parts * 32;
+        // With 16 tokens, queries are in registers, and parts give scores to each other.
+        let queries_or_scores = if tokens == 16 { threads * 16 } else { rows * row };
+        DecodePlan {
+            path: DecodePath::MqaAbsorb,
+            decode,
+            merge: "absorb_merge",
+            depth: tokens,
+            rows,
+            threads,
+            shared_bytes: queries_or_scores + 2 * tokens * row + rows * tokens * 2 + 2 * parts * rows * 4,
+        }
     };
     vec![
         plan("absorb_decode_tokens64_rows16", 64, 16, 1, wide),
@@ -251,7 +257,7 @@ fn absorb_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
         plan("absorb_decode_tokens64_rows64", 64, 64, 2, 4),
         plan("absorb_decode_tokens32_rows32", 32, 32, 1, 4),
         plan("absorb_decode_tokens32_rows64", 32, 64, 2, 4),
-        plan("absorb_decode_tokens16_rows32", 16, 32, 2, 2),
+        plan("absorb_decode_tokens16_rows64", 16, 64, 4, 2),
     ]
 }
 
@@ -285,14 +291,14 @@ mod tests {
             (DecodePath::Gqa, 2, ada, ("gqa_decode_stages2_rows32", 81_920)),
             (DecodePath::MqaAbsorb, 1, hopper, ("absorb_decode_tokens64_rows64", 231_424)),
             (DecodePath::MqaAbsorb, 1, ampere, ("absorb_decode_tokens32_rows64", 153_600)),
-            (DecodePath::MqaAbsorb, 1, ada, ("absorb_decode_tokens16_rows32", 75_264)),
+            (DecodePath::MqaAbsorb, 1, ada, ("absorb_decode_tokens16_rows64", 44_032)),
         ] {
             let plan = plan_decode(&deepseek, path, s_q, limits).unwrap();
             assert_eq!((plan.decode, plan.shared_bytes), expected, "{path} {s_q} {limits:?}");
         }
         // One page of GLM's wide heads fits where two do not.
         let glm = plan_decode(&shape([20, 4], 512, [192, 64, 256]), DecodePath::Gqa, 4, ada).unwrap();
-        assert_eq!((glm.decode, glm.shared_bytes), ("gqa_decode_stages1_rows16", 73_728));
+        assert_eq!((glm.decode, glm.shared_bytes), ("gqa_decode_stages1_rows32", 81_920));
         let refused = |shape| plan_decode(&shape, DecodePath::Gqa, 1, ada).unwrap_err().to_string();
         let error = refused(shape([20, 4], 512, [192, 64, 512]));
         assert!(error.contains("sm_89: heads of 192 + 64 and 512"), "{error}");

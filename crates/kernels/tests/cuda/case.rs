@@ -193,7 +193,7 @@ impl Case {
         let [nope, rope, value] = self.dims;
         let (stage, tile) = match (self.path, plan.depth as usize) {
             (Gqa, _) => (PAGE, 16),
-            // Too few tokens for the warps that two tiles of 16 rows take.
+            // A warp has one tile of 16 rows, whose queries are in its registers.
             (MqaAbsorb, 16) => (16, 16),
             (MqaAbsorb, stage) => (stage, plan.rows.min(32) as usize),
         };

@@ -133,9 +133,12 @@ fn every_kernel_on_a_card_that_takes_it() {
             (a100, Gqa, GLM, [40, 4], 4..=4),
             (a100, MqaAbsorb, LATENT, [20, 1], 1..=4),
             (l40s, Gqa, DEEPSEEK, [20, 2], 1..=4),
-            (l40s, Gqa, GLM, [20, 4], 4..=4),
-            // Three queries' rows are two blocks, the first of which need not see the last token.
-            (l40s, MqaAbsorb, LATENT, [20, 1], 1..=3),
+            (l40s, Gqa, GLM, [20, 4], 3..=4),
+            // Four queries' rows are two blocks, the first of which need not see the last token.
+            (l40s, MqaAbsorb, LATENT, [20, 1], 1..=4),
+            // Columns that two parts do not share evenly: 33 steps of 16, and 35.
+            (l40s, MqaAbsorb, [512, 16, 512], [20, 1], 1..=2),
+            (l40s, MqaAbsorb, [512, 48, 512], [20, 1], 1..=2),
             (l40s, MqaAbsorb, latents, [9, 1], 1..=4),
         ] {
             check_all_on(card, &cases(path, dims, &[heads], s_q));

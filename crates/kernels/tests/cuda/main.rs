@@ -38,6 +38,13 @@ fn on_two_multiprocessors(name: &str, order: &str, devices: usize, body: impl Fn
     alone(name, order, devices).env(Config::MULTIPROCESSORS_ENV, "2").run(body);
 }
 
+/// The same of another card.
+fn on_two_multiprocessors_of(card: &str, name: &str, devices: usize, body: impl FnOnce()) {
+    let cards = vec![card; devices].join(",");
+    let alone = alone(name, "own-first", 0).env(Config::DEVICES_ENV, cards);
+    alone.env(Config::MULTIPROCESSORS_ENV, "2").run(body);
+}
+
 fn alone<'a>(name: &'a str, order: &str, devices: usize) -> Alone<'a> {
     let devices = vec!["H20"; devices].join(",");
     Alone::new(name).with_nvrtc().env(Config::DEVICES_ENV, devices).env(Config::ORDER_ENV, order)

@@ -8,7 +8,7 @@ use crate::{
     case::{Case, pages_each},
     decode::{FAR_APART, MAX_ERROR},
     device::{Bench, Outcome, error_of, program},
-    on_two_multiprocessors,
+    on_two_multiprocessors, on_two_multiprocessors_of,
 };
 
 /// What notices a mistake.
@@ -283,6 +283,50 @@ const ABSORB_MUTANTS: [Mutant; 25] = [
     },
 ];
 
+/// Where queries are in registers, and parts give scores to each other.
+const REGISTER_MUTANTS: [Mutant; 8] = [
+    Mutant {
+        name: "no barrier between scores and the part that they are given to",
+        changes: &[("scored is there.\n            __syncthreads();", "scored is there.")],
+        by: RACES,
+    },
+    Mutant {
+        name: "the other part's scores forgotten",
+        changes: &[("s[1][v]) + of_other[v];", "s[1][v]);")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "scores of the part's own tokens given away",
+        changes: &[("part == 0 ? s[1][v] : s[0][v];", "part == 0 ? s[0][v] : s[1][v];")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "scores taken that the part gave itself",
+        changes: &[("exchange[threadIdx.x ^ WARP]", "exchange[threadIdx.x]")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "both parts multiply the same columns of keys",
+        changes: &[("part * 4 + lane / 8));", "lane / 8));")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "both parts have the same columns of queries",
+        changes: &[("* WIDTH + part * 32 + lane", "* WIDTH + lane")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "second step's queries for the first",
+        changes: &[("q[i][1], key[2], key[3]", "q[i][0], key[2], key[3]")],
+        by: By::Error,
+    },
+    Mutant {
+        name: "queries that are not there",
+        changes: &[("is_column = is_there && (", "is_column = (")],
+        by: NOT_OWN,
+    },
+];
+
 /// Tails as first page and as later ones, and splits that are not there.
 fn gqa_case() -> Case {
     let (lengths, splits) = (vec![300, 70, 5], pages_each(2));
@@ -357,6 +401,18 @@ fn mistakes_along_absorb_are_noticed() {
         ABSORB_MUTANTS.len(),
         || {
             check(&ABSORB_MUTANTS, &absorb_case());
+        },
+    );
+}
+
+#[test]
+fn mistakes_along_absorb_in_registers_are_noticed() {
+    on_two_multiprocessors_of(
+        "L40S",
+        "mutants::mistakes_along_absorb_in_registers_are_noticed",
+        REGISTER_MUTANTS.len(),
+        || {
+            check(&REGISTER_MUTANTS, &absorb_case());
         },
     );
 }

@@ -35,6 +35,10 @@ pub struct Counters {
     pub global_stores: Requests,
     /// Bytes of loads and stores to local memory, which PTX has for indexed arrays; spills are ptxas's and not counted.
     pub local_bytes: u64,
+    /// Bytes that threads read of shared memory, `ldmatrix` included.
+    pub shared_bytes_read: u64,
+    /// Bytes that threads wrote to shared memory, `cp.async` included, and those that atomics change.
+    pub shared_bytes_written: u64,
     /// Loads from and stores to shared memory.
     pub shared: Wavefronts,
     pub ldmatrix_shared: Wavefronts,

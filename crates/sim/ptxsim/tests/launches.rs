@@ -285,7 +285,9 @@ fn matrices_go_through_ldmatrix_and_mma() {
                 assert_eq!(f32::from_bits(*bits), expected, "[{m}][{n}]");
             }
         }
-        assert_eq!((run.report.counters.mma, run.report.counters.ldmatrix), (1, 2));
+        let counters = &run.report.counters;
+        assert_eq!((counters.mma, counters.ldmatrix), (1, 2));
+        assert_eq!((counters.shared_bytes_read, counters.shared_bytes_written), (512 + 256, 512 + 256));
     }
 }
 

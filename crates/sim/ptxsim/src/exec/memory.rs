@@ -245,8 +245,19 @@ impl Block<'_> {
                 .collect()
         };
         self.count_global(&of(Space::Global), access);
-        add(&mut self.report.counters.shared, &wavefronts(&of(Space::Shared)));
+        let shared = of(Space::Shared);
+        add(&mut self.report.counters.shared, &wavefronts(&shared));
+        self.count_shared(&shared, access);
         self.report.counters.local_bytes += of(Space::Local).iter().map(|(_, bytes)| bytes).sum::<u64>();
+    }
+
+    fn count_shared(&mut self, ranges: &[(u64, u64)], access: Access) {
+        let counters = &mut self.report.counters;
+        let bytes = match access {
+            Access::Read => &mut counters.shared_bytes_read,
+            Access::Write | Access::Atomic => &mut counters.shared_bytes_written,
+        };
+        *bytes += ranges.iter().map(|(_, bytes)| bytes).sum::<u64>();
     }
 
     fn count_global(&mut self, ranges: &[(u64, u64)], access: Access) {
@@ -298,6 +309,7 @@ impl Block<'_> {
                 }
             }
             add(&mut self.report.counters.ldmatrix_shared, &wavefronts(&ranges));
+            self.count_shared(&ranges, Access::Read);
             let fragment = matrix::fragment(&matrix, transposed);
             self.set(warp, instruction, q, lanes, |lane| fragment[lane]);
         }
@@ -337,6 +349,7 @@ impl Block<'_> {
         }
         self.count_global(&read, Access::Read);
         add(&mut self.report.counters.cp_async_shared, &wavefronts(&written));
+        self.count_shared(&written, Access::Write);
     }
 
     /// Copies of all but each lane's `left` youngest groups arrive.
