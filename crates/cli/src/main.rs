@@ -18,7 +18,7 @@ mod roofline;
 mod schema;
 mod table;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser;
 
@@ -31,9 +31,15 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    if let Err(error) = Cli::parse().command.run() {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
+    match Cli::parse().command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has what they wanted: `gqla … | head`.
+        Err(error) if error.downcast_ref().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
 }

@@ -171,3 +171,15 @@ fn files_that_cannot_be_read_are_named() {
     let arguments = Command::new(env!("CARGO_BIN_EXE_gqla")).arg("explain").output().unwrap();
     assert_eq!(arguments.status.code(), Some(2));
 }
+
+/// `gqla … | head` is no failure, whatever the format.
+#[test]
+fn a_reader_that_left_is_no_failure() {
+    for format in ["json", "table"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let fixed = ["explain", "-f", DEEPSEEK, "--nodes", NODES, "-o", format];
+        let output = Command::new(env!("CARGO_BIN_EXE_gqla")).args(fixed).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{format}: {}", text(&output.stderr));
+    }
+}
