@@ -6,6 +6,7 @@
 //! Nothing here reads files, clocks or the network.
 
 mod cache;
+pub mod launch;
 mod parameters;
 mod path;
 mod rope;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use gqla_kernels::device::{DecodePlan, Program, RowTrial, SampleTrial, Splits, Trial};
+use gqla_kernels::device::{DecodePlan, Program, RowTrial, SampleTrial, Splits, Tiling, Trial};
 use serde::Serialize;
 
 /// Dimensions of a trial.
@@ -58,7 +58,8 @@ impl Shape {
                 r: trial.shape.rank,
                 s_q: trial.queries,
                 tokens: trial.tokens,
-                row_tiles: plan.map(|plan| plan.tiling(&trial.shape, Splits::ENGINE).tiles(trial.queries)),
+                row_tiles: plan
+                    .map(|plan| Tiling::of(plan, &trial.shape, Splits::ENGINE).tiles(trial.queries)),
             },
             Trial::Product(trial) => {
                 Self::Product { rows: trial.rows, outputs: trial.outputs, inputs: trial.inputs }

@@ -248,7 +248,7 @@ fn decode(
     shape: DecodeShape,
     plan: DecodePlan,
 ) -> Result<Decode, CudaLoadError> {
-    let loaded = kernels(device, images, &shape.program(plan.path))?;
+    let loaded = kernels(device, images, &Program::decode(&shape, plan.path))?;
     let decode = Decode::new(&loaded, shape, plan)?;
     let error = decode.self_test(device)?;
     tracing::info!(kernel = plan.decode, error, "the device attends as the float64 reference does");

@@ -204,7 +204,7 @@ impl Decode {
 
     /// What tables of steps that it attends in are made for.
     pub fn tiling(&self, division: Splits) -> Tiling {
-        self.plan.tiling(&self.shape, division)
+        Tiling::of(&self.plan, &self.shape, division)
     }
 
     /// Numbers that a launch of `rows` rows and sequences of up to `longest` tokens needs for what its splits have summed.

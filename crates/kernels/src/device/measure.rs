@@ -123,7 +123,8 @@ impl<'a> AttentionTimer<'a> {
         let shape = DecodeShape::of(attention);
         plan_decode(&shape, path, 1, device.limits())?;
         let load = |program: &Program| images.load(device, program);
-        let programs = [load(&shape.program(path))?, load(&Program::gemm())?, load(&Program::rows())?];
+        let programs =
+            [load(&Program::decode(&shape, path))?, load(&Program::gemm())?, load(&Program::rows())?];
         let rank = attention.kv_lora_rank as usize;
         let up = noise((shape.groups * (shape.nope + shape.value)) as usize * rank);
         let up = UpProjection::upload(device, "up-projections", &shape, path, (&up, rank))?;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{DeviceError, Resources, nvrtc};
+use gqla_model::DecodePath;
+
+use super::{DecodeShape, DeviceError, Resources, nvrtc};
 
 /// Texts by the names they include each other under.
 const FILES: [(&str, &str); 9] = [
@@ -48,6 +50,14 @@ impl Program {
     /// What chooses tokens from logits.
     pub fn sample() -> Self {
         Self::new("sample", "sample.cu", Vec::new())
+    }
+
+    /// Decode attention along `path`, compiled for the widths of `shape`.
+    pub fn decode(shape: &DecodeShape, path: DecodePath) -> Self {
+        match path {
+            DecodePath::Gqa => Self::gqa_decode(shape.nope, shape.rope, shape.value),
+            DecodePath::MqaAbsorb => Self::absorb_decode(shape.rank, shape.rope),
+        }
     }
 
     /// Decode attention along the GQA path.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::{DecodePlan, DecodeShape};
 use crate::attention::{BLOCK_TOKENS, Segment};
 
 /// Into how many splits a row's tokens are divided, which follows from its position alone: a row's bits may depend on
@@ -80,6 +81,13 @@ impl Unit {
 }
 
 impl Tiling {
+    /// What a step's units are along `plan`, where rows are divided by `division`.
+    pub fn of(plan: &DecodePlan, shape: &DecodeShape, division: Splits) -> Self {
+        let groups = shape.key_groups(plan.path);
+        let [rows, per_group, groups] = [plan.rows, shape.heads / groups, groups].map(|count| count as usize);
+        Self { division, rows, per_group, groups }
+    }
+
     /// Tiles of rows that a sequence's `queries` tokens have in each group.
     pub fn tiles(self, queries: usize) -> usize {
         (queries * self.per_group).div_ceil(self.rows)

@@ -33,7 +33,7 @@ pub struct Outcome {
 
 /// A case's kernels.
 pub fn program(case: &Case) -> Program {
-    case.shape().program(case.path)
+    Program::decode(&case.shape(), case.path)
 }
 
 impl Bench {

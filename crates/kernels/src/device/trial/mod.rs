@@ -124,7 +124,7 @@ impl Trial {
     /// The kernels that it takes one of.
     pub fn program(&self) -> Program {
         match self {
-            Self::Decode(trial) => trial.shape.program(trial.path),
+            Self::Decode(trial) => Program::decode(&trial.shape, trial.path),
             Self::Product(_) => Program::gemm(),
             Self::Experts(_) => Program::experts(),
             Self::Row(_) => Program::rows(),

@@ -3,9 +3,7 @@
 //! The choice follows from the shape and the architecture alone, so that a sequence is computed by the same kernel, and
 //! to the same bits, in every step: a chunk of a prompt takes more tiles of rows, not another kernel.
 
-use gqla_model::{AttentionShape, DecodePath};
-
-use super::{Program, Splits, Tiling};
+use crate::{AttentionShape, DecodePath};
 
 /// Tokens of a page.
 const PAGE: u32 = 64;
@@ -90,14 +88,6 @@ impl DecodeShape {
             DecodePath::MqaAbsorb => 1,
         }
     }
-
-    /// The kernels of a path, compiled for these widths.
-    pub fn program(&self, path: DecodePath) -> Program {
-        match path {
-            DecodePath::Gqa => Program::gqa_decode(self.nope, self.rope, self.value),
-            DecodePath::MqaAbsorb => Program::absorb_decode(self.rank, self.rope),
-        }
-    }
 }
 
 /// The kernels of a path and what a block of the first takes.
@@ -117,15 +107,6 @@ pub struct DecodePlan {
     pub threads: u32,
     /// Dynamic shared memory of a block, bytes.
     pub shared_bytes: u32,
-}
-
-impl DecodePlan {
-    /// What a step's units are, where rows are divided by `division`.
-    pub fn tiling(&self, shape: &DecodeShape, division: Splits) -> Tiling {
-        let groups = shape.key_groups(self.path);
-        let [rows, per_group, groups] = [self.rows, shape.heads / groups, groups].map(|count| count as usize);
-        Tiling { division, rows, per_group, groups }
-    }
 }
 
 /// Why a shape has no kernel on an architecture.
