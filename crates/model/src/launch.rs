@@ -5,6 +5,10 @@
 
 use crate::{AttentionShape, DecodePath};
 
+/// The oldest compute capability that kernels run on, 8.0 is (8, 0): their products of bf16 matrices are instructions that came
+/// with it.
+pub const OLDEST: (u32, u32) = (8, 0);
+
 /// Tokens of a page.
 const PAGE: u32 = 64;
 /// Columns that one matrix multiplication takes of a key.
@@ -20,6 +24,34 @@ pub struct Limits {
     pub capability: (u32, u32),
     /// Shared memory of a block that opted in, bytes.
     pub shared_per_block: u32,
+}
+
+impl Limits {
+    /// What is known of a card before its driver is asked: what the CUDA C++ Programming Guide's table of technical
+    /// specifications gives its compute capability. Where that has no row here, or is not known itself, no block is too large, for
+    /// nothing that would run may be refused.
+    pub const fn of(capability: Option<(u32, u32)>) -> Self {
+        let kib = match capability {
+            Some((8, 0 | 7)) => 163,
+            Some((8, 6 | 9) | (12, 0 | 1)) => 99,
+            Some((9, 0) | (10, 0 | 3)) => 227,
+            _ => u32::MAX >> 10,
+        };
+        let capability = match capability {
+            Some(capability) => capability,
+            None => OLDEST,
+        };
+        Self { capability, shared_per_block: kib << 10 }
+    }
+
+    /// Whether kernels run on the card at all.
+    ///
+    /// # Errors
+    /// When it lacks their instructions.
+    pub fn run_kernels(self) -> Result<(), NoKernel> {
+        let capability = self.capability;
+        if capability < OLDEST { Err(NoKernel::Instructions { capability }) } else { Ok(()) }
+    }
 }
 
 /// Attention as kernels see it. The latent is padded with zeros to what matrix multiplications take, which only test models
@@ -112,6 +144,15 @@ pub struct DecodePlan {
 /// Why a shape has no kernel on an architecture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoKernel {
+    /// The card is too old.
+    #[error(
+        "the card has compute capability {}.{}, and kernels need {}.{} or higher: use the CPU or another GPU",
+        capability.0, capability.1, OLDEST.0, OLDEST.1
+    )]
+    Instructions {
+        /// The card's.
+        capability: (u32, u32),
+    },
     /// Matrix multiplications do not divide a head.
     #[error("no kernel decodes heads of {nope} + {rope} and {value}, expected multiples of 16: use the CPU")]
     Widths {
@@ -153,13 +194,14 @@ pub enum NoKernel {
 /// that each key is read once, or the largest that fits.
 ///
 /// # Errors
-/// When heads are no multiples of what a multiplication takes, or the architecture has room for no kernel.
+/// When the card is too old, heads are no multiples of what a multiplication takes, or the architecture has room for no kernel.
 pub fn plan_decode(
     shape: &DecodeShape,
     path: DecodePath,
     s_q: u32,
     limits: Limits,
 ) -> Result<DecodePlan, NoKernel> {
+    limits.run_kernels()?;
     let DecodeShape { nope, rope, value, rank, .. } = *shape;
     if [nope, rope, value].iter().any(|width| *width == 0 || !width.is_multiple_of(STEP)) {
         return Err(NoKernel::Widths { nope, rope, value });
@@ -246,8 +288,6 @@ fn absorb_plans(shape: &DecodeShape) -> Vec<DecodePlan> {
 mod tests {
     use super::*;
 
-    const KIB: u32 = 1 << 10;
-
     fn shape([heads, groups]: [u32; 2], rank: u32, [nope, rope, value]: [u32; 3]) -> DecodeShape {
         DecodeShape::of(&AttentionShape {
             num_attention_heads: heads,
@@ -261,9 +301,7 @@ mod tests {
 
     #[test]
     fn blocks_are_as_small_as_all_rows_that_share_keys_allow() {
-        let hopper = Limits { capability: (9, 0), shared_per_block: 227 * KIB };
-        let ampere = Limits { capability: (8, 0), shared_per_block: 163 * KIB };
-        let ada = Limits { capability: (8, 9), shared_per_block: 99 * KIB };
+        let [hopper, ampere, ada] = [(9, 0), (8, 0), (8, 9)].map(|capability| Limits::of(Some(capability)));
         let deepseek = shape([128, 8], 512, [128, 64, 128]);
         for (path, s_q, limits, expected) in [
             (DecodePath::Gqa, 1, hopper, ("gqa_decode_stages2_rows16", 81_920)),
@@ -285,6 +323,51 @@ mod tests {
         assert!(error.contains("sm_89: heads of 192 + 64 and 512"), "{error}");
         let error = refused(shape([20, 4], 512, [24, 64, 64]));
         assert!(error.contains("heads of 24 + 64 and 64, expected multiples of 16"), "{error}");
+    }
+
+    #[test]
+    fn a_card_has_what_the_guide_says_and_what_nobody_knows_is_enough() {
+        for (capability, kib) in [
+            ((8, 0), 163),
+            ((8, 6), 99),
+            ((8, 7), 163),
+            ((8, 9), 99),
+            ((9, 0), 227),
+            ((10, 3), 227),
+            ((12, 1), 99),
+        ] {
+            let limits = Limits::of(Some(capability));
+            assert_eq!(limits, Limits { capability, shared_per_block: kib << 10 });
+        }
+        // Heads of 256 + 4096 and 4096, which take more than any card has.
+        let wide = shape([16, 4], 512, [256, 4096, 4096]);
+        let on = |capability| {
+            plan_decode(&wide, DecodePath::Gqa, 1, Limits::of(capability)).map(|plan| plan.depth)
+        };
+        for unknown in [None, Some((8, 8)), Some((10, 7)), Some((13, 0))] {
+            assert_eq!(on(unknown), Ok(2), "{unknown:?}");
+        }
+        assert!(on(Some((9, 0))).is_err());
+    }
+
+    #[test]
+    fn a_card_without_products_of_bf16_has_no_kernel() {
+        let llama = shape([32, 8], 512, [128, 64, 128]);
+        for (capability, runs) in
+            [((0, 0), false), ((7, 0), false), ((7, 5), false), ((8, 0), true), ((13, 0), true)]
+        {
+            for path in DecodePath::ALL {
+                let limits = Limits::of(Some(capability));
+                let plan = plan_decode(&llama, path, 1, limits);
+                assert_eq!(plan.is_ok(), runs, "{capability:?}: {plan:?}");
+                assert_eq!(limits.run_kernels().is_ok(), runs);
+            }
+        }
+        let turing = plan_decode(&llama, DecodePath::Gqa, 1, Limits::of(Some((7, 5)))).unwrap_err();
+        assert_eq!(
+            turing.to_string(),
+            "the card has compute capability 7.5, and kernels need 8.0 or higher: use the CPU or another GPU"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, CudaModule, DriverError},
     nvrtc::Ptx,
 };
+use gqla_model::launch;
 
 use super::{
     Device, DeviceError, Multiprocessors, Program,
@@ -19,7 +20,7 @@ use super::{
 };
 
 /// The virtual architecture that kernels are written for; devices of later ones compile its PTX.
-const OLDEST: Target = Target::Ptx(8, 0);
+const OLDEST: Target = Target::Ptx(launch::OLDEST.0, launch::OLDEST.1);
 
 /// Compute capabilities that images have machine code for; drivers compile PTX for others.
 pub const ARCHITECTURES: [(u32, u32); 5] = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)];
@@ -99,8 +100,9 @@ impl Images {
     /// Loads a program by the first step that does.
     ///
     /// # Errors
-    /// When none does, with each step's reason.
+    /// When the device is too old for any, or none does, with each step's reason.
     pub fn load(&self, device: &Device, program: &Program) -> Result<Loaded, DeviceError> {
+        device.limits().run_kernels()?;
         device.bind()?;
         let mut refusals = Vec::new();
         for source in CHAIN {
