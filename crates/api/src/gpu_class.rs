@@ -51,8 +51,9 @@ pub struct GPUClassSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub multiprocessors: Option<u32>,
-    /// CUDA compute capability, such as 9.0: which kernels the GPU can run. A class of a name that the built-in catalogue
-    /// has needs none; another without one is planned at rates that any card should reach.
+    /// CUDA compute capability, such as 9.0: which kernels the GPU can run, and below 8.0 none of gqla-server's. A class of a name
+    /// that the built-in catalogue has needs none; another without one is planned at rates that any card should reach, and as if
+    /// every kernel had room.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4), regex(pattern = schema::COMPUTE_CAPABILITY))]
     pub compute_capability: Option<String>,

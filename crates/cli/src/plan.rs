@@ -7,7 +7,7 @@ use clap::{ValueEnum, builder::RangedI64ValueParser};
 use gqla_decide::SERVER_BUILD;
 use gqla_model::{CacheFormat, DecodePath, ModelShape};
 use gqla_planner::{
-    Calibration, Constraints, Efficiency, Goal, Objective, PlanError, RopeLayout, Runtime, Scope,
+    Backend, Calibration, Constraints, Efficiency, Goal, Objective, PlanError, RopeLayout, Runtime, Scope,
     plan_calibrated,
 };
 use view::{PlanView, table};
@@ -240,6 +240,7 @@ impl Args {
                 RuntimeArg::Native => Runtime::Native,
                 RuntimeArg::Vllm => Runtime::Vllm,
             },
+            backend: Backend::OfClass,
             efficiency: match self.efficiency {
                 EfficiencyArg::Peak => Efficiency::Peak,
                 EfficiencyArg::Calibrated => Efficiency::Calibrated,

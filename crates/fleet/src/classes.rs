@@ -75,6 +75,7 @@ fn merged(known: Option<&GpuClass>, name: &str, spec: &GPUClassSpec) -> Result<G
         )?,
         memory_bytes: memory as u64,
         compute_capability: compute_capability(name, spec)?.or(base.and_then(|base| base.compute_capability)),
+        derived: false,
     };
     entry.validate().map_err(|error| format!("GPUClass {name}: {error}"))?;
     Ok(GpuClass {

@@ -72,8 +72,12 @@ pub(crate) fn derive<'n>(device: u16, nodes: impl IntoIterator<Item = &'n FleetN
             flops_per_second: flops * CAUTION,
             bytes_per_second,
             memory_bytes: mebibytes << 20,
+            compute_capability: gpus
+                .iter()
+                .filter_map(|gpu| gpu.compute_capability.as_deref()?.parse().ok())
+                .min(),
             // Kernels tuned for a known card of the family are no promise for this one.
-            compute_capability: None,
+            derived: true,
         },
         multiprocessors: gpus.iter().filter_map(|gpu| gpu.multiprocessors).min(),
         pci_device_ids: Cow::Borrowed(&[]),

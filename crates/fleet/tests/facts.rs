@@ -355,12 +355,19 @@ fn a_count_that_no_agent_told_is_not_believed() {
 #[test]
 fn an_unknown_gpu_is_derived_cautiously_or_says_what_is_missing() {
     let unknown = gpu("NVIDIA X9", 0x9999);
-    let hardware = one(told(&ready(vec![unknown.clone()]), json!({})));
+    let node = told(&ready(vec![unknown.clone()]), json!({}));
+    let hardware = one(node.clone());
     assert_eq!(hardware.recognition.class(), Some("unknown-9999"));
     let bandwidth = hardware.facts.bytes_per_second.unwrap();
     assert_eq!((bandwidth.value / 1e9).round(), 4023.0);
     // 78 multiprocessors of 4096 FLOPs at 1980 MHz are 632.6 TFLOP/s.
     assert_eq!((hardware.facts.flops_per_second.unwrap().value / 1e12).round(), 316.0);
+    // Which kernels it has is no guess.
+    let nodes = [FleetNode::new(node)];
+    let fleet = Hardware::new(Catalogue::builtin(), nodes.iter(), &BTreeMap::new(), None);
+    let class = &fleet.class("unknown-9999").unwrap().spec;
+    let capability = class.compute_capability.map(|capability| capability.to_string());
+    assert_eq!((capability.as_deref(), class.derived), (Some("9.0"), true));
     let blind = GpuFacts { memory_bus_bits: None, ..unknown };
     let hardware = one(told(&ready(vec![blind]), json!({})));
     assert_eq!((hardware.recognition.class(), kinds(&hardware)), (None, vec![ProblemKind::UnknownProduct]));

@@ -87,6 +87,7 @@ impl Entry {
                 bytes_per_second: self.terabytes_per_second * 1e12,
                 memory_bytes: self.mebibytes << 20,
                 compute_capability: None,
+                derived: false,
             },
             multiprocessors: self.multiprocessors,
             pci_device_ids: Cow::Borrowed(self.pci),

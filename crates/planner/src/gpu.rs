@@ -16,6 +16,9 @@ pub struct GpuSpec {
     /// Which instructions it has, and so which kernels. `None` leaves that to the class's name: built-in ones are known
     /// by it, and any other is given rates that every card should reach.
     pub compute_capability: Option<ComputeCapability>,
+    /// Whether the figures follow from what a driver tells of an unheard-of card: its kernels are planned at the rates that every
+    /// card should reach, whatever the compute capability, which then says only whether there are any.
+    pub derived: bool,
 }
 
 /// CUDA's version of a GPU's instructions, such as 9.0.

@@ -9,7 +9,7 @@ use crate::gpu::{ComputeCapability, GpuSpec};
 /// Families whose kernels differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// Compute capability 8.0 and 8.6: `mma.sync` only.
+    /// Compute capability 8.0, 8.6 and 8.7: `mma.sync` only.
     Ampere,
     /// 8.9: as Ampere, with fp8.
     Ada,
@@ -59,8 +59,10 @@ impl Architecture {
 /// Figures of one class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hardware {
-    /// The kernels it can run.
+    /// The family whose rates its kernels are planned with.
     pub architecture: Architecture,
+    /// CUDA's version of its instructions, which says what room kernels have; `None` for processors and where nobody stated it.
+    pub capability: Option<ComputeCapability>,
     /// Last-level cache, bytes.
     pub l2_bytes: f64,
     /// What the last-level cache delivers, bytes/s.
@@ -76,11 +78,15 @@ pub struct Hardware {
 impl Hardware {
     /// The figures of `gpu`'s class. A compute capability that the class states wins over what its name says.
     pub fn of(gpu: &GpuSpec) -> Self {
-        let stated = gpu.compute_capability.map(Architecture::of);
-        match (TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(&gpu.name)), stated) {
-            (Some(row), None) => row.hardware(),
-            (Some(row), Some(architecture)) => Self { architecture, ..row.hardware() },
-            (None, stated) => Self::undescribed(gpu, stated.unwrap_or(Architecture::Unknown)),
+        let named = TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(&gpu.name)).map(Row::hardware);
+        let architecture = match gpu.compute_capability {
+            Some(capability) if !gpu.derived => Architecture::of(capability),
+            _ => Architecture::Unknown,
+        };
+        match (named, gpu.compute_capability) {
+            (Some(named), None) => named,
+            (Some(named), capability) => Self { architecture, capability, ..named },
+            (None, capability) => Self { capability, ..Self::undescribed(gpu, architecture) },
         }
     }
 
@@ -88,6 +94,7 @@ impl Hardware {
     fn undescribed(gpu: &GpuSpec, architecture: Architecture) -> Self {
         Self {
             architecture,
+            capability: None,
             l2_bytes: 0.0,
             l2_bytes_per_second: gpu.bytes_per_second,
             link_bytes_per_second: 32e9,
@@ -99,7 +106,8 @@ impl Hardware {
 
 struct Row {
     name: &'static str,
-    architecture: Architecture,
+    /// `None` is a processor.
+    capability: Option<ComputeCapability>,
     l2_megabytes: f64,
     l2_terabytes_per_second: f64,
     /// GB/s in both directions together; `None` is PCIe.
@@ -111,7 +119,8 @@ struct Row {
 impl Row {
     fn hardware(&self) -> Hardware {
         Hardware {
-            architecture: self.architecture,
+            architecture: self.capability.map_or(Architecture::Cpu, Architecture::of),
+            capability: self.capability,
             l2_bytes: self.l2_megabytes * 1e6,
             l2_bytes_per_second: self.l2_terabytes_per_second * 1e12,
             link_bytes_per_second: self.nvlink.unwrap_or(self.pcie) * 1e9,
@@ -123,47 +132,48 @@ impl Row {
 
 const fn row(
     name: &'static str,
-    architecture: Architecture,
+    capability: Option<(u8, u8)>,
     l2: (f64, f64),
     nvlink: Option<f64>,
     pcie: f64,
     multiprocessors: u32,
 ) -> Row {
     let (l2_megabytes, l2_terabytes_per_second) = l2;
-    Row { name, architecture, l2_megabytes, l2_terabytes_per_second, nvlink, pcie, multiprocessors }
+    let capability = match capability {
+        Some((major, minor)) => Some(ComputeCapability { major, minor }),
+        None => None,
+    };
+    Row { name, capability, l2_megabytes, l2_terabytes_per_second, nvlink, pcie, multiprocessors }
 }
 
-/// Sizes, links and multiprocessors are the vendor's; PCIe is x16 of the card's generation. Cache bandwidths are
+/// Compute capabilities, sizes, links and multiprocessors are the vendor's; PCIe is x16 of the card's generation. Cache bandwidths are
 /// estimates between what microbenchmarks of the family report, rounded to half a TB/s; they matter only for caches that
 /// fit. Bridged cards are planned without their bridge, which a node may lack.
-static TABLE: [Row; 21] = {
-    use Architecture::{Ada, Ampere, Blackwell, BlackwellRtx, Cpu, Hopper};
-    [
-        row("H100", Hopper, (50.0, 5.5), Some(900.0), 128.0, 132),
-        row("H100-PCIe", Hopper, (50.0, 4.5), None, 128.0, 114),
-        row("H100-NVL", Hopper, (50.0, 5.0), None, 128.0, 132),
-        row("H200", Hopper, (50.0, 5.5), Some(900.0), 128.0, 132),
-        row("H800", Hopper, (50.0, 5.5), Some(400.0), 128.0, 132),
-        row("H20", Hopper, (60.0, 5.0), Some(900.0), 128.0, 78),
-        row("H20-3e", Hopper, (60.0, 5.0), Some(900.0), 128.0, 78),
-        row("A100", Ampere, (40.0, 4.0), Some(600.0), 64.0, 108),
-        row("A100-40GB", Ampere, (40.0, 4.0), Some(600.0), 64.0, 108),
-        row("A100-PCIe", Ampere, (40.0, 4.0), None, 64.0, 108),
-        row("A800", Ampere, (40.0, 4.0), Some(400.0), 64.0, 108),
-        row("A10", Ampere, (6.0, 1.5), None, 64.0, 72),
-        row("L4", Ada, (48.0, 1.5), None, 64.0, 58),
-        row("L40S", Ada, (96.0, 4.0), None, 64.0, 142),
-        row("L20", Ada, (96.0, 3.0), None, 64.0, 92),
-        row("B200", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
-        row("B300", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
-        row("GB200", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
-        row("GB300", Blackwell, (126.0, 10.0), Some(1800.0), 128.0, 148),
-        row("RTX-PRO-6000", BlackwellRtx, (128.0, 6.0), None, 128.0, 188),
-        // A step reads every layer's weights and cache before it returns to a layer, so a last-level cache holds nothing of
-        // it by then. The rate is that of a 32 MiB one, as measured where the catalogue's CPU figures were.
-        row("CPU", Cpu, (0.0, 0.13), None, 32.0, 2),
-    ]
-};
+static TABLE: [Row; 21] = [
+    row("H100", Some((9, 0)), (50.0, 5.5), Some(900.0), 128.0, 132),
+    row("H100-PCIe", Some((9, 0)), (50.0, 4.5), None, 128.0, 114),
+    row("H100-NVL", Some((9, 0)), (50.0, 5.0), None, 128.0, 132),
+    row("H200", Some((9, 0)), (50.0, 5.5), Some(900.0), 128.0, 132),
+    row("H800", Some((9, 0)), (50.0, 5.5), Some(400.0), 128.0, 132),
+    row("H20", Some((9, 0)), (60.0, 5.0), Some(900.0), 128.0, 78),
+    row("H20-3e", Some((9, 0)), (60.0, 5.0), Some(900.0), 128.0, 78),
+    row("A100", Some((8, 0)), (40.0, 4.0), Some(600.0), 64.0, 108),
+    row("A100-40GB", Some((8, 0)), (40.0, 4.0), Some(600.0), 64.0, 108),
+    row("A100-PCIe", Some((8, 0)), (40.0, 4.0), None, 64.0, 108),
+    row("A800", Some((8, 0)), (40.0, 4.0), Some(400.0), 64.0, 108),
+    row("A10", Some((8, 6)), (6.0, 1.5), None, 64.0, 72),
+    row("L4", Some((8, 9)), (48.0, 1.5), None, 64.0, 58),
+    row("L40S", Some((8, 9)), (96.0, 4.0), None, 64.0, 142),
+    row("L20", Some((8, 9)), (96.0, 3.0), None, 64.0, 92),
+    row("B200", Some((10, 0)), (126.0, 10.0), Some(1800.0), 128.0, 148),
+    row("B300", Some((10, 3)), (126.0, 10.0), Some(1800.0), 128.0, 148),
+    row("GB200", Some((10, 0)), (126.0, 10.0), Some(1800.0), 128.0, 148),
+    row("GB300", Some((10, 3)), (126.0, 10.0), Some(1800.0), 128.0, 148),
+    row("RTX-PRO-6000", Some((12, 0)), (128.0, 6.0), None, 128.0, 188),
+    // A step reads every layer's weights and cache before it returns to a layer, so a last-level cache holds nothing of
+    // it by then. The rate is that of a 32 MiB one, as measured where the catalogue's CPU figures were.
+    row("CPU", None, (0.0, 0.13), None, 32.0, 2),
+];
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +200,7 @@ mod tests {
             bytes_per_second: 1e12,
             memory_bytes: 1 << 34,
             compute_capability: capability.map(|text| text.parse().unwrap()),
+            derived: false,
         };
         let hardware = Hardware::of(&gpu(None));
         assert_eq!(hardware.architecture, Architecture::Unknown);
@@ -197,7 +208,11 @@ mod tests {
         let hopper = Hardware::of(&gpu(Some("9.0")));
         assert_eq!(hopper.architecture, Architecture::Hopper);
         assert!(!hopper.nvlink && hopper.l2_bytes == 0.0);
-        assert_eq!(Hardware::of(&gpu(Some("7.5"))).architecture, Architecture::Unknown);
+        let turing = Hardware::of(&gpu(Some("7.5")));
+        assert_eq!(turing.architecture, Architecture::Unknown);
+        assert_eq!(turing.capability, Some(ComputeCapability { major: 7, minor: 5 }));
+        let derived = Hardware::of(&GpuSpec { derived: true, ..gpu(Some("9.0")) });
+        assert_eq!(derived, Hardware { capability: hopper.capability, ..hardware });
     }
 
     #[test]
@@ -205,7 +220,9 @@ mod tests {
         let mut h100 = Catalogue::builtin().get("H100").unwrap().spec.clone();
         let named = Hardware::of(&h100);
         h100.compute_capability = Some(ComputeCapability { major: 8, minor: 0 });
-        assert_eq!(Hardware::of(&h100), Hardware { architecture: Architecture::Ampere, ..named });
+        let stated =
+            Hardware { architecture: Architecture::Ampere, capability: h100.compute_capability, ..named };
+        assert_eq!(Hardware::of(&h100), stated);
     }
 
     #[test]

@@ -54,6 +54,16 @@ impl Runtime {
     }
 }
 
+/// What a pod of the native runtime computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The device of the class.
+    #[default]
+    OfClass,
+    /// The node's processor, whatever else the node has.
+    Cpu,
+}
+
 /// The kernels `runtime` can use for `path` on `gpu`; never empty.
 pub(crate) fn kernels(runtime: Runtime, path: DecodePath, gpu: &GpuSpec, hardware: &Hardware) -> Vec<Kernel> {
     match (hardware.architecture, runtime) {

@@ -51,7 +51,7 @@ pub use hardware::{Architecture, Hardware};
 pub use host::{AbsurdRate, HostRates};
 pub use identify::{ACCELERATOR_LABELS, PRESENCE_LABELS, Part, spellings};
 pub use kernel::{LEAST_SPLIT_PAGES, MOST_SPLITS, PAGE_TOKENS};
-pub use kernels::Runtime;
+pub use kernels::{Backend, Runtime};
 pub use live::{DraftCounters, LiveCounters, LiveError, LiveFit, LiveLoad, LivePod, Observed};
 pub use models::{ModelName, UnknownModel, shape};
 pub use plan::{Candidate, Constraints, Decision, Goal, Objective, PlanError, Scope, plan, plan_calibrated};

@@ -10,7 +10,7 @@ use crate::{
     explain,
     gpu::{GpuSpec, GpuSpecError},
     hardware::{Architecture, Hardware},
-    kernels::Runtime,
+    kernels::{Backend, Runtime},
     roofline::{Bound, CacheLayout, RopeLayout},
     search::{self, Scored},
     step::StepTime,
@@ -111,6 +111,8 @@ pub struct Constraints {
     pub scope: Scope,
     /// The engine, whose kernels are priced.
     pub runtime: Runtime,
+    /// What the native runtime computes on: only the device of the class may lack a kernel.
+    pub backend: Backend,
     /// Peak rates or what kernels reach.
     pub efficiency: Efficiency,
     /// How the GQA path stores its cache; see [`Self::layout`] where it is `None`.
@@ -131,6 +133,7 @@ impl Default for Constraints {
             batch: None,
             scope: Scope::Deployment,
             runtime: Runtime::Native,
+            backend: Backend::OfClass,
             efficiency: Efficiency::Calibrated,
             rope_layout: None,
             cache_format: None,

@@ -179,10 +179,21 @@ impl<'a> Search<'a> {
     ) -> Option<Layout<'b>> {
         let split = layers.first()?.split;
         let parts = if padded { Parameters::of(shape) } else { self.parts };
-        let (runtime, efficiency) = (self.constraints.runtime, self.constraints.efficiency);
+        let Constraints { runtime, backend, efficiency, .. } = *self.constraints;
         let (gpu, hardware) = (self.gpu, self.hardware);
         Some(Layout {
-            model: StepModel { shape, parts, path, split, layers, gpu, hardware, runtime, efficiency },
+            model: StepModel {
+                shape,
+                parts,
+                path,
+                split,
+                layers,
+                gpu,
+                hardware,
+                runtime,
+                backend,
+                efficiency,
+            },
             padded_heads: shape.attention.num_attention_heads - self.shape.attention.num_attention_heads,
         })
     }
@@ -330,6 +341,7 @@ impl<'a> Search<'a> {
         }
         model
             .format_obstacle()
+            .or_else(|| model.kernel_obstacle(drafts))
             .or_else(|| model.split_obstacle())
             .or_else(|| memory.shortage(context))
             .or_else(|| self.batch_obstacle(memory))

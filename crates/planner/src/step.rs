@@ -8,13 +8,14 @@
 
 use gqla_model::{
     AttentionShape, DecodePath, ModelShape, Parameters, SplitError, TensorParallelSplit, WeightFormat,
+    launch::{DecodeShape, Limits, plan_decode},
 };
 
 use crate::{
     attention::{AttentionModel, AttentionPass, Efficiency},
     gpu::GpuSpec,
     hardware::{Architecture, Hardware},
-    kernels::Runtime,
+    kernels::{Backend, Runtime},
 };
 
 /// Share of peak bandwidth that weight reads reach: the flat figure of NVIDIA's aiconfigurator.
@@ -92,6 +93,15 @@ impl Layers {
         };
         shape.groups().into_iter().map(layers).collect()
     }
+
+    /// The attention of one rank.
+    fn of_rank(&self) -> AttentionShape {
+        AttentionShape {
+            num_attention_heads: self.split.heads_per_rank,
+            num_key_value_heads: self.split.groups_per_rank,
+            ..self.attention
+        }
+    }
 }
 
 /// Prices steps of one model on one path and split of one class.
@@ -106,6 +116,7 @@ pub(crate) struct StepModel<'a> {
     pub(crate) gpu: &'a GpuSpec,
     pub(crate) hardware: Hardware,
     pub(crate) runtime: Runtime,
+    pub(crate) backend: Backend,
     pub(crate) efficiency: Efficiency,
 }
 
@@ -158,6 +169,24 @@ impl StepModel<'_> {
             )),
             _ => None,
         }
+    }
+
+    /// Why the native runtime has no kernel that attends here, if it has none: what its pods would refuse to start for. A kernel is
+    /// chosen for the query tokens of a step of `drafts` drafts.
+    pub(crate) fn kernel_obstacle(&self, drafts: u32) -> Option<String> {
+        let architecture = self.hardware.architecture;
+        if (self.runtime, self.backend) != (Runtime::Native, Backend::OfClass)
+            || architecture == Architecture::Cpu
+        {
+            return None;
+        }
+        let capability = self.hardware.capability;
+        let limits = Limits::of(capability.map(|known| (known.major.into(), known.minor.into())));
+        let refused = |layers: &Layers| {
+            let shape = DecodeShape::of(&layers.of_rank());
+            plan_decode(&shape, self.path, drafts.saturating_add(1), limits).err()
+        };
+        self.layers.iter().find_map(refused).map(|reason| reason.to_string())
     }
 
     /// Why the engine would compute this split wrongly, if it would. The plugin for vLLM divides the rows of `kv_b_proj`

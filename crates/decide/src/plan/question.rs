@@ -2,7 +2,7 @@
 
 use gqla_api::{ConditionReason, MultiTokenPrediction, Objective, ShortDuration, TensorParallel};
 use gqla_model::{CacheFormat, ModelShape};
-use gqla_planner::{CPU_CLASS, Constraints, Goal, PlanError};
+use gqla_planner::{Backend, CPU_CLASS, Constraints, Goal, PlanError};
 
 use super::{Failure, Target};
 use crate::validate::ValidatedDeployment;
@@ -30,6 +30,7 @@ pub(super) fn cpu_constraints(target: &Target<'_>, arguments: &[String]) -> Resu
             MultiTokenPrediction::Auto | MultiTokenPrediction::Off => Some(0),
             MultiTokenPrediction::Drafts(drafts) => Some(drafts),
         },
+        backend: Backend::Cpu,
         cache_format: cache_format(arguments),
         ..Constraints::default()
     })

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use gqla_api::GPUClass;
 use gqla_model::{CacheFormat, DecodePath};
 use serde_json::{Value, from_value, json};
 
@@ -170,6 +171,55 @@ fn failures_are_sentences_and_stay_alone() {
     let plan = planned(json!({ "runtime": device, "model": { "source": source, "shape": huge } }), &mixed());
     assert!(plan.failures.iter().any(|failure| failure.reason == NoFeasiblePlan), "{plan:?}");
     assert!(plan.keeps("whatever runs already"));
+}
+
+/// What its pods would refuse to start for is refused before there are any, in the same words; the processor runs all of it.
+#[test]
+fn a_class_without_kernels_for_a_model_gets_no_pod() {
+    let turing = json!({
+        "memoryGiB": 16, "memoryBandwidthGBps": 320, "bf16TFLOPS": 65, "computeCapability": "7.5",
+        "productLabels": ["Tesla-T4"],
+    });
+    let classes = gqla_fleet::classes([&GPUClass::new("t4", from_value(turing).unwrap())]);
+    let nodes = [
+        node("t4", Some("Tesla-T4"), 8),
+        node("l40s", Some("NVIDIA-L40S"), 8),
+        node("h100", Some("NVIDIA-H100-80GB-HBM3"), 8),
+    ];
+    let nodes = nodes.map(|node| Arc::new(FleetNode::new(node))).to_vec();
+    let fleet = FleetSnapshot::new(nodes, &classes, &BTreeMap::new(), None);
+    let widths = |nope: u32, value: u32| {
+        let mut shape = deepseek_shape();
+        (shape["qkNopeHeadDim"], shape["vHeadDim"]) = (json!(nope), json!(value));
+        shape
+    };
+    let too_old = "on t4: the card has compute capability 7.5, and kernels need 8.0 or higher: use the CPU";
+    let too_wide = "on L40S: no kernel decodes along gqa on sm_89: heads of 192 + 64 and 512";
+    let odd = "no kernel decodes heads of 24 + 64 and 128, expected multiples of 16: use the CPU";
+    let cases: [(_, _, &[(&str, &str)]); 4] = [
+        (deepseek_shape(), "Auto", &[("t4", too_old)]),
+        (widths(192, 512), "Auto", &[("t4", too_old)]),
+        (widths(192, 512), "GQA", &[("t4", too_old), ("l40s", too_wide)]),
+        (widths(24, 128), "Auto", &[("t4", too_old), ("l40s", odd), ("h100", odd)]),
+    ];
+    for (shape, path, refused) in cases {
+        let pools = ["t4", "l40s", "h100"].map(|class| json!({ "name": class, "gpuClass": class }));
+        let spec = |device: &str| {
+            let source = json!({ "persistentVolumeClaim": { "claimName": "m" } });
+            json!({ "runtime": { "device": device }, "model": { "source": source, "shape": shape },
+                    "decode": { "path": path, "tensorParallel": 1 }, "pools": pools })
+        };
+        let plan = planned(spec("CUDA"), &fleet);
+        let told: Vec<_> = plan.failures.iter().map(|failure| failure.pool.as_str()).collect();
+        let expected: Vec<_> = refused.iter().map(|(pool, _)| *pool).collect();
+        assert_eq!((told, plan.pools.len()), (expected, 3 - refused.len()), "{:?}", plan.failures);
+        for (failure, (_, sentence)) in plan.failures.iter().zip(refused) {
+            assert_eq!(failure.reason, ConditionReason::NoFeasiblePlan);
+            assert!(failure.sentence.contains(sentence), "{}", failure.sentence);
+        }
+        let plan = planned(spec("CPU"), &fleet);
+        assert_eq!((plan.pools.len(), plan.failures), (3, vec![]));
+    }
 }
 
 #[test]

@@ -188,6 +188,7 @@ fn any_gpu() -> impl Strategy<Value = GpuSpec> {
         bytes_per_second: bandwidth,
         memory_bytes: memory,
         compute_capability: None,
+        derived: false,
     })
 }
 

@@ -99,6 +99,7 @@ proptest! {
                 bytes_per_second: bandwidth,
                 memory_bytes: 1,
                 compute_capability: None,
+                derived: false,
             };
             AttentionCore::new(&shape, path, split, s_q, CacheLayout::PUBLISHED, &gpu).pass_ns
         };

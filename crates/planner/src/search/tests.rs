@@ -1,5 +1,6 @@
 //! Properties of whole plans over every class, runtime and efficiency, and the decisions that one number turns.
 
+mod launch;
 mod layers;
 mod numbers;
 mod vllm;

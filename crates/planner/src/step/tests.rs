@@ -26,6 +26,7 @@ fn model<'a>(
         gpu,
         hardware: Hardware::of(gpu),
         runtime: Runtime::Native,
+        backend: Backend::OfClass,
         efficiency,
     }
 }

@@ -13,7 +13,7 @@ proptest! {
         model in any_model(), constraints in any_constraints(), rates in (any_float(), any_float()), memory: u64,
         counts in any::<[u32; 4]>(), shares in (any_float(), any_float()),
         bounds in prop::option::of((any_float(), any_float(), any_float())), batch in prop::option::of(any::<u32>()),
-        capability in prop::option::of(any::<(u8, u8)>()),
+        capability in prop::option::of(any::<(u8, u8)>()), derived: bool,
     ) {
         let gpu = GpuSpec {
             name: "any".into(),
@@ -21,6 +21,7 @@ proptest! {
             bytes_per_second: rates.1,
             memory_bytes: memory,
             compute_capability: capability.map(|(major, minor)| crate::ComputeCapability { major, minor }),
+            derived,
         };
         let [context_length, concurrency, prompt_tokens, output_tokens] = counts;
         let goal = Goal {
