@@ -270,6 +270,28 @@ fn a_card_is_tried_and_says_what_it_has_no_kernel_for() {
     }
 }
 
+/// A T4 multiplies no bf16: nothing is looked for, neither images nor NVRTC, and every trial says why in one sentence.
+#[test]
+fn a_card_that_is_too_old_is_told_so_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let selftest = |format| {
+        let args = ["kernels", "selftest", "--model", "smollm2-135m-gqla", "-o", format];
+        let output = gqla(folder.path(), false, "T4", &args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let sentence =
+        "the card has compute capability 7.5, and kernels need 8.0 or higher: use the CPU or another GPU";
+    let test: Value = serde_json::from_slice(&selftest("json")).unwrap();
+    let rows = test["devices"][0]["kernels"].as_array().unwrap();
+    assert_eq!(rows.len(), 26);
+    for row in rows {
+        assert_eq!((&row["verdict"], &row["reason"]), (&"none".into(), &sentence.into()), "{row}");
+    }
+    let table = String::from_utf8(selftest("table")).unwrap();
+    assert_eq!(table.matches(sentence).count(), 1, "{table}");
+}
+
 /// Trials of cuBLASLt are passed with it and failed without, and nobody who does not ask needs it.
 #[test]
 fn cublaslt_is_tried_where_it_is_asked_for() {

@@ -14,7 +14,7 @@ pub struct Profile {
     pub product: String,
     /// PCI device id under vendor 10de.
     pub pci_device_id: u16,
-    /// `nvmlDeviceArchitecture_t`: 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell.
+    /// `nvmlDeviceArchitecture_t`: 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell.
     pub architecture: u32,
     /// CUDA compute capability, major and minor.
     pub compute_capability: (i32, i32),

@@ -66,7 +66,7 @@ fn check(device: &Device, profile: &Profile) {
 #[test]
 fn every_profile_gives_what_its_data_says() {
     let names: Vec<&str> = profiles().iter().map(|profile| profile.name.as_str()).collect();
-    assert_eq!(names, ["H20", "H20-3e", "H100", "H100-PCIe", "H200", "A100", "L40S", "B200"]);
+    assert_eq!(names, ["H20", "H20-3e", "H100", "H100-PCIe", "H200", "A100", "L40S", "B200", "T4"]);
     let machine = Machine::new(&State::mixed(&names));
     let nvml = machine.open().unwrap();
     assert_eq!(nvml.device_count().unwrap() as usize, names.len());
@@ -87,6 +87,7 @@ fn bus_and_clock_yield_the_published_bandwidths() {
         ("A100", 2.039),
         ("L40S", 0.864),
         ("B200", 7.7),
+        ("T4", 0.32),
     ];
     for (name, terabytes) in table {
         let profile = profile(name).unwrap();

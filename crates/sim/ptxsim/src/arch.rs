@@ -34,7 +34,9 @@ const fn architecture(capability: (u32, u32), shared_kib: u32, block_kib: u32, t
     }
 }
 
-const KNOWN: [Architecture; 7] = [
+const KNOWN: [Architecture; 8] = [
+    // Nothing of ours is to run there.
+    architecture((7, 5), 64, 64, 1024),
     architecture((8, 0), 164, 163, 2048),
     architecture((8, 6), 100, 99, 1536),
     architecture((8, 9), 100, 99, 1536),
@@ -86,6 +88,7 @@ mod tests {
             assert_eq!(hopper.runs(target), on_hopper, "{target}");
         }
         assert!(!Architecture::of(10, 0).unwrap().runs("sm_90a"), "a letter ties PTX to one architecture");
-        assert_eq!(Architecture::of(7, 5), None);
+        assert_eq!(Architecture::of(7, 0), None);
+        assert!(!Architecture::of(7, 5).unwrap().runs("sm_80"), "PTX is compiled for what comes later");
     }
 }
