@@ -94,31 +94,46 @@ fn ask(address: SocketAddr, request: &str, body: &str) -> Option<String> {
     String::from_utf8(answer).ok()
 }
 
+/// The server of a tiny model on a GPU, and where its libraries are.
+fn on(device: &str, libraries: &str) -> Command {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a/llama_gqla_a");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gqla-server"));
+    command
+        .arg("--model")
+        .arg(model)
+        .args(["--device", "cuda", "--decode-path", "gqa", "--served-model-name", "tiny"])
+        .args(["--max-model-len", "64"])
+        .env("LD_LIBRARY_PATH", libraries)
+        .env(Config::DEVICES_ENV, device);
+    command
+}
+
+/// Why a process ended, of all that it said.
+fn reason(said: &str) -> &str {
+    said.lines().rfind(|line| line.starts_with("Error: ")).unwrap_or_default()
+}
+
+/// A T4 has no kernel: whoever put the server there learns it in the planner's words, not by what no image of a kernel loads for.
+#[test]
+fn a_card_that_is_too_old_ends_the_start_with_the_planners_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&mut on("T4", &library_path(folder.path(), false)));
+    let status = server.wait_for_end();
+    let said = server.said();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let sentence =
+        "the card has compute capability 7.5, and kernels need 8.0 or higher: use the CPU or another GPU";
+    assert!(reason(&said).ends_with(sentence), "{said}");
+}
+
 /// A GPU that touched memory of nobody answers nothing more in this process, so the process ends at once and says why, and who
 /// was being answered hears of it.
 #[test]
 fn an_error_of_the_gpu_ends_the_process_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let fault = folder.path().join("fault");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama_a/llama_gqla_a");
-    let mut server = Server::start(
-        Command::new(env!("CARGO_BIN_EXE_gqla-server"))
-            .arg("--model")
-            .arg(model)
-            .args([
-                "--device",
-                "cuda",
-                "--decode-path",
-                "gqa",
-                "--served-model-name",
-                "tiny",
-                "--max-model-len",
-                "64",
-            ])
-            .env("LD_LIBRARY_PATH", library_path(folder.path(), true))
-            .env(Config::DEVICES_ENV, "H20")
-            .env(Config::FAULT_ENV, &fault),
-    );
+    let mut server =
+        Server::start(on("H20", &library_path(folder.path(), true)).env(Config::FAULT_ENV, &fault));
     server.wait_until_ready();
     let body = json!({"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2}).to_string();
     let complete = || ask(server.api, "POST /v1/completions HTTP/1.1\r\n", &body).unwrap();
@@ -130,7 +145,7 @@ fn an_error_of_the_gpu_ends_the_process_with_its_reason() {
     let status = server.wait_for_end();
     let said = server.said();
     assert_eq!(status.code(), Some(1), "{said}");
-    let last = said.lines().rfind(|line| line.starts_with("Error: ")).unwrap_or_default();
+    let last = reason(&said);
     assert!(
         last.contains("the engine failed, and only a new process helps")
             && last.contains("CUDA_ERROR_ILLEGAL_ADDRESS"),
