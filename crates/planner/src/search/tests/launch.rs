@@ -73,6 +73,11 @@ fn every_built_in_model_has_a_kernel_on_every_architecture() {
                     .unwrap_or_else(|error| panic!("{model}, {s_q} tokens a step: {error}"));
                 assert_eq!(plan.path, path, "{model}: {plan:?}");
                 assert!(plan.shared_bytes <= limits.shared_per_block, "{model} on {limits:?}: {plan:?}");
+                let rows = s_q * attention.heads / attention.key_groups(path);
+                assert!(
+                    plan.rows >= rows.min(64),
+                    "up to 64 rows share what is read: {model} on {limits:?}: {plan:?}"
+                );
                 assert!(plan.threads * MOST_REGISTERS <= REGISTERS_PER_BLOCK, "{model}: {plan:?}");
             }
         }
