@@ -94,10 +94,10 @@ extern "C" __global__ void __launch_bounds__(256) append(const __grid_constant__
         *(const uint4*)(p.x + (u64)row * p.x_stride + part * p.x_part_stride + chunk * 8);
 }
 
-// out = silu(gate) * up of rows [gate | up]. A thread per two numbers.
+// out = silu(gate) * up of rows [gate | up], which nobody rounded: only the next product's input is. A thread per two numbers.
 struct Swiglu {
-    const u16* gate_up; // [rows][2 * width]
-    u16* out;           // [rows][width]
+    const float* gate_up; // [rows][2 * width]
+    u16* out;             // [rows][width]
     int rows, width;
 };
 DEV float silu(float x) { return x / (1.f + exp2_approx(x * -1.44269504f)); }
@@ -105,8 +105,7 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(const __grid_constant__
     const int pairs = p.width / 2;
     const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)p.rows * pairs) return;
-    const u16* from = p.gate_up + i / pairs * 2 * p.width + i % pairs * 2;
-    const u32 gate = *(const u32*)from, up = *(const u32*)(from + p.width);
-    *(u32*)(p.out + 2 * i) =
-        pack(silu(wide((u16)gate)) * wide((u16)up), silu(wide((u16)(gate >> 16))) * wide((u16)(up >> 16)));
+    const float* from = p.gate_up + i / pairs * 2 * p.width + i % pairs * 2;
+    const float2 gate = *(const float2*)from, up = *(const float2*)(from + p.width);
+    *(u32*)(p.out + 2 * i) = pack(silu(gate.x) * up.x, silu(gate.y) * up.y);
 }

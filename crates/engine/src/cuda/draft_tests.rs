@@ -1,5 +1,5 @@
 //! The prediction layer on the stand-in for libcuda: what it is given, and that its cache has what the decoder's has. Its
-//! logits are held to independent numbers in `tests/cuda.rs`.
+//! logits are held to independent numbers in `tests/cuda`.
 
 use std::path::Path;
 

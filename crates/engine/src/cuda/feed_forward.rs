@@ -101,13 +101,13 @@ impl CudaModel {
         kernels: &ExpertKernels,
         Mixture { router, experts, .. }: &Mixture,
         rows: usize,
-        (x, gate_up, activated): (&Buffer<bf16>, &mut Buffer<bf16>, &mut Buffer<bf16>),
+        (x, gate_up, activated): (&Buffer<bf16>, &mut Buffer<f32>, &mut Buffer<bf16>),
         Routed { choices, answers }: &mut Routed,
     ) -> Result<(), DeviceError> {
         let (device, width) = (&self.device, experts.down.inputs());
         kernels.route(device, router, x, rows, choices)?;
         let from = (x, ExpertRows::OfStep);
-        kernels.multiply(device, &experts.gate_up, choices, from, Destination::Bf16(gate_up))?;
+        kernels.multiply(device, &experts.gate_up, choices, from, Destination::F32(gate_up))?;
         let chosen = rows * router.shape().per_token;
         self.attention.rows.swiglu(device, gate_up, chosen, width, activated)?;
         let from = (&*activated, ExpertRows::Sorted);
@@ -115,7 +115,7 @@ impl CudaModel {
     }
 
     fn dense(&self, mlp: &Mlp, tables: &Tables, a: &mut Activations) -> Result<(), DeviceError> {
-        self.multiply_step(&mlp.gate_up, tables, &a.normed, Destination::Bf16(&mut a.gate_up))?;
+        self.multiply_step(&mlp.gate_up, tables, &a.normed, Destination::F32(&mut a.gate_up))?;
         self.attention.rows.swiglu(
             &self.device,
             &a.gate_up,

@@ -3,8 +3,8 @@
 use gqla_kernels::{
     attention::Segment,
     device::{
-        AttentionScratch, Buffer, Decode, DecodeCache, Destination, Device, DeviceError, GroupedRoom, Heads,
-        Norm, Projected, RouterShape, Rows, Splits, Tables, Weights,
+        AttentionScratch, Buffer, Decode, DecodeCache, Destination, Device, DeviceError, GroupedRoom, Norm,
+        Projected, RouterShape, Rows, Splits, Tables, Weights,
     },
     sample::{Choice, Draw, NoToken},
 };
@@ -44,14 +44,16 @@ pub(super) struct Activations {
     pub normed: Buffer<bf16>,
     /// The prediction layer's input, `[rows, 2 hidden]`; none without one.
     pub joined: Buffer<bf16>,
-    /// Queries before their second factor.
+    /// Queries before their second factor, and before the norm between.
     query_latent: Buffer<bf16>,
+    query_sums: Buffer<f32>,
     pub projected: Projected,
     pub scratch: AttentionScratch,
     /// Of a model whose prompts attend in groups.
     pub grouped: Option<GroupedRoom>,
     pub attended: Buffer<bf16>,
-    pub gate_up: Buffer<bf16>,
+    /// In f32: rounded before the activation, these put logits as far off as all else that a CPU in bf16 does not round.
+    pub gate_up: Buffer<f32>,
     pub activated: Buffer<bf16>,
     /// Of a model with experts.
     pub routed: Option<Routed>,
@@ -92,9 +94,8 @@ impl CudaModel {
     /// path changes, both have theirs.
     pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize, context: usize) -> usize {
         let w = Widths::of(self);
-        let widths =
-            [w.hidden, w.joined, w.query_latent, Projected::width(&self.shape), w.attended, 3 * w.inner];
-        let of_f32 = rows * w.hidden + wanted * w.vocab;
+        let widths = [w.hidden, w.joined, w.query_latent, Projected::width(&self.shape), w.attended, w.inner];
+        let of_f32 = rows * (w.hidden + w.query_latent + 2 * w.inner) + wanted * w.vocab;
         let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
         let tables = |decode: &Decode| Tables::bytes(decode.tiling(Splits::ENGINE), [rows, context]);
         let decodes = [Some(&self.attention.decode), self.expanded.as_ref().map(|expanded| &expanded.decode)];
@@ -141,6 +142,7 @@ impl Workspace {
                 normed: device.unwritten("activations", rows.max(wanted) * w.hidden)?,
                 joined: room(w.joined)?,
                 query_latent: room(w.query_latent)?,
+                query_sums: device.unwritten("activations", rows * w.query_latent)?,
                 projected: Projected::new(device, &model.shape, rows)?,
                 scratch: AttentionScratch::new(
                     device,
@@ -154,7 +156,7 @@ impl Workspace {
                     None => None,
                 },
                 attended: room(w.attended)?,
-                gate_up: room(2 * w.inner)?,
+                gate_up: device.unwritten("activations", rows * 2 * w.inner)?,
                 activated: room(w.inner)?,
                 routed: match w.router {
                     Some(router) => Some(Routed::new(device, router, rows, w.hidden)?),
@@ -285,16 +287,14 @@ impl CudaModel {
         let width = Projected::width(&self.shape);
         let mut place = 0;
         if let Some(FactoredQuery { down, norm, up }) = query {
-            self.multiply_step(down, tables, &a.normed, Destination::Bf16(&mut a.query_latent))?;
+            let to = match norm {
+                Some(_) => Destination::F32(&mut a.query_sums),
+                None => Destination::Bf16(&mut a.query_latent),
+            };
+            self.multiply_step(down, tables, &a.normed, to)?;
             if let Some(norm) = norm {
-                let at = Heads { offset: 0, stride: up.inputs(), head_stride: 0 };
-                self.attention.rows.norm_in_place(
-                    &self.device,
-                    norm,
-                    &mut a.query_latent,
-                    at,
-                    tables.rows(),
-                )?;
+                let (kernels, rows) = (&self.attention.rows, Ok(tables.rows()));
+                kernels.norm(&self.device, norm, &a.query_sums, rows, &mut a.query_latent)?;
             }
             let queries = (Destination::Bf16(a.projected.buffer()), Rows::even(0, width)?);
             let latents = (&a.query_latent, Rows::even(0, up.inputs())?);

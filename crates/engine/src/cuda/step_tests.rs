@@ -1,5 +1,5 @@
 //! Prompts that are stored as latents and attend in groups, on the stand-in for libcuda. What is exact is the GQA path, which
-//! `tests/cuda.rs` holds to independent numbers.
+//! `tests/cuda` holds to independent numbers.
 
 use std::path::Path;
 

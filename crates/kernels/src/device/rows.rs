@@ -397,7 +397,7 @@ impl RowKernels {
     pub fn swiglu(
         &self,
         device: &Device,
-        gate_up: &Buffer<bf16>,
+        gate_up: &Buffer<f32>,
         rows: usize,
         width: usize,
         out: &mut Buffer<bf16>,

@@ -442,14 +442,17 @@ fn rotations_activations_and_cache_writes() {
         assert_eq!(device.download(&cache, size).unwrap(), expected);
 
         let (rows, width) = (7, 46);
-        let gate_up = Noise::new(9).take(rows * 2 * width);
+        // Numbers that are none of bf16.
+        let gate_up: Vec<f32> =
+            Noise::new(9).take(rows * 2 * width).iter().map(|x| x.to_f32() * 1.01).collect();
         let from = device.upload("gate and up", &gate_up).unwrap();
         let mut out: Buffer<bf16> = device.unwritten("out", rows * width).unwrap();
         kernels.swiglu(&device, &from, rows, width, &mut out).unwrap();
         let silu = |x: f64| x / (1.0 + (-x).exp());
-        let expected: Vec<f64> = wide(&gate_up)
+        let of_row = |row: &[f32], i| silu(f64::from(row[i])) * f64::from(row[width + i]);
+        let expected: Vec<f64> = gate_up
             .chunks(2 * width)
-            .flat_map(|row| (0..width).map(|i| silu(row[i]) * row[width + i]).collect::<Vec<_>>())
+            .flat_map(|row| (0..width).map(|i| of_row(row, i)).collect::<Vec<_>>())
             .collect();
         assert_close(
             &wide(&device.download(&out, rows * width).unwrap()),

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{held, noise, relative_rms, wide};
+use super::{counter_noise, held, noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
@@ -83,6 +83,11 @@ impl RowTrial {
 const ROWS: usize = RowTrial::ROWS;
 const WIDTH: usize = RowTrial::WIDTH;
 
+/// As much noise as [`noise`], in f32.
+fn unrounded(seed: u64, len: usize) -> Vec<f32> {
+    counter_noise(seed, len, 12f64.sqrt() / 2.0).map(|x| x as f32).collect()
+}
+
 fn narrow(x: Vec<f32>) -> Vec<f64> {
     x.into_iter().map(f64::from).collect()
 }
@@ -103,14 +108,14 @@ fn normed(x: &[f64], weight: &[f64]) -> Vec<f64> {
 
 /// Numbers in f32, and a norm with weights for rows of `width`.
 fn weights(device: &Device, width: usize) -> Result<(Vec<f64>, Norm), DeviceError> {
-    let weight: Vec<f32> = noise(2, width).iter().map(|x| x.to_f32()).collect();
+    let weight = unrounded(2, width);
     let norm = Norm { weight: device.upload("norm", &weight)?, eps: EPS };
     Ok((narrow(weight), norm))
 }
 
 fn norm(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
     let (weight, norm) = weights(device, WIDTH)?;
-    let x: Vec<f32> = noise(3, ROWS * WIDTH).iter().map(|x| x.to_f32()).collect();
+    let x = unrounded(3, ROWS * WIDTH);
     let (wanted, rows) = ([4, 1], device.upload("rows", &x)?);
     let mut out: Buffer<bf16> = device.unwritten("norms", wanted.len() * WIDTH)?;
     kernels.norm(device, &norm, &rows, Err(&wanted), &mut out)?;
@@ -182,7 +187,7 @@ fn append(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
 }
 
 fn swiglu(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
-    let (x, width) = (noise(7, ROWS * WIDTH), WIDTH / 2);
+    let (x, width) = (unrounded(7, ROWS * WIDTH), WIDTH / 2);
     let rows = device.upload("rows", &x)?;
     let mut out: Buffer<bf16> = device.unwritten("activations", ROWS * width)?;
     kernels.swiglu(device, &rows, ROWS, width, &mut out)?;
@@ -191,7 +196,7 @@ fn swiglu(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
         let (gate, up) = row.split_at(width);
         gate.iter().zip(up).map(|(gate, up)| silu(*gate) * up).collect()
     };
-    let expected = wide(&x).chunks(WIDTH).flat_map(of_row).collect();
+    let expected = narrow(x).chunks(WIDTH).flat_map(of_row).collect();
     Ok((wide(&device.download(&out, ROWS * width)?), expected))
 }
 
