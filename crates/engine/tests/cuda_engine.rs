@@ -27,6 +27,7 @@ use support::{
 };
 
 const GQLA: &str = "llama_a/llama_gqla_a";
+const EXPERTS: &str = "glm_a/gqla";
 
 fn config(path: DecodePath) -> CudaEngineConfig {
     CudaEngineConfig {
@@ -160,41 +161,49 @@ fn layer() -> Option<Speculation> {
     Some(Speculation::new(DraftSource::PredictionLayer, 2).unwrap().with_depth(DraftDepth::Fixed))
 }
 
+#[test]
+fn texts_with_drafts_of_a_dense_layer_are_those_without() {
+    on_stand_in("texts_with_drafts_of_a_dense_layer_are_those_without", || {
+        assert_drafts_change_no_text(GQLA)
+    });
+}
+
+#[test]
+fn texts_with_drafts_of_a_layer_of_experts_are_those_without() {
+    let name = "texts_with_drafts_of_a_layer_of_experts_are_those_without";
+    on_stand_in(name, || assert_drafts_change_no_text(EXPERTS));
+}
+
 /// The second prompt goes on from a copy of a block of the first's, which has rows of the prediction layer too. Nothing is
 /// found by n-grams of so many tokens: those steps verify no draft, by the same kernels.
-#[test]
-fn texts_with_drafts_of_the_layer_are_those_without() {
-    on_stand_in("texts_with_drafts_of_the_layer_are_those_without", || {
-        for name in [GQLA, "glm_a/gqla"] {
-            let (folder, checkpoint) = leaning(&Checkpoint::open(&fixture(name)).unwrap());
-            for path in [Gqa, MqaAbsorb] {
-                let run = |speculation| {
-                    let engine = start_model(folder.path(), CudaEngineConfig { speculation, ..config(path) });
-                    let prompt: Vec<u32> = (0..70).map(|i| i * 31 % 512).collect();
-                    let text = |len: usize| collect(&submit(&engine, &prompt[..len], greedy(8)));
-                    let texts = [text(70), text(66), text(40)];
-                    engine.shutdown(Duration::from_secs(60));
-                    (texts, engine.info().kv_bytes_per_token, engine.stats())
-                };
-                let none = PromptLookup::new(16, 16).unwrap();
-                let none = Speculation::new(DraftSource::PromptLookup(none), 2).unwrap();
-                let (plain, bytes, without) = run(Some(none));
-                let (drafted, bytes_with_layer, with) = run(layer());
-                println!("{name} {path}: {:?}", with.speculation);
-                assert_eq!(without.speculation.draft_tokens, 0);
-                let speculation = with.speculation;
-                assert!(
-                    (1..speculation.draft_tokens).contains(&speculation.accepted_tokens)
-                        && speculation.accepted_per_position[1] > 0,
-                    "{name} {path}: {speculation:?}"
-                );
-                assert!(with.prefix_hits >= 64, "{with:?}");
-                assert_eq!(drafted, plain, "{name} {path}");
-                let layers = checkpoint.config().num_hidden_layers;
-                assert_eq!(bytes_with_layer * layers, bytes * (layers + 1));
-            }
-        }
-    });
+fn assert_drafts_change_no_text(name: &str) {
+    let (folder, checkpoint) = leaning(&Checkpoint::open(&fixture(name)).unwrap());
+    for path in [Gqa, MqaAbsorb] {
+        let run = |speculation| {
+            let engine = start_model(folder.path(), CudaEngineConfig { speculation, ..config(path) });
+            let prompt: Vec<u32> = (0..70).map(|i| i * 31 % 512).collect();
+            let text = |len: usize| collect(&submit(&engine, &prompt[..len], greedy(8)));
+            let texts = [text(70), text(66), text(40)];
+            engine.shutdown(Duration::from_secs(60));
+            (texts, engine.info().kv_bytes_per_token, engine.stats())
+        };
+        let none = PromptLookup::new(16, 16).unwrap();
+        let none = Speculation::new(DraftSource::PromptLookup(none), 2).unwrap();
+        let (plain, bytes, without) = run(Some(none));
+        let (drafted, bytes_with_layer, with) = run(layer());
+        println!("{name} {path}: {:?}", with.speculation);
+        assert_eq!(without.speculation.draft_tokens, 0);
+        let speculation = with.speculation;
+        assert!(
+            (1..speculation.draft_tokens).contains(&speculation.accepted_tokens)
+                && speculation.accepted_per_position[1] > 0,
+            "{name} {path}: {speculation:?}"
+        );
+        assert!(with.prefix_hits >= 64, "{with:?}");
+        assert_eq!(drafted, plain, "{name} {path}");
+        let layers = checkpoint.config().num_hidden_layers;
+        assert_eq!(bytes_with_layer * layers, bytes * (layers + 1));
+    }
 }
 
 /// The fixture's first layer alone: its latents depend on no attention, and so are the same along both paths.
@@ -208,62 +217,66 @@ fn one_layer() -> tempfile::TempDir {
     to
 }
 
-/// More pages than are expanded at once. After the change a layer whose latents are the same computes the GQA path's bits,
-/// in the sequence that runs and in one that finds the prompt in the cache; of several layers, the token is the same.
 #[test]
 fn a_running_sequence_changes_path_and_is_not_computed_again() {
     on_stand_in("a_running_sequence_changes_path_and_is_not_computed_again", || {
-        let single = one_layer();
-        let long: Vec<u32> = (0..270).map(|i| i * 31 % 512).collect();
-        let (three, one) = (fixture(GQLA), single.path());
-        let [dense, experts] =
-            [GQLA, "glm_a/gqla"].map(|name| leaning(&Checkpoint::open(&fixture(name)).unwrap()).0);
-        let cases = [
-            (one, &long[..], None),
-            (three.as_path(), &long[..70], lookup(1, 4)),
-            (dense.path(), &long[..70], layer()),
-            (experts.path(), &long[..70], layer()),
-        ];
-        for (folder, prompt, speculation) in cases {
-            // The layer would guess nothing of what is forced.
-            let sampling = || if speculation == layer() { greedy(6) } else { of_two([3, 7], 6) };
-            let settings = |path| CudaEngineConfig { max_model_len: Some(300), speculation, ..config(path) };
-            let whole = |path| {
-                let engine = start_model(folder, settings(path));
-                collect(&submit(&engine, prompt, sampling()))
-            };
-            let (absorb, gqa) = (whole(MqaAbsorb), whole(Gqa));
-            let expandable = CudaEngineConfig { expandable: true, ..settings(MqaAbsorb) };
-            let engine = start_model(folder, expandable);
-            let (open, gate) = channel();
-            let running = submit_gated(&engine, prompt, sampling(), gate);
-            let Ok(Event::Token { id, logprob }) = running.recv() else { panic!("no token") };
-            engine.switch_to_gqa().unwrap();
-            drop(open);
-            let first = (id, logprob.unwrap().logprob.to_bits());
-            let changed: Vec<_> = std::iter::once(first).chain(collect(&running)).collect();
-            assert_eq!(engine.stats().prompt_tokens, prompt.len() as u64);
-            engine.switch_to_gqa().unwrap();
-            let again = collect(&submit(&engine, prompt, sampling()));
-            assert!(engine.stats().prefix_hits >= 64, "{:?}", engine.stats());
-            assert_eq!(first, absorb[0]);
-            assert_eq!((ids(&changed), ids(&again)), (ids(&gqa), ids(&gqa)));
-            assert_ne!(absorb[1..], gqa[1..], "bits that tell the paths apart");
-            if speculation == layer() {
-                let drafts = engine.stats().speculation;
-                println!("{drafts:?}");
-                assert!(drafts.accepted_tokens > 0, "{drafts:?}");
-            }
-            if folder == one {
-                assert_eq!(changed[1..], gqa[1..]);
-                assert_eq!(again, gqa);
-            }
-        }
+        let (one, three) = (one_layer(), fixture(GQLA));
+        assert_goes_on(one.path(), 270, None);
+        assert_goes_on(&three, 70, lookup(1, 4));
         assert_eq!(start(config(MqaAbsorb)).switch_to_gqa(), Err(NotExpandable));
         let gqa = CudaEngineConfig { expandable: true, ..config(Gqa) };
         let error = CudaEngine::start(&Checkpoint::open(&three).unwrap(), gqa).err().unwrap();
         assert!(matches!(error, CudaLoadError::NotExpandable), "{error}");
     });
+}
+
+#[test]
+fn a_running_sequence_with_drafts_of_the_layer_changes_path() {
+    on_stand_in("a_running_sequence_with_drafts_of_the_layer_changes_path", || {
+        for name in [GQLA, EXPERTS] {
+            let (folder, _) = leaning(&Checkpoint::open(&fixture(name)).unwrap());
+            assert_goes_on(folder.path(), 70, layer());
+        }
+    });
+}
+
+/// More pages than are expanded at once. After the change a layer whose latents are the same computes the GQA path's bits,
+/// in the sequence that runs and in one that finds the prompt in the cache; of several layers, the token is the same.
+fn assert_goes_on(folder: &Path, tokens: u32, speculation: Option<Speculation>) {
+    let prompt: Vec<u32> = (0..tokens).map(|i| i * 31 % 512).collect();
+    // The layer would guess nothing of what is forced.
+    let sampling = || if speculation == layer() { greedy(6) } else { of_two([3, 7], 6) };
+    let settings = |path| CudaEngineConfig { max_model_len: Some(300), speculation, ..config(path) };
+    let whole = |path| {
+        let engine = start_model(folder, settings(path));
+        collect(&submit(&engine, &prompt, sampling()))
+    };
+    let (absorb, gqa) = (whole(MqaAbsorb), whole(Gqa));
+    let expandable = CudaEngineConfig { expandable: true, ..settings(MqaAbsorb) };
+    let engine = start_model(folder, expandable);
+    let (open, gate) = channel();
+    let running = submit_gated(&engine, &prompt, sampling(), gate);
+    let Ok(Event::Token { id, logprob }) = running.recv() else { panic!("no token") };
+    engine.switch_to_gqa().unwrap();
+    drop(open);
+    let first = (id, logprob.unwrap().logprob.to_bits());
+    let changed: Vec<_> = std::iter::once(first).chain(collect(&running)).collect();
+    assert_eq!(engine.stats().prompt_tokens, prompt.len() as u64);
+    engine.switch_to_gqa().unwrap();
+    let again = collect(&submit(&engine, &prompt, sampling()));
+    assert!(engine.stats().prefix_hits >= 64, "{:?}", engine.stats());
+    assert_eq!(first, absorb[0]);
+    assert_eq!((ids(&changed), ids(&again)), (ids(&gqa), ids(&gqa)));
+    assert_ne!(absorb[1..], gqa[1..], "bits that tell the paths apart");
+    if speculation == layer() {
+        let drafts = engine.stats().speculation;
+        println!("{drafts:?}");
+        assert!(drafts.accepted_tokens > 0, "{drafts:?}");
+    }
+    if speculation.is_none() {
+        assert_eq!(changed[1..], gqa[1..]);
+        assert_eq!(again, gqa);
+    }
 }
 
 /// Who decodes beside a prompt that cuBLASLt multiplies has the bits that it has without, and the prompt has others, as
