@@ -19,21 +19,23 @@ extern "C" __global__ void __launch_bounds__(128) embed(const __grid_constant__ 
 }
 
 // out = x / sqrt(mean(x^2) + eps) * weight: a block per row. Row i of out is row `rows[i]` of x, or row i where rows is null.
-template <class In>
+template <class In, class Out>
 struct Norm {
     const In* x;
     const float* weight;
     const int* rows;
-    u16* out;
+    Out* out;
     int width, x_stride, out_stride;
     float eps;
 };
 
 DEV float number(float x) { return x; }
 DEV float number(u16 x) { return wide(x); }
+DEV void put(float* to, float x) { *to = x; }
+DEV void put(u16* to, float x) { *to = (u16)pack(x, 0.f); }
 
-template <class In>
-DEV void rms_norm(const Norm<In>& p) {
+template <class In, class Out>
+DEV void rms_norm(const Norm<In, Out>& p) {
     __shared__ float of_warps[8];
     const int row = p.rows ? p.rows[blockIdx.x] : blockIdx.x, lane = threadIdx.x % WARP;
     const In* x = p.x + (u64)row * p.x_stride;
@@ -47,30 +49,43 @@ DEV void rms_norm(const Norm<In>& p) {
 #pragma unroll
     for (int warp = 0; warp < 8; warp++) squares += of_warps[warp];
     const float scale = 1.f / sqrtf(squares / p.width + p.eps);
-    u16* out = p.out + (u64)blockIdx.x * p.out_stride;
-    for (int i = threadIdx.x; i < p.width; i += 256) out[i] = (u16)pack(number(x[i]) * scale * p.weight[i], 0.f);
+    Out* out = p.out + (u64)blockIdx.x * p.out_stride;
+    for (int i = threadIdx.x; i < p.width; i += 256) put(out + i, number(x[i]) * scale * p.weight[i]);
 }
-extern "C" __global__ void __launch_bounds__(256) rms_norm_f32(const __grid_constant__ Norm<float> p) { rms_norm(p); }
-extern "C" __global__ void __launch_bounds__(256) rms_norm_bf16(const __grid_constant__ Norm<u16> p) { rms_norm(p); }
+extern "C" __global__ void __launch_bounds__(256) rms_norm_f32(const __grid_constant__ Norm<float, u16> p) { rms_norm(p); }
+extern "C" __global__ void __launch_bounds__(256) rms_norm_bf16(const __grid_constant__ Norm<u16, u16> p) { rms_norm(p); }
+// In place: a thread writes what it read.
+extern "C" __global__ void __launch_bounds__(256) rms_norm_unrounded(const __grid_constant__ Norm<float, float> p) { rms_norm(p); }
 
-// Turns 2 * pairs channels of each head: channels 2t and 2t + 1 where interleaved, else t and t + pairs. A thread per pair.
+// Rounds each head's first `plain` numbers, and turns its 2 * pairs others: channels 2t and 2t + 1 of these where interleaved,
+// else t and t + pairs. What is turned was not rounded before. A thread per two numbers.
 struct Rope {
-    const u16* x;
-    u16* out;
+    const float* x;
+    u16* out;             // the first numbers, where x has them
+    u16* turned;          // the others
     const float2* turns;  // [position][pairs], cosine and sine
     const int* positions; // [rows]
-    int rows, heads, pairs, interleaved;
-    int x_stride, x_head_stride, out_stride, out_head_stride;
+    int rows, heads, plain, pairs, interleaved;
+    int stride, head_stride, turned_stride, turned_head_stride;
 };
 extern "C" __global__ void __launch_bounds__(256) rope(const __grid_constant__ Rope p) {
     const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (i >= (u64)p.rows * p.heads * p.pairs) return;
-    const int pair = i % p.pairs, head = i / p.pairs % p.heads, row = i / p.pairs / p.heads;
+    const int plain = p.plain / 2, each = plain + p.pairs;
+    if (i >= (u64)p.rows * p.heads * each) return;
+    const int head = i / each % p.heads, row = i / each / p.heads, pair = (int)(i % each) - plain;
+    const u64 at = (u64)row * p.stride + head * p.head_stride;
+    const float* x = p.x + at;
+    if (pair < 0) {
+        const int first = 2 * (plain + pair);
+        const float2 both = *(const float2*)(x + first);
+        *(u32*)(p.out + at + first) = pack(both.x, both.y);
+        return;
+    }
+    x += p.plain;
     const int first = p.interleaved ? 2 * pair : pair, second = p.interleaved ? 2 * pair + 1 : pair + p.pairs;
-    const u16* x = p.x + (u64)row * p.x_stride + head * p.x_head_stride;
-    u16* out = p.out + (u64)row * p.out_stride + head * p.out_head_stride;
+    u16* out = p.turned + (u64)row * p.turned_stride + head * p.turned_head_stride;
     const float2 turn = p.turns[(u64)p.positions[row] * p.pairs + pair];
-    const float a = wide(x[first]), b = wide(x[second]);
+    const float a = x[first], b = x[second];
     const u32 turned = pack(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
     out[first] = (u16)turned;
     out[second] = (u16)(turned >> 16);

@@ -94,13 +94,14 @@ impl CudaModel {
     /// path changes, both have theirs.
     pub(super) fn workspace_bytes(&self, rows: usize, wanted: usize, context: usize) -> usize {
         let w = Widths::of(self);
-        let widths = [w.hidden, w.joined, w.query_latent, Projected::width(&self.shape), w.attended, w.inner];
+        let widths = [w.hidden, w.joined, w.query_latent, w.attended, w.inner];
         let of_f32 = rows * (w.hidden + w.query_latent + 2 * w.inner) + wanted * w.vocab;
         let scratch = |path| AttentionScratch::bytes(&self.shape, path, Splits::ENGINE, [rows, context]);
         let tables = |decode: &Decode| Tables::bytes(decode.tiling(Splits::ENGINE), [rows, context]);
         let decodes = [Some(&self.attention.decode), self.expanded.as_ref().map(|expanded| &expanded.decode)];
         rows * widths.iter().sum::<usize>() * size_of::<bf16>()
             + of_f32 * size_of::<f32>()
+            + Projected::bytes(&self.shape, rows)
             + w.router.map_or(0, |router| Routed::bytes(&router, rows, w.hidden))
             + self.paths().map(scratch).sum::<usize>()
             + decodes.into_iter().flatten().map(tables).sum::<usize>()
@@ -271,7 +272,7 @@ impl CudaModel {
         self.project(&layer.projection, tables, a)?;
         let latents = a.projected.latents(&self.shape);
         if let Some(norm) = &layer.latent_norm {
-            kernels.norm_in_place(device, norm, a.projected.buffer(), latents, rows)?;
+            kernels.norm_in_place(device, norm, a.projected.sums(), latents, rows)?;
         }
         self.attend_to((index, layer), cache, step, a)?;
         self.multiply_step(&layer.output, tables, &a.attended, Destination::Add(&mut a.residual))
@@ -296,12 +297,12 @@ impl CudaModel {
                 let (kernels, rows) = (&self.attention.rows, Ok(tables.rows()));
                 kernels.norm(&self.device, norm, &a.query_sums, rows, &mut a.query_latent)?;
             }
-            let queries = (Destination::Bf16(a.projected.buffer()), Rows::even(0, width)?);
+            let queries = (Destination::F32(a.projected.sums()), Rows::even(0, width)?);
             let latents = (&a.query_latent, Rows::even(0, up.inputs())?);
             self.attention.gemm.launch_step(&self.device, up, tables, latents, queries)?;
             place = a.projected.latents(&self.shape).offset;
         }
-        let to = (Destination::Bf16(a.projected.buffer()), Rows::even(place, width)?);
+        let to = (Destination::F32(a.projected.sums()), Rows::even(place, width)?);
         let from = (&a.normed, Rows::even(0, stacked.inputs())?);
         self.attention.gemm.launch_step(&self.device, stacked, tables, from, to)
     }

@@ -110,20 +110,20 @@ fn logits_of_experts_are_as_near_the_golden_ones() {
     });
 }
 
-/// Every head is a group of its own.
+/// Every head is a group of its own. Of a short prompt most rows attend to one whose experts rounding may change, so this is a longer one.
 #[test]
 fn logits_of_experts_behind_mla_are_as_near_the_golden_ones() {
     on_stand_in("logits_of_experts_behind_mla_are_as_near_the_golden_ones", || {
-        assert_near_golden("glm_a/mla", 1..2, EXPERTS, load);
+        assert_near_golden("glm_a/mla", 2..3, EXPERTS, load);
     });
 }
 
-/// Of one checkpoint, so that norms too are rounded for both, and with experts that no rounding changes. What is between the CPU and the
-/// device are queries, keys and latents, which the device rounds before it norms and turns them.
+/// Of one checkpoint, so that norms too are rounded for both, and with experts that no rounding changes: both round what products take and
+/// what is cached, and nothing else.
 #[test]
 fn logits_of_one_checkpoint_are_as_near_as_the_cpus() {
     on_stand_in("logits_of_one_checkpoint_are_as_near_as_the_cpus", || {
-        for name in [GQLA, "glm_a/gqla"] {
+        for name in [GQLA, "glm_a/gqla", "glm_a/mla"] {
             let source = Checkpoint::open(&fixture(name)).unwrap();
             let (_folder, source) = rewrite::rewritten(&source, rewrite::Dtype::F32, |tensors, _| {
                 for (name, (_, values)) in tensors.iter_mut().filter(|(name, _)| name.ends_with(BIAS)) {
@@ -202,7 +202,7 @@ const DENSE: Bound = Bound { gap: 1.05, far: 0.0 };
 /// chance more of the device's than of the CPU's.
 const EXPERTS: Bound = Bound { gap: 1.5, far: 0.2 };
 
-/// As what is between them allows.
+/// By chance the one is farther or the other.
 const ONE_CHECKPOINT: Bound = Bound { gap: 1.1, far: 0.0 };
 
 /// The CPU backend with all in bf16 that can be: weights, cache, and activations where the processor multiplies bf16.

@@ -87,8 +87,10 @@ pub struct Part<'a> {
     pub first_row: usize,
 }
 
-/// Rows of a projection: queries of all heads `[H, d_nope + d_rope]`, the latent padded, and the rope key.
+/// Rows of a projection: queries of all heads `[H, d_nope + d_rope]`, the latent padded, and the rope key. They are rounded
+/// once, when norms and turns are done.
 pub struct Projected {
+    sums: Buffer<f32>,
     rows: Buffer<bf16>,
     width: usize,
 }
@@ -100,7 +102,14 @@ impl Projected {
     /// When memory is short.
     pub fn new(device: &Device, shape: &DecodeShape, rows: usize) -> Result<Self, DeviceError> {
         let width = Self::width(shape);
-        Ok(Self { rows: device.unwritten("activations", rows * width)?, width })
+        let (sums, rounded) =
+            (device.unwritten("activations", rows * width)?, device.unwritten("activations", rows * width)?);
+        Ok(Self { sums, rows: rounded, width })
+    }
+
+    /// Bytes of that.
+    pub fn bytes(shape: &DecodeShape, rows: usize) -> usize {
+        Self::width(shape) * rows * (size_of::<f32>() + size_of::<bf16>())
     }
 
     /// Numbers of a row.
@@ -128,14 +137,14 @@ impl Projected {
         row * self.width
     }
 
-    /// The rows themselves.
+    /// The rounded rows.
     pub(super) fn rows(&self) -> &Buffer<bf16> {
         &self.rows
     }
 
-    /// The same, to be written.
-    pub fn buffer(&mut self) -> &mut Buffer<bf16> {
-        &mut self.rows
+    /// Where products write.
+    pub fn sums(&mut self) -> &mut Buffer<f32> {
+        &mut self.sums
     }
 }
 
@@ -207,7 +216,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Turns queries and rope keys of `projected` in place, stores the tokens of `part` in `cache`, and lets every row of it
+    /// Turns queries and rope keys of `projected`, rounds all of it, stores the tokens of `part` in `cache`, and lets every row of it
     /// attend up to itself: `out` is `[rows, H, d_v]`, of all rows of the step.
     ///
     /// # Errors
@@ -367,7 +376,7 @@ impl Attention {
         self.decode.launch(device, cache, part.tables, inputs)
     }
 
-    /// Turns the rope key in place, and the queries' rope channels in place or to where `absorbed` says.
+    /// Rounds queries, latents and rope keys, turned where they are to be; queries' rope channels may go to where `absorbed` says.
     pub(super) fn turn(
         &self,
         device: &Device,
@@ -380,11 +389,11 @@ impl Attention {
         let [nope, rope, rank] = [shape.nope, shape.rope, shape.rank].map(|dim| dim as usize);
         let turns = (&turns.numbers, rope / 2, turns.style);
         let latents = projected.latents_from(shape, first_row);
-        let offset = projected.place(first_row) + nope;
+        let offset = projected.place(first_row);
         let queries = Heads { offset, stride: projected.width, head_stride: nope + rope };
-        let (heads, rows) = (shape.heads as usize, &mut projected.rows);
-        self.rows.rope(device, tables, turns, heads, (rows, queries), absorbed)?;
-        let key = Heads { offset: latents.offset + rank, ..latents };
-        self.rows.rope(device, tables, turns, 1, (rows, key), None)
+        let Projected { sums, rows, .. } = projected;
+        let heads = [shape.heads as usize, nope];
+        self.rows.rope(device, tables, turns, heads, (sums, queries), (rows, absorbed))?;
+        self.rows.rope(device, tables, turns, [1, rank], (sums, latents), (rows, None))
     }
 }

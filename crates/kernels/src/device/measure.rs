@@ -199,7 +199,8 @@ impl<'a> AttentionTimer<'a> {
         let angles: Vec<f32> = angles.iter().map(|x| x.to_f32()).collect();
         let numbers = device.upload("rotary angles", &angles)?;
         let mut projected = Projected::new(device, &shape, rows)?;
-        fill(device, projected.buffer())?;
+        let queries: Vec<f32> = noise(projected.sums().len()).iter().map(|x| x.to_f32()).collect();
+        device.write(projected.sums(), 0, &queries)?;
         Ok(Prepared {
             attention,
             tables,

@@ -34,16 +34,18 @@ struct NormParams {
 struct RopeParams {
     x: u64,
     out: u64,
+    turned: u64,
     turns: u64,
     positions: u64,
     rows: i32,
     heads: i32,
+    plain: i32,
     pairs: i32,
     interleaved: i32,
-    x_stride: i32,
-    x_head_stride: i32,
-    out_stride: i32,
-    out_head_stride: i32,
+    stride: i32,
+    head_stride: i32,
+    turned_stride: i32,
+    turned_head_stride: i32,
 }
 
 #[repr(C)]
@@ -138,6 +140,7 @@ pub struct RowKernels {
     embed: CudaFunction,
     norm_f32: CudaFunction,
     norm_bf16: CudaFunction,
+    norm_unrounded: CudaFunction,
     rope: CudaFunction,
     append: CudaFunction,
     swiglu: CudaFunction,
@@ -153,6 +156,7 @@ impl RowKernels {
             embed: loaded.kernel("embed")?,
             norm_f32: loaded.kernel("rms_norm_f32")?,
             norm_bf16: loaded.kernel("rms_norm_bf16")?,
+            norm_unrounded: loaded.kernel("rms_norm_unrounded")?,
             rope: loaded.kernel("rope")?,
             append: loaded.kernel("append")?,
             swiglu: loaded.kernel("swiglu")?,
@@ -251,7 +255,7 @@ impl RowKernels {
         launch(device, kernel, name, &params, count, THREADS)
     }
 
-    /// Norms part of every row in place: those numbers from `at.offset` on.
+    /// Norms part of every row in place, and rounds nothing: those numbers from `at.offset` on.
     ///
     /// # Errors
     /// When the buffer is too small; when the device refuses.
@@ -259,57 +263,62 @@ impl RowKernels {
         &self,
         device: &Device,
         norm: &Norm,
-        x: &mut Buffer<bf16>,
+        x: &mut Buffer<f32>,
         at: Heads,
         rows: usize,
     ) -> Result<(), DeviceError> {
+        const NAME: &str = "rms_norm_unrounded";
         let width = norm.weight.len();
         if x.len() < at.end(rows, 1, width) {
             let reason = format!("{rows} rows of {width} at {at:?} of {}", x.len());
-            return Err(DeviceError::arguments("rms_norm", reason));
+            return Err(DeviceError::arguments(NAME, reason));
         }
-        let place = x.address() + (at.offset * size_of::<bf16>()) as u64;
-        let stride = int("rms_norm", "stride", at.stride)?;
+        let place = x.address() + (at.offset * size_of::<f32>()) as u64;
+        let stride = int(NAME, "stride", at.stride)?;
         let params = NormParams {
             x: place,
             weight: norm.weight.address(),
             rows: 0,
             out: place,
-            width: int("rms_norm", "width", width)?,
+            width: int(NAME, "width", width)?,
             x_stride: stride,
             out_stride: stride,
             eps: norm.eps,
         };
-        launch(device, &self.norm_bf16, "rms_norm_bf16", &params, rows, THREADS)
+        launch(device, &self.norm_unrounded, NAME, &params, rows, THREADS)
     }
 
-    /// Turns `heads` heads of every row by its position, in place or from `x` to another buffer. `turns` is
+    /// Rounds what was projected: of `heads` heads of every row, which begin at `at`, the first `plain` numbers go to the same
+    /// places of `out`, and the others, turned by the row's position, behind them or to `apart`. `turns` is
     /// `[positions, pairs, 2]`, cosine and sine; every position of `tables` must be below its first dimension.
     ///
     /// # Errors
-    /// When a buffer is too small; when the device refuses.
+    /// When a buffer is too small or a head begins at an odd place; when the device refuses.
     pub fn rope(
         &self,
         device: &Device,
         tables: &Tables,
         (turns, pairs, style): (&Buffer<f32>, usize, RopeStyle),
-        heads: usize,
-        (x, from): (&mut Buffer<bf16>, Heads),
-        to: Option<(&mut Buffer<bf16>, Heads)>,
+        [heads, plain]: [usize; 2],
+        (x, at): (&Buffer<f32>, Heads),
+        (out, apart): (&mut Buffer<bf16>, Option<(&mut Buffer<bf16>, Heads)>),
     ) -> Result<(), DeviceError> {
-        let rows = tables.rows;
-        let (x_place, x_room) = (x.address() + (from.offset * size_of::<bf16>()) as u64, x.len());
-        let (out_place, out_room, out) = match &to {
-            Some((buffer, to)) => {
-                (buffer.address() + (to.offset * size_of::<bf16>()) as u64, buffer.len(), *to)
-            }
-            None => (x_place, x_room, from),
+        let (rows, bytes) = (tables.rows, |numbers: usize| (numbers * size_of::<bf16>()) as u64);
+        let out_place = out.address() + bytes(at.offset);
+        let (turned_place, turned_room, turned) = match &apart {
+            Some((buffer, to)) => (buffer.address() + bytes(to.offset), buffer.len(), *to),
+            None => (out_place + bytes(plain), out.len(), Heads { offset: at.offset + plain, ..at }),
         };
-        let fits = from.end(rows, heads, 2 * pairs) <= x_room && out.end(rows, heads, 2 * pairs) <= out_room;
-        if !fits || turns.len() < tables.longest * pairs * 2 {
+        let even = [at.offset, at.stride, at.head_stride, plain].iter().all(|x| x.is_multiple_of(2));
+        let fits = at.end(rows, heads, plain + 2 * pairs) <= x.len()
+            && at.end(rows, heads, plain) <= out.len()
+            && turned.end(rows, heads, 2 * pairs) <= turned_room;
+        if !even || !fits || turns.len() < tables.longest * pairs * 2 {
             let reason = format!(
-                "{heads} heads of {pairs} pairs in {rows} rows at {from:?} of {x_room}, to {out:?} of {out_room}, up to \
-                 position {} of {}",
+                "{heads} heads of {plain} and {pairs} pairs in {rows} rows at {at:?} of {}, to {} and at {turned:?} of \
+                 {turned_room}, up to position {} of {}",
+                x.len(),
+                out.len(),
                 tables.longest,
                 turns.len() / (2 * pairs).max(1)
             );
@@ -317,20 +326,23 @@ impl RowKernels {
         }
         let int = |what: &str, x: usize| int("rope", what, x);
         let params = RopeParams {
-            x: x_place,
+            x: x.address() + (at.offset * size_of::<f32>()) as u64,
             out: out_place,
+            turned: turned_place,
             turns: turns.address(),
             positions: tables.positions.address(),
             rows: int("rows", rows)?,
             heads: int("heads", heads)?,
+            plain: int("head", plain)?,
             pairs: int("pairs", pairs)?,
             interleaved: i32::from(style == RopeStyle::Interleaved),
-            x_stride: int("stride", from.stride)?,
-            x_head_stride: int("stride", from.head_stride)?,
-            out_stride: int("stride", out.stride)?,
-            out_head_stride: int("stride", out.head_stride)?,
+            stride: int("stride", at.stride)?,
+            head_stride: int("stride", at.head_stride)?,
+            turned_stride: int("stride", turned.stride)?,
+            turned_head_stride: int("stride", turned.head_stride)?,
         };
-        launch(device, &self.rope, "rope", &params, (rows * heads * pairs).div_ceil(THREADS), THREADS)
+        let each = plain / 2 + pairs;
+        launch(device, &self.rope, "rope", &params, (rows * heads * each).div_ceil(THREADS), THREADS)
     }
 
     /// Puts latents, or rope keys, of every row into the cache.

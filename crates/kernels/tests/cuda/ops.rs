@@ -303,6 +303,11 @@ fn mistakes_in_products_are_noticed() {
     });
 }
 
+/// Numbers that are none of bf16.
+fn unrounded(seed: u64, count: usize) -> Vec<f32> {
+    Noise::new(seed).take(count).iter().map(|x| x.to_f32() * 1.01).collect()
+}
+
 fn row_kernels() -> (Device, RowKernels) {
     let device = Device::open(0).unwrap();
     let rows = RowKernels::new(&Images::default().load(&device, &Program::rows()).unwrap()).unwrap();
@@ -360,17 +365,19 @@ fn embeddings_and_norms() {
 
         // Part of each row, in place; what is around it stays.
         let (stride, offset, part) = (64, 8, 36);
-        let numbers = Noise::new(5).take(3 * stride);
+        let numbers = unrounded(5, 3 * stride);
         let mut buffer = device.upload("rows", &numbers).unwrap();
         let norm = Norm { weight: device.upload("norm", &weight[..part]).unwrap(), eps: 1e-5 };
         let at = Heads { offset, stride, head_stride: 0 };
         kernels.norm_in_place(&device, &norm, &mut buffer, at, 3).unwrap();
-        let mut all = wide(&numbers);
+        let doubles = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<f64>>();
+        let mut all = doubles(numbers);
         for row in all.chunks_mut(stride) {
             let normed = expected(&row[offset..offset + part], &weight);
             row[offset..offset + part].copy_from_slice(&normed);
         }
-        assert_close(&wide(&device.download(&buffer, all.len()).unwrap()), &all, HALF_ULP, "in place");
+        let normed = doubles(device.download(&buffer, all.len()).unwrap());
+        assert_close(&normed, &all, 1e-6, "in place, unrounded");
     });
 }
 
@@ -386,7 +393,7 @@ fn rotations_activations_and_cache_writes() {
         let places = [(3, 62), (3, 63), (1, 0), (0, 5)];
         let tables = Tables::new(&device, &segments, 4, None).unwrap();
 
-        let (dim, heads, stride) = (16usize, 3, 80);
+        let (dim, heads, plain, stride) = (16usize, 3, 6, 80);
         let frequencies: Vec<f64> =
             (0..dim / 2).map(|t| 100f64.powf(-((2 * t) as f64) / dim as f64)).collect();
         let turns: Vec<f32> = (0..70)
@@ -397,30 +404,40 @@ fn rotations_activations_and_cache_writes() {
             })
             .collect();
         let turns = device.upload("angles", &turns).unwrap();
-        let numbers = Noise::new(7).take(4 * stride);
+        let projected = unrounded(7, 4 * stride);
+        let numbers: Vec<bf16> = projected.iter().copied().map(bf16::from_f32).collect();
         for style in [RopeStyle::Interleaved, RopeStyle::HalfSplit] {
             let rope = Rope::new(&frequencies, 1.0, 70, style);
-            let mut expected: Vec<f32> = numbers.iter().map(|x| x.to_f32()).collect();
-            for (row, position) in expected.chunks_mut(stride).zip(positions) {
-                (0..heads).for_each(|head| rope.apply(&mut row[8 + head * 24..][..dim], position));
-            }
-            let mut x = device.upload("x", &numbers).unwrap();
-            let at = Heads { offset: 8, stride, head_stride: 24 };
-            let turn = (&turns, dim / 2, style);
+            let x = device.upload("x", &projected).unwrap();
+            let at = Heads { offset: 2, stride, head_stride: 26 };
+            let (turn, widths) = ((&turns, dim / 2, style), [heads, plain]);
             let mut apart: Buffer<bf16> = device.upload("to", &vec![bf16::ZERO; 4 * heads * dim]).unwrap();
             let to = Heads { offset: 0, stride: heads * dim, head_stride: dim };
-            kernels.rope(&device, &tables, turn, heads, (&mut x, at), Some((&mut apart, to))).unwrap();
-            kernels.rope(&device, &tables, turn, heads, (&mut x, at), None).unwrap();
-            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            assert_close(
-                &wide(&device.download(&x, 4 * stride).unwrap()),
-                &expected,
-                HALF_ULP * 1.02,
-                "in place",
-            );
+            // What is around the heads stays.
+            let around = vec![bf16::ONE; 4 * stride];
+            let [mut expected, mut plainly] = [wide(&around), wide(&around)];
+            for (i, (row, position)) in projected.chunks(stride).zip(positions).enumerate() {
+                for head in 0..heads {
+                    let place = at.offset + head * at.head_stride;
+                    let mut numbers = row[place..][..plain + dim].to_vec();
+                    rope.apply(&mut numbers[plain..], position);
+                    let numbers: Vec<f64> = numbers.into_iter().map(f64::from).collect();
+                    expected[i * stride + place..][..plain + dim].copy_from_slice(&numbers);
+                    plainly[i * stride + place..][..plain].copy_from_slice(&numbers[..plain]);
+                }
+            }
+            let mut out = device.upload("out", &around).unwrap();
+            kernels
+                .rope(&device, &tables, turn, widths, (&x, at), (&mut out, Some((&mut apart, to))))
+                .unwrap();
+            let rounded = wide(&device.download(&out, 4 * stride).unwrap());
+            assert_close(&rounded, &plainly, HALF_ULP * 1.02, "what is not turned");
+            kernels.rope(&device, &tables, turn, widths, (&x, at), (&mut out, None)).unwrap();
+            let rounded = wide(&device.download(&out, 4 * stride).unwrap());
+            assert_close(&rounded, &expected, HALF_ULP * 1.02, "in one place");
             let turned: Vec<f64> = expected
                 .chunks(stride)
-                .flat_map(|row| (0..heads).flat_map(move |head| row[8 + head * 24..][..dim].to_vec()))
+                .flat_map(|row| (0..heads).flat_map(move |head| row[2 + head * 26 + plain..][..dim].to_vec()))
                 .collect();
             let apart = wide(&device.download(&apart, turned.len()).unwrap());
             assert_close(&apart, &turned, HALF_ULP * 1.02, "apart");
@@ -442,9 +459,7 @@ fn rotations_activations_and_cache_writes() {
         assert_eq!(device.download(&cache, size).unwrap(), expected);
 
         let (rows, width) = (7, 46);
-        // Numbers that are none of bf16.
-        let gate_up: Vec<f32> =
-            Noise::new(9).take(rows * 2 * width).iter().map(|x| x.to_f32() * 1.01).collect();
+        let gate_up = unrounded(9, rows * 2 * width);
         let from = device.upload("gate and up", &gate_up).unwrap();
         let mut out: Buffer<bf16> = device.unwritten("out", rows * width).unwrap();
         kernels.swiglu(&device, &from, rows, width, &mut out).unwrap();

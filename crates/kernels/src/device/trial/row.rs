@@ -6,7 +6,7 @@ use super::{counter_noise, held, noise, relative_rms, wide};
 use crate::{
     attention::{BLOCK_TOKENS, Segment},
     device::{
-        Append, Buffer, Device, DeviceError, Heads, Norm, RowKernels, Tables, Weights,
+        Append, Buffer, Device, DeviceError, Heads, Norm, NormInput, RowKernels, Tables, Weights,
         rows::{EMBED_THREADS, THREADS},
     },
     ops::RopeStyle,
@@ -19,8 +19,10 @@ pub enum RowTrial {
     Embed,
     /// Norms of chosen rows of the residual stream.
     NormF32,
-    /// Norms in place.
+    /// Norms of rows of a table.
     NormBf16,
+    /// Norms in place, unrounded.
+    NormUnrounded,
     /// Rotations by position, interleaved.
     Rope,
     /// Writes to the cache.
@@ -40,8 +42,15 @@ type Both = (Vec<f64>, Vec<f64>);
 
 impl RowTrial {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Embed, Self::NormF32, Self::NormBf16, Self::Rope, Self::Append, Self::Swiglu];
+    pub const ALL: [Self; 7] = [
+        Self::Embed,
+        Self::NormF32,
+        Self::NormBf16,
+        Self::NormUnrounded,
+        Self::Rope,
+        Self::Append,
+        Self::Swiglu,
+    ];
     /// Rows.
     pub const ROWS: usize = 5;
     /// Numbers of a row.
@@ -52,6 +61,7 @@ impl RowTrial {
             Self::Embed => "embed",
             Self::NormF32 => "rms_norm_f32",
             Self::NormBf16 => "rms_norm_bf16",
+            Self::NormUnrounded => "rms_norm_unrounded",
             Self::Rope => "rope",
             Self::Append => "append",
             Self::Swiglu => "swiglu",
@@ -64,14 +74,19 @@ impl RowTrial {
 
     /// Copies are exact. Rounding to bf16 is off by 2^-9 at most, and what comes before it by far less.
     pub(super) fn bound(self) -> f64 {
-        if matches!(self, Self::Embed | Self::Append) { 0.0 } else { 2.5e-3 }
+        match self {
+            Self::Embed | Self::Append => 0.0,
+            Self::NormUnrounded => 1e-6,
+            Self::NormF32 | Self::NormBf16 | Self::Rope | Self::Swiglu => 2.5e-3,
+        }
     }
 
     pub(super) fn run(self, device: &Device, kernels: &RowKernels) -> Result<f64, DeviceError> {
         let (got, expected) = match self {
             Self::Embed => embed(device, kernels),
             Self::NormF32 => norm(device, kernels),
-            Self::NormBf16 => norm_in_place(device, kernels),
+            Self::NormBf16 => norm_of_table(device, kernels),
+            Self::NormUnrounded => norm_in_place(device, kernels),
             Self::Rope => rope(device, kernels),
             Self::Append => append(device, kernels),
             Self::Swiglu => swiglu(device, kernels),
@@ -124,20 +139,32 @@ fn norm(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
     Ok((wide(&device.download(&out, wanted.len() * WIDTH)?), expected.collect()))
 }
 
+fn norm_of_table(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
+    let (weight, norm) = weights(device, WIDTH)?;
+    let x = noise(8, ROWS * WIDTH);
+    let (wanted, rows) = ([2, 0], device.upload("rows", &x)?);
+    let mut out: Buffer<bf16> = device.unwritten("norms", wanted.len() * WIDTH)?;
+    let whole = Heads { offset: 0, stride: WIDTH, head_stride: 0 };
+    kernels.norm_into(device, &norm, NormInput::Bf16(&rows), Err(&wanted), (&mut out, whole))?;
+    let x = wide(&x);
+    let expected = wanted.into_iter().flat_map(|row| normed(&x[row * WIDTH..][..WIDTH], &weight));
+    Ok((wide(&device.download(&out, wanted.len() * WIDTH)?), expected.collect()))
+}
+
 /// Part of each row, in place; what is around it stays.
 fn norm_in_place(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
     let (offset, width) = (8, 36);
     let (weight, norm) = weights(device, width)?;
-    let x = noise(4, ROWS * WIDTH);
+    let x = unrounded(4, ROWS * WIDTH);
     let mut rows = device.upload("rows", &x)?;
     let at = Heads { offset, stride: WIDTH, head_stride: 0 };
     kernels.norm_in_place(device, &norm, &mut rows, at, ROWS)?;
-    let mut expected = wide(&x);
+    let mut expected = narrow(x);
     for row in expected.chunks_mut(WIDTH) {
         let norms = normed(&row[offset..][..width], &weight);
         row[offset..][..width].copy_from_slice(&norms);
     }
-    Ok((wide(&device.download(&rows, x.len())?), expected))
+    Ok((narrow(device.download(&rows, expected.len())?), expected))
 }
 
 fn tables(device: &Device) -> Result<Tables, DeviceError> {
@@ -146,27 +173,32 @@ fn tables(device: &Device) -> Result<Tables, DeviceError> {
 }
 
 fn rope(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
-    let (heads, pairs) = (3, 8);
-    let at = Heads { offset: 8, stride: WIDTH, head_stride: 24 };
+    let (heads, plain, pairs) = (3, 12, 8);
+    let at = Heads { offset: 8, stride: WIDTH, head_stride: 32 };
     let angle = |position: usize, pair: usize| position as f64 / 100f64.powf(pair as f64 / pairs as f64);
     let turns: Vec<f32> = (0..START + ROWS)
         .flat_map(|position| (0..pairs).map(move |pair| angle(position, pair)))
         .flat_map(|angle| [angle.cos() as f32, angle.sin() as f32])
         .collect();
-    let (x, turns) = (noise(5, ROWS * WIDTH), device.upload("angles", &turns)?);
-    let mut rows = device.upload("rows", &x)?;
+    let (x, turns) = (unrounded(5, ROWS * WIDTH), device.upload("angles", &turns)?);
+    let (rows, around) = (device.upload("rows", &x)?, noise(9, ROWS * WIDTH));
+    let mut out = device.upload("rounded", &around)?;
     let turn = (&turns, pairs, RopeStyle::Interleaved);
-    kernels.rope(device, &tables(device)?, turn, heads, (&mut rows, at), None)?;
-    let mut expected = wide(&x);
-    for (row, numbers) in expected.chunks_mut(WIDTH).enumerate() {
-        for (head, pair) in (0..heads).flat_map(|head| (0..pairs).map(move |pair| (head, pair))) {
-            let place = at.offset + head * at.head_stride + 2 * pair;
-            let ((sin, cos), [a, b]) =
-                (angle(START + row, pair).sin_cos(), [numbers[place], numbers[place + 1]]);
-            (numbers[place], numbers[place + 1]) = (a * cos - b * sin, b * cos + a * sin);
+    kernels.rope(device, &tables(device)?, turn, [heads, plain], (&rows, at), (&mut out, None))?;
+    // What is around the heads stays.
+    let mut expected = wide(&around);
+    for (row, (to, x)) in expected.chunks_mut(WIDTH).zip(narrow(x).chunks(WIDTH)).enumerate() {
+        for head in 0..heads {
+            let first = at.offset + head * at.head_stride;
+            to[first..][..plain].copy_from_slice(&x[first..][..plain]);
+            for pair in 0..pairs {
+                let place = first + plain + 2 * pair;
+                let ((sin, cos), [a, b]) = (angle(START + row, pair).sin_cos(), [x[place], x[place + 1]]);
+                (to[place], to[place + 1]) = (a * cos - b * sin, b * cos + a * sin);
+            }
         }
     }
-    Ok((wide(&device.download(&rows, x.len())?), expected))
+    Ok((wide(&device.download(&out, expected.len())?), expected))
 }
 
 fn append(device: &Device, kernels: &RowKernels) -> Result<Both, DeviceError> {
