@@ -105,6 +105,18 @@ impl InstructionSet {
     }
 }
 
+/// Asks for the cache line at `p` to be brought near, though not nearest; nothing happens where there is no such memory.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that reads nothing; all processors of this architecture have it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Lanes of f32 and what can be done with them.
 ///
 /// # Safety
@@ -115,6 +127,11 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Numbers in a vector.
     const LANES: usize;
+    /// Whether a product and a sum are one instruction, of single numbers too.
+    const FUSES: bool;
+    /// Products per byte of memory from which on it pays to ask for memory by hand, in f32 and in a processor's units, which are
+    /// faster; `None` never does.
+    const ASKS_FROM: Option<[f64; 2]>;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     /// Lanes from `n` on are zero.
@@ -165,6 +182,9 @@ mod x86 {
     impl Simd for Avx512 {
         type V = __m512;
         const LANES: usize = 16;
+        const FUSES: bool = true;
+        // Measured: with fewer, memory is never at rest.
+        const ASKS_FROM: Option<[f64; 2]> = Some([1.4, 1.75]);
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
@@ -305,6 +325,9 @@ mod x86 {
     impl Simd for Avx2 {
         type V = __m256;
         const LANES: usize = 8;
+        const FUSES: bool = true;
+        // Measured: what reads 32 bytes at a time reads half as fast without.
+        const ASKS_FROM: Option<[f64; 2]> = Some([0.0; 2]);
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
@@ -425,6 +448,8 @@ fn zip(a: [f32; 8], b: [f32; 8], op: impl Fn(f32, f32) -> f32) -> [f32; 8] {
 impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
+    const FUSES: bool = false;
+    const ASKS_FROM: Option<[f64; 2]> = None;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 8] {

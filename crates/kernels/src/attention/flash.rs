@@ -16,6 +16,7 @@ use crate::{
     shared::SharedMut,
     simd::{Simd, dispatch},
 };
+use ahead::Ahead;
 use blocks::{Block, Blocks};
 use division::{Division, Work};
 use merge::divide;
@@ -25,7 +26,7 @@ use queries::Queries;
 use scores::{score_columns, score_rows};
 pub(super) use sets::{HeadSet, KeyPart, Keys, Values};
 use values::{Weighing, add_values};
-use weights::{scale_weights, weigh};
+use weights::weigh;
 
 /// Calls `$f::<$t.., R>(args, row)` for tiles of R rows.
 macro_rules! for_tiles {
@@ -48,6 +49,7 @@ macro_rules! for_tiles {
     }};
 }
 
+mod ahead;
 mod blocks;
 mod division;
 #[cfg(target_arch = "x86_64")]
@@ -95,6 +97,8 @@ struct Task<'a, E> {
     cache: Blocks<E>,
     scale: f32,
     run: RunChunk<E>,
+    /// From a chunk to the one its thread will probably take next.
+    stride: usize,
 }
 
 /// Gathers one chunk of tokens in `partial`; the room is for what [`Part::room`] says.
@@ -179,15 +183,18 @@ unsafe fn attend_in<E: Stored>(
         rows: together.iter().map(|part| part.rows * sets.len()).sum(),
         chunks: together.iter().map(Part::chunks).max().unwrap_or(0),
     };
-    let task = |part| Task { part, cache, scale: terms.scale, run };
+    let task = |part, stride| Task { part, cache, scale: terms.scale, run, stride };
     let parts = match work.division(pool.threads(), terms.min_rows) {
-        // SAFETY: the caller's contract.
-        Division::Tokens => return unsafe { attend_by_chunk(pool, &together, partials, task) },
+        Division::Tokens => {
+            let task = |part| task(part, pool.threads());
+            // SAFETY: the caller's contract.
+            return unsafe { attend_by_chunk(pool, &together, partials, task) };
+        }
         Division::Together => together,
         Division::Rows(rows) => parts(segments, sets, 1, rows),
     };
     // SAFETY: every part is one task; the rest is the caller's contract.
-    pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i])) });
+    pool.run(parts.len(), &|i| unsafe { run_task(&task(parts[i], 1)) });
 }
 
 /// All rows, at most `size` of each of up to `together` sets in a part.
@@ -326,13 +333,27 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
         let first = index * BLOCK_TOKENS;
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
         let block = task.cache.block(part.segment.blocks[index]);
+        let next = if index + 1 < end { index + 1 } else { (chunk + task.stride) * CHUNK_BLOCKS };
+        let mut ahead = match (part.segment.blocks.get(next), S::ASKS_FROM) {
+            (Some(next), Some(worth)) => {
+                let steps = part.steps::<S, A, P>(tokens);
+                let next = task.cache.block(*next).numbers.cast();
+                Ahead::of(
+                    next,
+                    task.cache.block_bytes(),
+                    part.products(),
+                    (steps, worth[usize::from(A::ROUNDS)]),
+                )
+            }
+            _ => Ahead::NOTHING,
+        };
         for (number, set) in part.sets.iter().enumerate() {
             let (gathered, queries) = (partial.set(number), Queries::of(part, number, room));
             // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
             unsafe {
                 match &set.keys {
                     Keys::Columns(keys) => {
-                        score_columns::<S, A, P>(part, queries, keys, block, tokens, &mut scores);
+                        score_columns::<S, A, P>(part, queries, keys, block, tokens, &mut scores, &mut ahead);
                     }
                     Keys::Rows(keys, stride) => {
                         let keys = KeyPart::of_rows::<A::Number>(*keys);
@@ -347,27 +368,18 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
                         );
                     }
                 }
-                for row in 0..part.rows {
-                    let visible = (part.position(row) + 1).saturating_sub(first).min(BLOCK_TOKENS);
-                    let so_far = (&mut *gathered.max(row), &mut *gathered.sum(row));
-                    weighing[row].rescale = weigh::<S>(&mut scores[row], visible, task.scale, so_far);
-                    if A::Number::SCALED {
-                        scale_weights::<S>(&mut scores[row], block.scales(set.values.part));
-                    }
-                    if A::ROUNDS {
-                        let weights = scores[row].as_mut_ptr();
-                        weighing[row].worth = A::round(weights, BLOCK_TOKENS, weights.cast());
-                    }
-                }
                 let values = &set.values;
+                let terms = (first, task.scale);
+                weigh::<S, A>(part, gathered, values, block, terms, &mut scores, &mut weighing);
+                let weights = (&scores, &weighing[..]);
                 match set.keys {
                     Keys::Columns(_) => {
-                        add_values::<S, A, P>(part, gathered, values, block, tokens, &scores, &weighing);
+                        add_values::<S, A, P>(part, gathered, values, block, tokens, weights, &mut ahead);
                     }
                     Keys::Rows(..) => {
                         let (values, block) = pack_values::<S, A::Rows>(values, block, tokens, packed);
                         add_values::<S, A::Rows, P>(
-                            part, gathered, &values, block, tokens, &scores, &weighing,
+                            part, gathered, &values, block, tokens, weights, &mut ahead,
                         );
                     }
                 }
@@ -403,6 +415,29 @@ impl Part<'_> {
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
         self.segment.start + (self.row + row) / self.sets[0].heads
+    }
+
+    /// Products of all rows with a block's keys and values.
+    #[inline(always)]
+    fn products(&self) -> usize {
+        let set = &self.sets[0];
+        let (Keys::Columns([one, other]) | Keys::Rows([one, other], _)) = set.keys;
+        self.sets.len() * self.rows * BLOCK_TOKENS * (one.dim + other.dim + set.values.dim)
+    }
+
+    /// Steps of [`gather`](products::gather) over `tokens` of a block.
+    #[inline(always)]
+    fn steps<S: Simd, A: Products<S>, const P: usize>(&self, tokens: usize) -> usize {
+        let (set, lanes) = (&self.sets[0], P * S::LANES);
+        let (keys, pack, tile) = match set.keys {
+            Keys::Columns([one, other]) => {
+                (tokens.div_ceil(lanes) * (one.dim + other.dim) / A::PACK, A::PACK, A::TILE)
+            }
+            // Their scores are not made by steps.
+            Keys::Rows(..) => (0, A::Rows::PACK, A::Rows::TILE),
+        };
+        let values = set.values.dim.div_ceil(lanes) * tokens / pack;
+        self.sets.len() * self.rows.div_ceil(tile) * (keys + values)
     }
 
     /// Chunks up to the last row's token.

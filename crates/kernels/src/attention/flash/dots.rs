@@ -55,9 +55,9 @@ impl Products<Avx512> for Bf16Dots {
         so_far
     }
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: u32, lots: __m512i) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const u32, lots: __m512i) -> __m512 {
         // SAFETY: the trait's contract.
-        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.cast_signed()), lots) }
+        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.read_unaligned().cast_signed()), lots) }
     }
     #[inline(always)]
     unsafe fn end(sums: __m512, _: f32, _: __m512) -> __m512 {
@@ -159,9 +159,9 @@ impl Products<Avx512> for Int8Dots {
         unsafe { _mm512_setzero_si512() }
     }
     #[inline(always)]
-    unsafe fn add(sums: __m512i, x: u32, lots: __m512i) -> __m512i {
+    unsafe fn add(sums: __m512i, x: *const u32, lots: __m512i) -> __m512i {
         // SAFETY: the trait's contract.
-        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.cast_signed()), lots) }
+        unsafe { Self::multiply(sums, _mm512_set1_epi32(x.read_unaligned().cast_signed()), lots) }
     }
     #[inline(always)]
     unsafe fn end(sums: __m512i, worth: f32, so_far: __m512) -> __m512 {

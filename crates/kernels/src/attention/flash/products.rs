@@ -2,7 +2,11 @@
 
 use std::marker::PhantomData;
 
-use crate::{gemm::Element, simd::Simd};
+use super::ahead::Ahead;
+use crate::{
+    gemm::{Element, TILE_ROWS},
+    simd::Simd,
+};
 
 /// A number of a cache.
 pub(super) trait Stored: Element {
@@ -43,6 +47,8 @@ pub(super) trait Products<S: Simd> {
     type Rows: RowProducts<S, Number = Self::Number>;
     /// Numbers that a lane has side by side.
     const PACK: usize;
+    /// Rows that meet a vector at most: with more, sums would leave the registers.
+    const TILE: usize = TILE_ROWS;
     /// Whether inputs are rounded; else they are read where they are.
     const ROUNDS: bool;
 
@@ -53,7 +59,7 @@ pub(super) trait Products<S: Simd> {
     unsafe fn load_first(p: *const Self::Number) -> Self::Lots;
     /// Sums that go on from `so_far`.
     unsafe fn start(so_far: S::V) -> Self::Sums;
-    unsafe fn add(sums: Self::Sums, x: Self::Inputs, lots: Self::Lots) -> Self::Sums;
+    unsafe fn add(sums: Self::Sums, x: *const Self::Inputs, lots: Self::Lots) -> Self::Sums;
     /// What sums that were started so have come to.
     unsafe fn end(sums: Self::Sums, worth: f32, so_far: S::V) -> S::V;
 }
@@ -108,9 +114,9 @@ impl<S: Simd, E: Stored> Products<S> for Single<E> {
         so_far
     }
     #[inline(always)]
-    unsafe fn add(sums: S::V, x: f32, lots: S::V) -> S::V {
+    unsafe fn add(sums: S::V, x: *const f32, lots: S::V) -> S::V {
         // SAFETY: the trait's contract.
-        unsafe { S::mul_add(S::splat(x), lots, sums) }
+        unsafe { S::mul_add(S::splat(*x), lots, sums) }
     }
     #[inline(always)]
     unsafe fn end(sums: S::V, _: f32, _: S::V) -> S::V {
@@ -178,6 +184,7 @@ impl<S: Simd, E: Narrow> Products<S> for Pairs<E> {
     type Sums = S::V;
     type Rows = Single<E>;
     const PACK: usize = 2;
+    const TILE: usize = 4;
     const ROUNDS: bool = false;
 
     #[inline(always)]
@@ -199,9 +206,10 @@ impl<S: Simd, E: Narrow> Products<S> for Pairs<E> {
         so_far
     }
     #[inline(always)]
-    unsafe fn add(sums: S::V, x: [f32; 2], lots: [S::V; 2]) -> S::V {
+    unsafe fn add(sums: S::V, x: *const [f32; 2], lots: [S::V; 2]) -> S::V {
+        let x = x.cast::<f32>();
         // SAFETY: the trait's contract.
-        unsafe { S::mul_add(S::splat(x[1]), lots[1], S::mul_add(S::splat(x[0]), lots[0], sums)) }
+        unsafe { S::mul_add(S::splat(*x.add(1)), lots[1], S::mul_add(S::splat(*x), lots[0], sums)) }
     }
     #[inline(always)]
     unsafe fn end(sums: S::V, _: f32, _: S::V) -> S::V {
@@ -220,16 +228,20 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
     b: *const A::Number,
     step: usize,
     steps: usize,
+    ahead: &mut Ahead,
 ) {
-    let (mut gathered, mut x, mut b) = (*sums, *x, b);
+    let (mut gathered, mut x, mut b, mut asks) = (*sums, *x, b, *ahead);
     for _ in 0..steps {
+        if S::ASKS_FROM.is_some() {
+            asks.step();
+        }
         // One vector at a time: an array of them would be kept in memory, not in registers.
         for p in 0..P {
             // SAFETY: within `steps`; the caller's contract. The pointers are not read after the last step.
             unsafe {
                 let lots = A::load(b.wrapping_add(p * S::LANES * A::PACK));
                 for r in 0..R {
-                    gathered[r][p] = A::add(gathered[r][p], x[r].read_unaligned(), lots);
+                    gathered[r][p] = A::add(gathered[r][p], x[r], lots);
                 }
             }
         }
@@ -239,4 +251,5 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
         }
     }
     *sums = gathered;
+    *ahead = asks;
 }

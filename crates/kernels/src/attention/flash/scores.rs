@@ -4,9 +4,10 @@
 
 use super::{
     Block, KeyPart, Part, Queries, Scores,
+    ahead::Ahead,
     products::{Products, RowProducts, Single, Stored, gather},
 };
-use crate::{attention::cache::BLOCK_TOKENS, gemm::TILE_ROWS, simd::Simd};
+use crate::{attention::cache::BLOCK_TOKENS, simd::Simd};
 
 #[inline(always)]
 pub(super) unsafe fn score_columns<S: Simd, A: Products<S>, const P: usize>(
@@ -16,10 +17,16 @@ pub(super) unsafe fn score_columns<S: Simd, A: Products<S>, const P: usize>(
     block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        for_tiles!(part.rows, TILE_ROWS, (S, A, P), score_column_tile(queries, keys, block, tokens, scores))
+        for_tiles!(
+            part.rows,
+            A::TILE,
+            (S, A, P),
+            score_column_tile(queries, keys, block, tokens, scores, ahead)
+        )
     }
 }
 
@@ -30,6 +37,7 @@ unsafe fn score_column_tile<S: Simd, A: Products<S>, const P: usize, const R: us
     block: Block<A::Number>,
     tokens: usize,
     scores: &mut Scores,
+    ahead: &mut Ahead,
     row: usize,
 ) {
     // Whole groups of vectors: tokens beyond the last are stale but allocated, and `weigh` drops them.
@@ -48,13 +56,13 @@ unsafe fn score_column_tile<S: Simd, A: Products<S>, const P: usize, const R: us
                     for r in 0..R {
                         (x[r], worth[r]) = queries.inputs::<S, A>(row + r, keys, number);
                     }
-                    add_part::<S, A, R, P>(&mut acc, &x, &worth, key, block, group);
+                    add_part::<S, A, R, P>(&mut acc, &x, &worth, key, block, group, ahead);
                 } else {
                     let mut x = [std::ptr::null(); R];
                     for r in 0..R {
                         x[r] = queries.exact(row + r).add(key.query);
                     }
-                    add_part::<S, Single<A::Number>, R, P>(&mut acc, &x, &[1.0; R], key, block, group);
+                    add_part::<S, Single<A::Number>, R, P>(&mut acc, &x, &[1.0; R], key, block, group, ahead);
                 }
             }
             for r in 0..R {
@@ -75,6 +83,7 @@ unsafe fn add_part<S: Simd, A: Products<S>, const R: usize, const P: usize>(
     key: &KeyPart,
     block: Block<A::Number>,
     group: usize,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the part's columns are in the block, and `x` has an input for each; the caller's contract.
     unsafe {
@@ -87,7 +96,7 @@ unsafe fn add_part<S: Simd, A: Products<S>, const R: usize, const P: usize>(
                 sums[r][p] = A::start(if scaled { S::splat(0.0) } else { acc[r][p] });
             }
         }
-        gather::<S, A, R, P>(&mut sums, x, first, step, steps);
+        gather::<S, A, R, P>(&mut sums, x, first, step, steps, ahead);
         for p in 0..P {
             let scales = if scaled {
                 S::load(block.scales(key.part).add(group + p * S::LANES))
@@ -120,7 +129,7 @@ pub(super) unsafe fn score_rows<S: Simd, A: RowProducts<S>, const C: usize>(
     unsafe {
         for_tiles!(
             part.rows,
-            TILE_ROWS,
+            A::TILE,
             (S, A, C),
             score_row_tile(queries, keys, stride, block, tokens, scores)
         )

@@ -4,13 +4,11 @@
 
 use super::{
     Block, Part, Scores, Values,
+    ahead::Ahead,
     partial::Gathered,
     products::{Products, gather},
 };
-use crate::{
-    gemm::{Element, TILE_ROWS},
-    simd::Simd,
-};
+use crate::{gemm::Element, simd::Simd};
 
 /// What turns a row's weights into an addition to its sums.
 #[derive(Clone, Copy)]
@@ -29,16 +27,16 @@ pub(super) unsafe fn add_values<S: Simd, A: Products<S>, const P: usize>(
     values: &Values,
     block: Block<A::Number>,
     tokens: usize,
-    weights: &Scores,
-    weighing: &[Weighing],
+    weights: (&Scores, &[Weighing]),
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
         for_tiles!(
             part.rows,
-            TILE_ROWS,
+            A::TILE,
             (S, A, P),
-            value_tile(gathered, values, block.numbers, tokens, weights, weighing)
+            value_tile(gathered, values, block.numbers, tokens, weights, ahead)
         )
     }
 }
@@ -49,8 +47,8 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
     values: &Values,
     block: *const A::Number,
     tokens: usize,
-    weights: &Scores,
-    weighing: &[Weighing],
+    weights: (&Scores, &[Weighing]),
+    ahead: &mut Ahead,
     row: usize,
 ) {
     let Values { block: offset, stride, dim, .. } = *values;
@@ -58,26 +56,33 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
     // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
     unsafe {
         let values = block.add(offset);
-        let columns = Columns::<A::Number> { gathered, stride, tokens, weights, weighing, values };
+        let columns = Columns::<A::Number> {
+            gathered,
+            stride,
+            tokens,
+            weights: weights.0,
+            weighing: weights.1,
+            values,
+        };
         let mut channel = 0;
         while channel + P * S::LANES <= whole {
-            columns.add::<S, A, R, P>(channel, row);
+            columns.add::<S, A, R, P>(channel, row, ahead);
             channel += P * S::LANES;
         }
         while channel < whole {
-            columns.add::<S, A, R, 1>(channel, row);
+            columns.add::<S, A, R, 1>(channel, row, ahead);
             channel += S::LANES;
         }
         for channel in whole..dim {
             for r in 0..R {
                 let out = gathered.values(row + r).add(channel);
-                let rescale = weighing[row + r].rescale;
+                let rescale = weights.1[row + r].rescale;
                 // What was never written is not read.
                 let mut sum = if rescale == 0.0 { 0.0 } else { *out * rescale };
                 for token in 0..tokens {
                     let value =
                         values.add(token / A::PACK * A::PACK * stride + channel * A::PACK + token % A::PACK);
-                    sum += weights[row + r][token] * (*value).to_f32();
+                    sum += weights.0[row + r][token] * (*value).to_f32();
                 }
                 *out = sum;
             }
@@ -103,6 +108,7 @@ impl<E> Columns<'_, E> {
         &self,
         channel: usize,
         row: usize,
+        ahead: &mut Ahead,
     ) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -126,13 +132,13 @@ impl<E> Columns<'_, E> {
             }
             let (steps, step) = (self.tokens / A::PACK, self.stride * A::PACK);
             let first = self.values.add(channel * A::PACK);
-            gather::<S, A, R, P>(&mut sums, &x, first, step, steps);
+            gather::<S, A, R, P>(&mut sums, &x, first, step, steps, ahead);
             if !self.tokens.is_multiple_of(A::PACK) {
                 // Beside the last token lies what somebody else left, which may not even be finite.
                 for p in 0..P {
                     let lots = A::load_first(first.add(steps * step + p * S::LANES * A::PACK));
                     for r in 0..R {
-                        sums[r][p] = A::add(sums[r][p], x[r].add(steps).read_unaligned(), lots);
+                        sums[r][p] = A::add(sums[r][p], x[r].add(steps), lots);
                     }
                 }
             }
