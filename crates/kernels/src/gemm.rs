@@ -146,6 +146,10 @@ impl Element for i8 {
     }
 }
 
+/// Vectors that are held beside the sums while one row's input after the other meets them: all inputs of a tile and its sums
+/// would leave AVX2's registers, as more vectors would.
+pub(crate) const FEW_VECTORS: usize = 2;
+
 /// `acc[r][p] += Σ_i x[r][i] · b[p][i · ldb ..]`, in the order of i.
 ///
 /// # Safety
@@ -160,16 +164,30 @@ pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
 ) {
     let (mut sums, mut x, mut b) = (*acc, *x, *b);
     for _ in 0..k {
-        // One weight vector at a time: an array of them would be kept in memory, not in registers.
-        for p in 0..P {
-            // SAFETY: within `k` steps; the caller's contract. The pointers are not read after the last step.
-            unsafe {
-                let w = E::load::<S>(b[p]);
-                b[p] = b[p].wrapping_add(ldb);
+        // SAFETY: within `k` steps; the caller's contract. The pointers are not read after the last step.
+        unsafe {
+            if P <= FEW_VECTORS {
+                let mut w = [S::splat(0.0); P];
+                for p in 0..P {
+                    w[p] = E::load::<S>(b[p]);
+                }
                 for r in 0..R {
-                    sums[r][p] = S::mul_add(S::splat(*x[r]), w, sums[r][p]);
+                    let input = S::splat(*x[r]);
+                    for p in 0..P {
+                        sums[r][p] = S::mul_add(input, w[p], sums[r][p]);
+                    }
+                }
+            } else {
+                for p in 0..P {
+                    let w = E::load::<S>(b[p]);
+                    for r in 0..R {
+                        sums[r][p] = S::mul_add(S::splat(*x[r]), w, sums[r][p]);
+                    }
                 }
             }
+        }
+        for p in 0..P {
+            b[p] = b[p].wrapping_add(ldb);
         }
         for r in 0..R {
             x[r] = x[r].wrapping_add(1);

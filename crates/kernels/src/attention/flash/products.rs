@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::ahead::Ahead;
 use crate::{
-    gemm::{Element, TILE_ROWS},
+    gemm::{Element, FEW_VECTORS, TILE_ROWS},
     simd::Simd,
 };
 
@@ -69,6 +69,9 @@ pub(super) trait Products<S: Simd> {
 /// # Safety
 /// As [`Products`].
 pub(super) trait RowProducts<S: Simd>: Products<S> {
+    /// Queries that meet a few keys at most: with more, sums would leave AVX2's registers.
+    const QUERIES: usize = if S::LANES < 16 { 5 } else { TILE_ROWS };
+
     /// A vector's inputs.
     unsafe fn load_inputs(p: *const Self::Inputs) -> Self::Lots;
     /// The inputs of `n` numbers, a multiple of [`Products::PACK`], then zeros.
@@ -235,13 +238,22 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
         if S::ASKS_FROM.is_some() {
             asks.step();
         }
-        // One vector at a time: an array of them would be kept in memory, not in registers.
-        for p in 0..P {
-            // SAFETY: within `steps`; the caller's contract. The pointers are not read after the last step.
-            unsafe {
-                let lots = A::load(b.wrapping_add(p * S::LANES * A::PACK));
+        let lots = |p: usize| b.wrapping_add(p * S::LANES * A::PACK);
+        // SAFETY: within `steps`; the caller's contract. The pointers are not read after the last step.
+        unsafe {
+            if P <= FEW_VECTORS {
+                let lots: [A::Lots; P] = std::array::from_fn(|p| A::load(lots(p)));
                 for r in 0..R {
-                    gathered[r][p] = A::add(gathered[r][p], x[r], lots);
+                    for p in 0..P {
+                        gathered[r][p] = A::add(gathered[r][p], x[r], lots[p]);
+                    }
+                }
+            } else {
+                for p in 0..P {
+                    let lots = A::load(lots(p));
+                    for r in 0..R {
+                        gathered[r][p] = A::add(gathered[r][p], x[r], lots);
+                    }
                 }
             }
         }

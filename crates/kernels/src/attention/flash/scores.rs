@@ -129,7 +129,7 @@ pub(super) unsafe fn score_rows<S: Simd, A: RowProducts<S>, const C: usize>(
     unsafe {
         for_tiles!(
             part.rows,
-            A::TILE,
+            A::QUERIES,
             (S, A, C),
             score_row_tile(queries, keys, stride, block, tokens, scores)
         )
