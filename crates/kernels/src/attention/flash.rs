@@ -73,7 +73,7 @@ const CHUNK_BLOCKS: usize = 4;
 /// What a call does with its scores and weights.
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
-    /// Scores are multiplied with this.
+    /// Scores are multiplied with this, which is positive: the largest stays the largest.
     pub scale: f32,
     /// Rows of a task that are worth a thread.
     pub min_rows: usize,
