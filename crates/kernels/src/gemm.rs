@@ -150,50 +150,77 @@ impl Element for i8 {
 /// would leave AVX2's registers, as more vectors would.
 pub(crate) const FEW_VECTORS: usize = 2;
 
-/// `acc[r][p] += Σ_i x[r][i] · b[p][i · ldb ..]`, in the order of i.
+/// Steps of a product that share their counting: it takes places in a core's queues that products want too, above all where
+/// somebody else's thread has half of them.
+pub(crate) const UNROLLED: usize = 4;
+
+/// `acc[r][p] += Σ_i x[r][i] · b[p][i · PANEL ..]`, in the order of i.
 ///
 /// # Safety
-/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of `ldb`.
+/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of a panel.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
     acc: &mut [[S::V; P]; R],
     x: &[*const f32; R],
     b: &[*const E; P],
-    ldb: usize,
     k: usize,
 ) {
     let (mut sums, mut x, mut b) = (*acc, *x, *b);
-    for _ in 0..k {
+    for _ in 0..k / UNROLLED {
+        for i in 0..UNROLLED {
+            // SAFETY: within `k` steps; the caller's contract.
+            unsafe { step::<S, E, R, P>(&mut sums, &x, &b, i) };
+        }
+        advance(&mut x, &mut b, UNROLLED);
+    }
+    for _ in 0..k % UNROLLED {
         // SAFETY: within `k` steps; the caller's contract. The pointers are not read after the last step.
-        unsafe {
-            if P <= FEW_VECTORS {
-                let mut w = [S::splat(0.0); P];
+        unsafe { step::<S, E, R, P>(&mut sums, &x, &b, 0) };
+        advance(&mut x, &mut b, 1);
+    }
+    *acc = sums;
+}
+
+/// Products of step `i` from the pointers on.
+#[inline(always)]
+unsafe fn step<S: Simd, E: Element, const R: usize, const P: usize>(
+    sums: &mut [[S::V; P]; R],
+    x: &[*const f32; R],
+    b: &[*const E; P],
+    i: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if P <= FEW_VECTORS {
+            let mut w = [S::splat(0.0); P];
+            for p in 0..P {
+                w[p] = E::load::<S>(b[p].add(i * PANEL));
+            }
+            for r in 0..R {
+                let input = S::splat(*x[r].add(i));
                 for p in 0..P {
-                    w[p] = E::load::<S>(b[p]);
+                    sums[r][p] = S::mul_add(input, w[p], sums[r][p]);
                 }
+            }
+        } else {
+            for p in 0..P {
+                let w = E::load::<S>(b[p].add(i * PANEL));
                 for r in 0..R {
-                    let input = S::splat(*x[r]);
-                    for p in 0..P {
-                        sums[r][p] = S::mul_add(input, w[p], sums[r][p]);
-                    }
-                }
-            } else {
-                for p in 0..P {
-                    let w = E::load::<S>(b[p]);
-                    for r in 0..R {
-                        sums[r][p] = S::mul_add(S::splat(*x[r]), w, sums[r][p]);
-                    }
+                    sums[r][p] = S::mul_add(S::splat(*x[r].add(i)), w, sums[r][p]);
                 }
             }
         }
-        for p in 0..P {
-            b[p] = b[p].wrapping_add(ldb);
-        }
-        for r in 0..R {
-            x[r] = x[r].wrapping_add(1);
-        }
     }
-    *acc = sums;
+}
+
+#[inline(always)]
+fn advance<E, const R: usize, const P: usize>(x: &mut [*const f32; R], b: &mut [*const E; P], steps: usize) {
+    for r in 0..R {
+        x[r] = x[r].wrapping_add(steps);
+    }
+    for p in 0..P {
+        b[p] = b[p].wrapping_add(steps * PANEL);
+    }
 }
 
 /// One task of a product with packed weights: up to [`TASK_OUTPUTS`] outputs of every row.
@@ -334,7 +361,7 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
             b[p] = task.panels.add(output / PANEL * PANEL * task.k + output % PANEL);
         }
         let mut acc = [[S::splat(0.0); P]; R];
-        tile::<S, E, R, P>(&mut acc, &x, &b, PANEL, task.k);
+        tile::<S, E, R, P>(&mut acc, &x, &b, task.k);
         for r in 0..R {
             let y = task.y.add(task.y_rows.offset(row + r));
             for p in 0..P {

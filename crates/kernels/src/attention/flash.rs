@@ -12,6 +12,7 @@
 use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
+    gemm::UNROLLED,
     memory::{give_back, scratch},
     shared::SharedMut,
     simd::{Simd, dispatch},
@@ -333,20 +334,7 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
         let first = index * BLOCK_TOKENS;
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
         let block = task.cache.block(part.segment.blocks[index]);
-        let next = if index + 1 < end { index + 1 } else { (chunk + task.stride) * CHUNK_BLOCKS };
-        let mut ahead = match (part.segment.blocks.get(next), S::ASKS_FROM) {
-            (Some(next), Some(worth)) => {
-                let steps = part.steps::<S, A, P>(tokens);
-                let next = task.cache.block(*next).numbers.cast();
-                Ahead::of(
-                    next,
-                    task.cache.block_bytes(),
-                    part.products(),
-                    (steps, worth[usize::from(A::ROUNDS)]),
-                )
-            }
-            _ => Ahead::NOTHING,
-        };
+        let mut ahead = task.ahead::<S, A, P>(chunk, index, end, tokens);
         for (number, set) in part.sets.iter().enumerate() {
             let (gathered, queries) = (partial.set(number), Queries::of(part, number, room));
             // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
@@ -410,6 +398,27 @@ unsafe fn pack_values<S: Simd, A: RowProducts<S>>(
     (Values { block: 0, stride: values.dim, ..*values }, block.reordered(packed))
 }
 
+impl<E: Stored> Task<'_, E> {
+    /// What to ask for while block `index` is multiplied, which holds so many tokens: the chunk's next block up to `end`, or
+    /// the first one of the chunk that this thread will probably take next.
+    #[inline(always)]
+    fn ahead<S: Simd, A: Products<S, Number = E>, const P: usize>(
+        &self,
+        chunk: usize,
+        index: usize,
+        end: usize,
+        tokens: usize,
+    ) -> Ahead {
+        let next = if index + 1 < end { index + 1 } else { (chunk + self.stride) * CHUNK_BLOCKS };
+        let (Some(next), Some(worth)) = (self.part.segment.blocks.get(next), S::ASKS_FROM) else {
+            return Ahead::NOTHING;
+        };
+        let asks = self.part.asks::<S, A, P>(tokens);
+        let (next, bytes) = (self.cache.block(*next).numbers.cast(), self.cache.block_bytes());
+        Ahead::of(next, bytes, self.part.products(), (asks, worth[usize::from(A::ROUNDS)]))
+    }
+}
+
 impl Part<'_> {
     /// Position of a row's token.
     #[inline(always)]
@@ -425,18 +434,19 @@ impl Part<'_> {
         self.sets.len() * self.rows * BLOCK_TOKENS * (one.dim + other.dim + set.values.dim)
     }
 
-    /// Steps of [`gather`](products::gather) over `tokens` of a block.
+    /// Times [`gather`](products::gather) asks ahead over `tokens` of a block.
     #[inline(always)]
-    fn steps<S: Simd, A: Products<S>, const P: usize>(&self, tokens: usize) -> usize {
+    fn asks<S: Simd, A: Products<S>, const P: usize>(&self, tokens: usize) -> usize {
         let (set, lanes) = (&self.sets[0], P * S::LANES);
         let (keys, pack, tile) = match set.keys {
             Keys::Columns([one, other]) => {
-                (tokens.div_ceil(lanes) * (one.dim + other.dim) / A::PACK, A::PACK, A::TILE)
+                let asks = [one.dim, other.dim].map(|dim| dim / A::PACK / UNROLLED);
+                (tokens.div_ceil(lanes) * (asks[0] + asks[1]), A::PACK, A::TILE)
             }
             // Their scores are not made by steps.
             Keys::Rows(..) => (0, A::Rows::PACK, A::Rows::TILE),
         };
-        let values = set.values.dim.div_ceil(lanes) * tokens / pack;
+        let values = set.values.dim.div_ceil(lanes) * (tokens / pack / UNROLLED);
         self.sets.len() * self.rows.div_ceil(tile) * (keys + values)
     }
 

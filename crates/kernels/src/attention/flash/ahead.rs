@@ -9,12 +9,12 @@ use crate::simd::prefetch;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// What is asked for at each step of a block's products.
+/// What is asked for every few steps of a block's products.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     next: *const u8,
     end: *const u8,
-    /// Bytes per step, whole lines.
+    /// Bytes at a time, whole lines.
     step: usize,
 }
 
@@ -22,7 +22,7 @@ impl Ahead {
     /// Asks for nothing.
     pub const NOTHING: Self = Self { next: std::ptr::null(), end: std::ptr::null(), step: 0 };
 
-    /// Asks for `bytes` from `next` on in so many steps, if `products` reach what `worth` says of a byte.
+    /// Asks for `bytes` from `next` on in so many times, if `products` reach what `worth` says of a byte.
     #[inline(always)]
     pub fn of(next: *const u8, bytes: usize, products: usize, (steps, worth): (usize, f64)) -> Self {
         if (products as f64) < worth * bytes as f64 {

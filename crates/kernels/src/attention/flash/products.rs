@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::ahead::Ahead;
 use crate::{
-    gemm::{Element, FEW_VECTORS, TILE_ROWS},
+    gemm::{Element, FEW_VECTORS, TILE_ROWS, UNROLLED},
     simd::Simd,
 };
 
@@ -234,34 +234,49 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
     ahead: &mut Ahead,
 ) {
     let (mut gathered, mut x, mut b, mut asks) = (*sums, *x, b, *ahead);
-    for _ in 0..steps {
+    for _ in 0..steps / UNROLLED {
         if S::ASKS_FROM.is_some() {
             asks.step();
         }
-        let lots = |p: usize| b.wrapping_add(p * S::LANES * A::PACK);
-        // SAFETY: within `steps`; the caller's contract. The pointers are not read after the last step.
-        unsafe {
-            if P <= FEW_VECTORS {
-                let lots: [A::Lots; P] = std::array::from_fn(|p| A::load(lots(p)));
-                for r in 0..R {
-                    for p in 0..P {
-                        gathered[r][p] = A::add(gathered[r][p], x[r], lots[p]);
-                    }
-                }
-            } else {
-                for p in 0..P {
-                    let lots = A::load(lots(p));
-                    for r in 0..R {
-                        gathered[r][p] = A::add(gathered[r][p], x[r], lots);
-                    }
-                }
-            }
+        for i in 0..UNROLLED {
+            // SAFETY: within `steps`; the caller's contract.
+            unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
         }
-        b = b.wrapping_add(step);
-        for r in 0..R {
-            x[r] = x[r].wrapping_add(1);
-        }
+        b = b.wrapping_add(UNROLLED * step);
+        x = x.map(|x| x.wrapping_add(UNROLLED));
+    }
+    for i in 0..steps % UNROLLED {
+        // SAFETY: as above.
+        unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
     }
     *sums = gathered;
     *ahead = asks;
+}
+
+/// One step of [`gather`].
+#[inline(always)]
+unsafe fn add_step<S: Simd, A: Products<S>, const R: usize, const P: usize>(
+    sums: &mut [[A::Sums; P]; R],
+    x: &[*const A::Inputs; R],
+    b: *const A::Number,
+) {
+    let lots = |p: usize| b.wrapping_add(p * S::LANES * A::PACK);
+    // SAFETY: the caller's contract.
+    unsafe {
+        if P <= FEW_VECTORS {
+            let lots: [A::Lots; P] = std::array::from_fn(|p| A::load(lots(p)));
+            for r in 0..R {
+                for p in 0..P {
+                    sums[r][p] = A::add(sums[r][p], x[r], lots[p]);
+                }
+            }
+        } else {
+            for p in 0..P {
+                let lots = A::load(lots(p));
+                for r in 0..R {
+                    sums[r][p] = A::add(sums[r][p], x[r], lots);
+                }
+            }
+        }
+    }
 }
