@@ -12,7 +12,6 @@
 use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
-    gemm::UNROLLED,
     memory::{give_back, scratch},
     shared::SharedMut,
     simd::{Simd, dispatch},
@@ -438,15 +437,15 @@ impl Part<'_> {
     #[inline(always)]
     fn asks<S: Simd, A: Products<S>, const P: usize>(&self, tokens: usize) -> usize {
         let (set, lanes) = (&self.sets[0], P * S::LANES);
-        let (keys, pack, tile) = match set.keys {
+        let (keys, per_ask, tile) = match set.keys {
             Keys::Columns([one, other]) => {
-                let asks = [one.dim, other.dim].map(|dim| dim / A::PACK / UNROLLED);
-                (tokens.div_ceil(lanes) * (asks[0] + asks[1]), A::PACK, A::TILE)
+                let per_ask = A::PACK * A::UNROLLED;
+                (tokens.div_ceil(lanes) * (one.dim / per_ask + other.dim / per_ask), per_ask, A::TILE)
             }
-            // Their scores are not made by steps.
-            Keys::Rows(..) => (0, A::Rows::PACK, A::Rows::TILE),
+            // Their scores do not ask.
+            Keys::Rows(..) => (0, A::Rows::PACK * A::Rows::UNROLLED, A::Rows::TILE),
         };
-        let values = set.values.dim.div_ceil(lanes) * (tokens / pack / UNROLLED);
+        let values = set.values.dim.div_ceil(lanes) * (tokens / per_ask);
         self.sets.len() * self.rows.div_ceil(tile) * (keys + values)
     }
 

@@ -120,6 +120,8 @@ impl Products<Avx512> for Int8Dots {
     type Sums = __m512i;
     type Rows = Self;
     const PACK: usize = 2;
+    // Of several in a row the compiler makes products and sums apart, twice the work, to shorten the wait between them.
+    const UNROLLED: usize = 1;
     const ROUNDS: bool = true;
 
     #[inline(always)]

@@ -49,6 +49,8 @@ pub(super) trait Products<S: Simd> {
     const PACK: usize;
     /// Rows that meet a vector at most: with more, sums would leave the registers.
     const TILE: usize = TILE_ROWS;
+    /// Steps that share their counting.
+    const UNROLLED: usize = UNROLLED;
     /// Whether inputs are rounded; else they are read where they are.
     const ROUNDS: bool;
 
@@ -234,18 +236,18 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
     ahead: &mut Ahead,
 ) {
     let (mut gathered, mut x, mut b, mut asks) = (*sums, *x, b, *ahead);
-    for _ in 0..steps / UNROLLED {
+    for _ in 0..steps / A::UNROLLED {
         if S::ASKS_FROM.is_some() {
             asks.step();
         }
-        for i in 0..UNROLLED {
+        for i in 0..A::UNROLLED {
             // SAFETY: within `steps`; the caller's contract.
             unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
         }
-        b = b.wrapping_add(UNROLLED * step);
-        x = x.map(|x| x.wrapping_add(UNROLLED));
+        b = b.wrapping_add(A::UNROLLED * step);
+        x = x.map(|x| x.wrapping_add(A::UNROLLED));
     }
-    for i in 0..steps % UNROLLED {
+    for i in 0..steps % A::UNROLLED {
         // SAFETY: as above.
         unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
     }
