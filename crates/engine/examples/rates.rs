@@ -26,7 +26,9 @@ use gqla_engine::{
     cuda::{CudaEngine, CudaEngineConfig},
 };
 use gqla_kernels::{
-    Matrix, WeightRows, bf16_unit,
+    Matrix, WeightRows,
+    attention::unit,
+    bf16_unit,
     device::{self, Device, Images, Splits},
     int8_unit,
 };
@@ -142,7 +144,7 @@ fn roof(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
     let (pool, time) = (settings.pool()?, settings.time()?);
     let set = InstructionSet::in_use();
     Ok(json!({
-        "instruction_set": set.name(),
+        "instruction_sets": [set.name()],
         "threads": pool.threads(),
         "read_bytes_per_second": read_rate(&pool, ROOF_BYTES, time).rate.median,
         "dot_bytes_per_second": dot_rate(&pool, ROOF_BYTES, time).rate.median,
@@ -194,9 +196,9 @@ fn attention(settings: &Settings<'_>) -> Result<Value, Box<dyn Error>> {
             }));
         }
     }
-    Ok(
-        json!({ "instruction_set": InstructionSet::in_use().name(), "threads": pool.threads(), "lines": lines }),
-    )
+    let sets = [Some(InstructionSet::in_use().name()), unit(format, bf16_products)];
+    let sets: Vec<_> = sets.into_iter().flatten().collect();
+    Ok(json!({ "instruction_sets": sets, "threads": pool.threads(), "lines": lines }))
 }
 
 /// FLOPs per second of what multiplies over a cache of that format, both operands in the cores' own caches: the processor's unit
@@ -269,7 +271,7 @@ fn model(folder: &str, settings: &Settings<'_>) -> Result<Value, Box<dyn Error>>
         }
     }
     Ok(json!({
-        "instruction_set": engine.info().instruction_set,
+        "instruction_sets": engine.info().instruction_sets,
         "load_seconds": load,
         "prefill_tokens_per_second": median(prefills),
         "decode_tokens_per_second": median(decodes),

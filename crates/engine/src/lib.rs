@@ -71,8 +71,8 @@ pub struct EngineInfo {
     pub ranks: Vec<RankInfo>,
     /// Vocabulary size.
     pub vocab_size: usize,
-    /// The instruction set the kernels picked at run time, e.g. `avx512f`.
-    pub instruction_set: &'static str,
+    /// What the kernels picked at run time: an instruction set, such as `avx512f`, then the processor's units for narrow numbers.
+    pub instruction_sets: Vec<&'static str>,
 }
 
 /// What one tensor-parallel rank holds.

@@ -33,7 +33,7 @@ pub(crate) fn load(app: &App, config: &Config) -> anyhow::Result<()> {
         context_length = info.context_length,
         kv_bytes_per_token = info.kv_bytes_per_token,
         ranks = ?info.ranks,
-        instruction_set = info.instruction_set,
+        instruction_sets = ?info.instruction_sets,
         drafts = info.multi_token_prediction,
         seconds = began.elapsed().as_secs_f64(),
         "model loaded"

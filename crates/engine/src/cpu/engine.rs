@@ -173,7 +173,7 @@ fn plan_cache(parts: &[Part], config: &CpuEngineConfig) -> Result<EngineInfo, Lo
         kv_bytes_per_token: of_all(&kv_bytes),
         ranks: parts.iter().map(rank).collect(),
         vocab_size: model.vocab_size(),
-        instruction_set: config.precision.instruction_set(),
+        instruction_sets: config.precision.instruction_sets(format),
     })
 }
 

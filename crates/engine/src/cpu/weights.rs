@@ -1,6 +1,8 @@
 //! What a model's matrices are kept as.
 
-use gqla_kernels::{Matrix, MatrixError, WeightRows, bf16_unit, instruction_set, int8_unit};
+use gqla_kernels::{
+    Matrix, MatrixError, WeightRows, attention, attention::CacheFormat, bf16_unit, instruction_set, int8_unit,
+};
 
 /// What the weights of projections, feed-forward blocks and the vocabulary are kept as. Norms, and the up-projections
 /// that turn latents into keys and values, stay as they are, so that both decode paths remain one function.
@@ -39,14 +41,17 @@ pub struct Precision {
 }
 
 impl Precision {
-    /// What multiplies: a unit of the processor for narrow numbers, or its instruction set.
-    pub(super) fn instruction_set(self) -> &'static str {
-        let unit = match (self.weights, self.products) {
+    /// What multiplies: the processor's instruction set, then its units for narrow numbers, of weights and of the cache.
+    pub(super) fn instruction_sets(self, cache: CacheFormat) -> Vec<&'static str> {
+        let weights = match (self.weights, self.products) {
             (Weights::Stored, Products::F32) => None,
             (Weights::Stored, Products::Bf16) => bf16_unit(),
             (Weights::Int8, _) => int8_unit(),
         };
-        unit.unwrap_or_else(instruction_set)
+        let cache = attention::unit(cache, self.products == Products::Bf16);
+        let mut sets: Vec<_> = [Some(instruction_set()), weights, cache].into_iter().flatten().collect();
+        sets.dedup();
+        sets
     }
 
     /// Stacks the rows of `parts`, each `[_, inputs]`.
@@ -55,6 +60,38 @@ impl Precision {
             (Weights::Stored, Products::F32) => Matrix::stack(parts, inputs),
             (Weights::Stored, Products::Bf16) => Matrix::stack_rounding_inputs(parts, inputs),
             (Weights::Int8, _) => Matrix::stack_int8(parts, inputs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_that_multiplies_is_named_once() {
+        let sets = |weights, products, cache| Precision { weights, products }.instruction_sets(cache);
+        let expected = |units: [Option<&'static str>; 2]| {
+            let mut names = vec![instruction_set()];
+            units.into_iter().flatten().for_each(|unit| {
+                if !names.contains(&unit) {
+                    names.push(unit);
+                }
+            });
+            names
+        };
+        let dots = |unit: Option<&'static str>, name| unit.map(|_| name);
+        let (bf16, int8) = (dots(bf16_unit(), "avx512-bf16"), dots(int8_unit(), "avx512-vnni"));
+        for (weights, products, cache, units) in [
+            (Weights::Stored, Products::F32, CacheFormat::F32, [None, None]),
+            (Weights::Stored, Products::F32, CacheFormat::Bf16, [None, None]),
+            (Weights::Stored, Products::F32, CacheFormat::Int8, [None, int8]),
+            (Weights::Stored, Products::Bf16, CacheFormat::Bf16, [bf16_unit(), bf16]),
+            (Weights::Stored, Products::Bf16, CacheFormat::Int8, [bf16_unit(), int8]),
+            (Weights::Int8, Products::F32, CacheFormat::F32, [int8_unit(), None]),
+            (Weights::Int8, Products::F32, CacheFormat::Int8, [int8_unit(), int8]),
+        ] {
+            assert_eq!(sets(weights, products, cache), expected(units), "{weights:?} {products:?} {cache:?}");
         }
     }
 }

@@ -157,7 +157,7 @@ fn plan_cache(
         kv_bytes_per_token,
         ranks: vec![RankInfo { weight_bytes: model.parameters.stored_bytes, kv_bytes_per_token }],
         vocab_size: model.vocab_size(),
-        instruction_set: "cuda",
+        instruction_sets: vec!["cuda"],
     })
 }
 

@@ -28,8 +28,22 @@ pub use gqla_model::{CacheFormat, CachedToken};
 pub use per_group::PerGroup;
 pub use plain::Plain;
 
-use crate::{Matrix, MatrixError, Pool, WeightRows};
+use crate::{
+    Matrix, MatrixError, Pool, WeightRows,
+    unit::{Narrow, Unit},
+};
 use flash::Terms;
+
+/// The unit of the processor in which attention multiplies over a cache, where a layer's dimensions fit it: `avx512-bf16` or
+/// `avx512-vnni`. `None` is f32.
+pub fn unit(cache: CacheFormat, bf16_products: bool) -> Option<&'static str> {
+    let numbers = match cache {
+        CacheFormat::Bf16 if bf16_products => Narrow::Bf16,
+        CacheFormat::Int8 => Narrow::Int8,
+        CacheFormat::F32 | CacheFormat::Bf16 => return None,
+    };
+    Unit::in_use(numbers).map(|_| Unit::Avx512.name(numbers))
+}
 
 /// Attention of one layer along one path.
 pub trait Attention: Send + Sync {

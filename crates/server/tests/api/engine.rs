@@ -72,7 +72,7 @@ impl ScriptedEngine {
             kv_bytes_per_token: 20,
             ranks: vec![RankInfo { weight_bytes: 30, kv_bytes_per_token: 20 }],
             vocab_size: VOCABULARY,
-            instruction_set: "none",
+            instruction_sets: vec!["none"],
         };
         (Arc::new(Self { info, queue, queue_limit, shared: Arc::clone(&shared) }), shared)
     }

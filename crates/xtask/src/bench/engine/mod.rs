@@ -56,6 +56,8 @@ enum Peer {
 struct Measured {
     name: String,
     ours: Vec<f64>,
+    /// What ours ran on.
+    sets: String,
     /// Without and with flash attention.
     theirs: [Vec<f64>; 2],
 }
@@ -76,7 +78,10 @@ impl Measured {
         let (ours, off, on, ratio) = (median(&self.ours), median(off), median(on), median(&ratios));
         let (low, high) =
             ratios.iter().fold((f64::MAX, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
-        format!("{:40}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}\n", self.name)
+        format!(
+            "{:40}{ours:>10.1}{off:>10.1}{on:>10.1}{ratio:>8.2}  {low:.2}..{high:.2}  {}\n",
+            self.name, self.sets
+        )
     }
 }
 
@@ -213,14 +218,15 @@ fn measure(
     rates: &impl Fn(&[String]) -> Result<Value>,
 ) -> Result<Vec<Measured>> {
     let model = line.model.to_string_lossy().into_owned();
-    let mut ours = vec![Vec::new(); line.ours.len()];
+    let mut ours = vec![(Vec::new(), String::new()); line.ours.len()];
     let mut theirs = [Vec::new(), Vec::new()];
     for _ in 0..args.rounds {
         for ((_, arguments), ours) in line.ours.iter().zip(&mut ours) {
             let arguments: Vec<_> =
                 ["model", &model].map(str::to_owned).into_iter().chain(arguments.clone()).collect();
             let result = rates(&arguments)?;
-            ours.push(result[line.field].as_f64().with_context(|| format!("no {}", line.field))?);
+            ours.0.push(result[line.field].as_f64().with_context(|| format!("no {}", line.field))?);
+            ours.1 = instruction_sets(&result);
         }
         for (theirs, flash) in theirs.iter_mut().zip([false, true]) {
             theirs.push(match &line.theirs {
@@ -229,15 +235,25 @@ fn measure(
             });
         }
     }
-    let measured =
-        |((name, _), ours): (&(String, _), _)| Measured { name: name.clone(), ours, theirs: theirs.clone() };
+    let measured = |((name, _), (ours, sets)): (&(String, _), _)| Measured {
+        name: name.clone(),
+        ours,
+        sets,
+        theirs: theirs.clone(),
+    };
     Ok(line.ours.iter().zip(ours).map(measured).collect())
+}
+
+/// What an answer of the `rates` example says it ran on.
+fn instruction_sets(result: &Value) -> String {
+    let sets = result["instruction_sets"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    sets.collect::<Vec<_>>().join(" + ")
 }
 
 fn table(roof: &Value, measured: &[Measured], model_bytes: u64) -> String {
     let giga = |field: &str| roof[field].as_f64().unwrap_or(f64::NAN) / 1e9;
     let (read, dot) = (giga("read_bytes_per_second"), giga("dot_bytes_per_second"));
-    let set = roof["instruction_set"].as_str().unwrap_or_default();
+    let set = instruction_sets(roof);
     let flops = giga("flops_per_second");
     let mut text = format!("{set}: {read:.1} GB/s read, {dot:.1} GB/s bf16 dot, {flops:.0} GFLOP/s\n");
     text += &format!("{:40}{:>10}{:>10}{:>10}{:>8}  range\n", "tokens/s", "ours", "fa off", "fa on", "ratio");
@@ -252,8 +268,11 @@ fn table(roof: &Value, measured: &[Measured], model_bytes: u64) -> String {
 }
 
 fn attention_table(attention: &Value) -> String {
-    let mut text =
-        format!("{:32}{:>8}{:>5}{:>12}{:>8}\n", "attention, one layer", "context", "s_q", "µs", "roof");
+    let sets = instruction_sets(attention);
+    let mut text = format!(
+        "{:32}{:>8}{:>5}{:>12}{:>8}  {sets}\n",
+        "attention, one layer", "context", "s_q", "µs", "roof"
+    );
     for line in attention["lines"].as_array().into_iter().flatten() {
         let number = |field: &str| line[field].as_f64().unwrap_or(f64::NAN);
         text += &format!(
@@ -287,15 +306,20 @@ mod tests {
     #[test]
     fn ratios_are_to_the_better_setting_of_the_same_round() {
         let theirs = [vec![10.0, 20.0, 30.0], vec![20.0, 25.0, 21.0]];
-        let measured = Measured { name: "line".to_owned(), ours: vec![40.0, 50.0, 63.0], theirs };
+        let measured = Measured {
+            name: "line".to_owned(),
+            ours: vec![40.0, 50.0, 63.0],
+            sets: "avx2+fma".to_owned(),
+            theirs,
+        };
         assert_eq!(measured.ratios(), [2.0, 2.0, 3.0]);
         let roof = json!({
-            "instruction_set": "avx2+fma", "read_bytes_per_second": 30e9, "dot_bytes_per_second": 25e9,
+            "instruction_sets": ["avx2+fma"], "read_bytes_per_second": 30e9, "dot_bytes_per_second": 25e9,
             "flops_per_second": 170e9,
         });
         let table = table(&roof, &[measured], 250_000_000);
         assert!(table.contains("avx2+fma: 30.0 GB/s read, 25.0 GB/s bf16 dot, 170 GFLOP/s"), "{table}");
-        assert!(table.contains("50.0      20.0      21.0    2.00  2.00..3.00"), "{table}");
+        assert!(table.contains("50.0      20.0      21.0    2.00  2.00..3.00  avx2+fma"), "{table}");
         assert!(table.contains("50 % of the bare dot's rate"), "{table}");
     }
 }
