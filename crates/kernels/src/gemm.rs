@@ -194,19 +194,19 @@ unsafe fn step<S: Simd, E: Element, const R: usize, const P: usize>(
         if P <= FEW_VECTORS {
             let mut w = [S::splat(0.0); P];
             for p in 0..P {
-                w[p] = E::load::<S>(b[p].add(i * PANEL));
+                w[p] = E::load::<S>(b[p].wrapping_add(i * PANEL));
             }
             for r in 0..R {
-                let input = S::splat(*x[r].add(i));
+                let input = S::splat(*x[r].wrapping_add(i));
                 for p in 0..P {
                     sums[r][p] = S::mul_add(input, w[p], sums[r][p]);
                 }
             }
         } else {
             for p in 0..P {
-                let w = E::load::<S>(b[p].add(i * PANEL));
+                let w = E::load::<S>(b[p].wrapping_add(i * PANEL));
                 for r in 0..R {
-                    sums[r][p] = S::mul_add(S::splat(*x[r].add(i)), w, sums[r][p]);
+                    sums[r][p] = S::mul_add(S::splat(*x[r].wrapping_add(i)), w, sums[r][p]);
                 }
             }
         }

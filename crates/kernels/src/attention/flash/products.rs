@@ -242,14 +242,18 @@ pub(super) unsafe fn gather<S: Simd, A: Products<S>, const R: usize, const P: us
         }
         for i in 0..A::UNROLLED {
             // SAFETY: within `steps`; the caller's contract.
-            unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
+            unsafe {
+                add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.wrapping_add(i)), b.wrapping_add(i * step))
+            };
         }
         b = b.wrapping_add(A::UNROLLED * step);
         x = x.map(|x| x.wrapping_add(A::UNROLLED));
     }
     for i in 0..steps % A::UNROLLED {
         // SAFETY: as above.
-        unsafe { add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.add(i)), b.add(i * step)) };
+        unsafe {
+            add_step::<S, A, R, P>(&mut gathered, &x.map(|x| x.wrapping_add(i)), b.wrapping_add(i * step))
+        };
     }
     *sums = gathered;
     *ahead = asks;
