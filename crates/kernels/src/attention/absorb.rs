@@ -243,7 +243,7 @@ impl Attention for Absorb {
                 ],
                 latent,
             ),
-            values: Values { block: 0, stride: latent, dim: d.rank, part: 0 },
+            values: Values { block: 0, stride: latent, strip: d.rank, dim: d.rank, part: 0 },
             heads: d.heads,
             q: absorbed.as_ptr(),
             q_rows: RowMap { inner: d.heads, stride: latent, outer: d.heads * latent },

@@ -39,8 +39,10 @@ pub(super) struct Run {
     pub part: usize,
     /// The first number's place in the block.
     pub offset: usize,
-    /// Numbers that lie side by side.
+    /// Numbers that lie in a row.
     pub aside: usize,
+    /// From one of these to the next.
+    pub apart: usize,
     /// From the first of these to the first of the next ones.
     pub step: usize,
 }
@@ -48,11 +50,11 @@ pub(super) struct Run {
 impl Run {
     /// All numbers side by side.
     pub fn aside(part: usize, offset: usize) -> Self {
-        Self { part, offset, aside: 1, step: 1 }
+        Self { part, offset, aside: 1, apart: 1, step: 1 }
     }
 
     fn place(&self, number: usize) -> usize {
-        self.offset + number / self.aside * self.step + number % self.aside
+        self.offset + number / self.aside * self.step + number % self.aside * self.apart
     }
 }
 

@@ -24,7 +24,7 @@ use partial::Partial;
 use products::{Products, RowProducts, Stored};
 use queries::Queries;
 use scores::{score_columns, score_rows};
-pub(super) use sets::{HeadSet, KeyPart, Keys, Values};
+pub(super) use sets::{HeadSet, KeyPart, Keys, Values, strip};
 use values::{Weighing, add_values};
 use weights::weigh;
 
@@ -311,6 +311,7 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
     partial: Partial,
     room: *mut f32,
 ) {
+    debug_assert_eq!(P * S::LANES, strip(), "blocks lie as they are multiplied");
     let mut scores: Scores = [[0.0; BLOCK_TOKENS]; MAX_ROWS];
     let mut weighing = [Weighing { rescale: 0.0, worth: 1.0 }; MAX_ROWS];
     let part = &task.part;
@@ -394,7 +395,7 @@ unsafe fn pack_values<S: Simd, A: RowProducts<S>>(
             A::pack(from, values.stride, values.dim, packed.add(token * values.dim));
         }
     }
-    (Values { block: 0, stride: values.dim, ..*values }, block.reordered(packed))
+    (Values { block: 0, stride: values.dim, strip: values.dim, ..*values }, block.reordered(packed))
 }
 
 impl<E: Stored> Task<'_, E> {

@@ -2,16 +2,17 @@
 //!
 //! `[shared rope key | G times key, value]`, in the order they are read, so that a block is one stretch of memory: in
 //! stretches that each group skipped through, decoding was measured to read bf16 at two thirds of the rate and less. Keys
-//! lie channel by channel, `[d][64 tokens]`, because a query meets many tokens at once; values token by token,
-//! `[64 tokens][d_v]`, because an output gathers many channels at once. In narrow formats two channels, and two tokens, are
-//! side by side, as processors multiply them: `[d / 2][64 tokens][2]` and `[32 pairs of tokens][d_v][2]`; a key of an odd
-//! number of channels lies as in f32. The rope key exists once.
+//! lie channel by channel, `[64 tokens / S][d][S tokens]`, because a query meets many tokens at once; values token by token,
+//! `[d_v / S][64 tokens][S channels]`, because an output gathers many channels at once. [`S`](strip) is what the machine
+//! multiplies at a step; values that do not fill whole strips are one. In narrow formats two channels, and two tokens, are
+//! side by side, as processors multiply them: `[.. d / 2][S tokens][2]` and `[.. 32 pairs of tokens][S channels][2]`; a key of
+//! an odd number of channels lies as in f32. The rope key exists once.
 
 use gqla_model::CachedToken;
 
 use super::{
     cache::{BLOCK_TOKENS, LayerCache, Place, Run},
-    flash::{HeadSet, KeyPart, Keys, Values},
+    flash::{HeadSet, KeyPart, Keys, Values, strip},
 };
 use crate::gemm::RowMap;
 
@@ -46,12 +47,17 @@ impl GroupedLayout {
         self.key_offset(group) + BLOCK_TOKENS * self.key
     }
 
+    /// Channels of a value that lie side by side.
+    fn value_strip(&self) -> usize {
+        if self.value.is_multiple_of(strip()) { strip() } else { self.value }
+    }
+
     /// Stores one token's key and value of a group.
     pub fn store(&self, cache: &mut LayerCache, at: Place, group: usize, key: &[f32], value: &[f32]) {
         store_key(cache, at, 2 * group, self.key_offset(group), key);
-        let (part, pack) = (2 * group + 1, cache.pack());
-        let offset = self.value_offset(group) + at.token / pack * pack * self.value + at.token % pack;
-        cache.write(at, Run { part, offset, aside: 1, step: pack }, value);
+        let (part, pack, strip) = (2 * group + 1, cache.pack(), self.value_strip());
+        let offset = self.value_offset(group) + at.token / pack * pack * strip + at.token % pack;
+        cache.write(at, Run { part, offset, aside: strip, apart: pack, step: BLOCK_TOKENS * strip }, value);
     }
 
     /// Stores one token's shared rope key.
@@ -69,7 +75,8 @@ impl GroupedLayout {
             ]),
             values: Values {
                 block: self.value_offset(group),
-                stride: self.value,
+                stride: self.value_strip(),
+                strip: self.value_strip(),
                 dim: self.value,
                 part: 2 * group + 1,
             },
@@ -94,6 +101,7 @@ pub(super) struct QueryRows<'a> {
 
 fn store_key(cache: &mut LayerCache, at: Place, part: usize, first: usize, channels: &[f32]) {
     let pack = if channels.len().is_multiple_of(cache.pack()) { cache.pack() } else { 1 };
-    let offset = first + at.token * pack;
-    cache.write(at, Run { part, offset, aside: pack, step: BLOCK_TOKENS * pack }, channels);
+    let strip = strip();
+    let offset = first + at.token / strip * strip * channels.len() + at.token % strip * pack;
+    cache.write(at, Run { part, offset, aside: pack, apart: 1, step: strip * pack }, channels);
 }

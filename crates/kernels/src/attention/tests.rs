@@ -330,7 +330,7 @@ fn plain_attention_reads_a_bf16_cache_as_it_was_stored() {
 
 #[test]
 fn a_copied_block_holds_the_same_numbers() {
-    let run = Run { part: 1, offset: 7, aside: 1, step: 2 };
+    let run = Run { part: 1, offset: 7, aside: 1, apart: 1, step: 2 };
     for format in CacheFormat::ALL {
         let mut cache = LayerCache::new(3, CachedToken { elements: 5, parts: 2 }, format);
         cache.write(Place { block: 1, token: 3 }, run, &[1.0, -2.0, 127.0]);

@@ -7,7 +7,7 @@ use super::{
     ahead::Ahead,
     products::{Products, RowProducts, Single, Stored, gather},
 };
-use crate::{attention::cache::BLOCK_TOKENS, simd::Simd};
+use crate::simd::Simd;
 
 #[inline(always)]
 pub(super) unsafe fn score_columns<S: Simd, A: Products<S>, const P: usize>(
@@ -87,8 +87,8 @@ unsafe fn add_part<S: Simd, A: Products<S>, const R: usize, const P: usize>(
 ) {
     // SAFETY: the part's columns are in the block, and `x` has an input for each; the caller's contract.
     unsafe {
-        let (steps, step) = (key.dim / A::PACK, BLOCK_TOKENS * A::PACK);
-        let first = block.numbers.add(key.block + group * A::PACK);
+        let (steps, step) = (key.dim / A::PACK, P * S::LANES * A::PACK);
+        let first = block.numbers.add(key.block + group * key.dim);
         let scaled = <A::Number as Stored>::SCALED;
         let mut sums = [[A::start(S::splat(0.0)); P]; R];
         for r in 0..R {

@@ -1,7 +1,23 @@
 //! Where keys, values and queries of heads that attend to the same lie.
 
 use super::products::Stored;
-use crate::{attention::cache::BLOCK_TOKENS, gemm::RowMap};
+use crate::{
+    attention::cache::BLOCK_TOKENS,
+    gemm::RowMap,
+    simd::{Isa, isa},
+};
+
+/// Tokens of keys, or channels of values, that lie side by side in a cache block: as many as are multiplied at each step, so
+/// that a step's numbers come right after those of the one before and memory is read in order.
+pub(in crate::attention) fn strip() -> usize {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => 64,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => 16,
+        Isa::Portable => 16,
+    }
+}
 
 /// A part of a key: `dim` channels that meet the query's channels from `query` on, at `block` in a cache block, with the
 /// scales of the token's part `part`.
@@ -16,18 +32,22 @@ pub(in crate::attention) struct KeyPart {
 /// How keys lie in a block.
 #[derive(Clone, Copy)]
 pub(in crate::attention) enum Keys {
-    /// All tokens of a block side by side, channel by channel or two channels together; two parts are summed.
+    /// Strips of [`strip`] tokens one after the other, each channel by channel or two channels together; two parts
+    /// are summed.
     Columns([KeyPart; 2]),
     /// Token by token in rows of so many numbers; the second part continues the first, in the row and in the query.
     Rows([KeyPart; 2], usize),
 }
 
-/// Where values lie in a block: token by token, or beside columns two tokens together, with the scales of the token's part
-/// `part`.
+/// Where values lie in a block: strips of channels one after the other, each token by token, or beside columns two tokens
+/// together, with the scales of the token's part `part`.
 #[derive(Clone, Copy)]
 pub(in crate::attention) struct Values {
     pub block: usize,
+    /// From one token of a strip to the next.
     pub stride: usize,
+    /// Channels of a strip.
+    pub strip: usize,
     pub dim: usize,
     pub part: usize,
 }

@@ -8,7 +8,7 @@ use super::{
     partial::Gathered,
     products::{Products, gather},
 };
-use crate::{gemm::Element, simd::Simd};
+use crate::{attention::cache::BLOCK_TOKENS, gemm::Element, simd::Simd};
 
 /// What turns a row's weights into an addition to its sums.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
     ahead: &mut Ahead,
     row: usize,
 ) {
-    let Values { block: offset, stride, dim, .. } = *values;
+    let Values { block: offset, stride, strip, dim, .. } = *values;
     let whole = dim / S::LANES * S::LANES;
     // SAFETY: channels below `dim` of tokens below `tokens` are in the block; the caller's contract.
     unsafe {
@@ -59,6 +59,7 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
         let columns = Columns::<A::Number> {
             gathered,
             stride,
+            strip,
             tokens,
             weights: weights.0,
             weighing: weights.1,
@@ -80,8 +81,8 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
                 // What was never written is not read.
                 let mut sum = if rescale == 0.0 { 0.0 } else { *out * rescale };
                 for token in 0..tokens {
-                    let value =
-                        values.add(token / A::PACK * A::PACK * stride + channel * A::PACK + token % A::PACK);
+                    let of_token = token / A::PACK * A::PACK * stride + token % A::PACK;
+                    let value = columns.channel(channel, A::PACK).add(of_token);
                     sum += weights.0[row + r][token] * (*value).to_f32();
                 }
                 *out = sum;
@@ -94,14 +95,23 @@ unsafe fn value_tile<S: Simd, A: Products<S>, const P: usize, const R: usize>(
 struct Columns<'a, E> {
     gathered: Gathered,
     values: *const E,
-    /// Numbers from one token to the next.
+    /// Numbers from one token of a strip to the next.
     stride: usize,
+    /// Channels of a strip.
+    strip: usize,
     tokens: usize,
     weights: &'a Scores,
     weighing: &'a [Weighing],
 }
 
 impl<E> Columns<'_, E> {
+    /// Where the first `pack` tokens' numbers of a channel lie.
+    #[inline(always)]
+    fn channel(&self, channel: usize, pack: usize) -> *const E {
+        let strip = channel / self.strip * self.strip * BLOCK_TOKENS;
+        self.values.wrapping_add(strip + channel % self.strip * pack)
+    }
+
     /// `P` vectors of channels of `R` rows.
     #[inline(always)]
     unsafe fn add<S: Simd, A: Products<S, Number = E>, const R: usize, const P: usize>(
@@ -131,7 +141,7 @@ impl<E> Columns<'_, E> {
                 }
             }
             let (steps, step) = (self.tokens / A::PACK, self.stride * A::PACK);
-            let first = self.values.add(channel * A::PACK);
+            let first = self.channel(channel, A::PACK);
             gather::<S, A, R, P>(&mut sums, &x, first, step, steps, ahead);
             if !self.tokens.is_multiple_of(A::PACK) {
                 // Beside the last token lies what somebody else left, which may not even be finite.

@@ -172,7 +172,7 @@ fn rounded_latents_expand_to_the_keys_and_values_that_are_theirs() {
 #[test]
 fn a_number_is_off_by_half_a_scale_at_most() {
     let at = Place { block: 0, token: 5 };
-    let run = Run { part: 0, offset: 5, aside: 2, step: 3 };
+    let run = Run { part: 0, offset: 5, aside: 2, apart: 1, step: 3 };
     for (seed, size) in [(1, 1e-30), (2, 1e-3), (3, 1.0), (4, 1e30)] {
         let mut cache = LayerCache::new(1, CachedToken { elements: 300, parts: 1 }, CacheFormat::Int8);
         let values: Vec<f32> = normal(seed, 200, size).iter().map(|x| *x as f32).collect();
