@@ -12,7 +12,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use clap::Subcommand;
 #[cfg(test)]
-pub(crate) use {attn::Bench as AttentionBench, host::Report as HostReport, place::Processor};
+pub(crate) use {attn::Layer, host::Report as HostReport, place::Processor};
 
 /// Measure this machine, or a pod that serves.
 #[derive(Debug, clap::Args)]

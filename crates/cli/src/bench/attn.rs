@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use gqla_engine::cpu::measure::{AttentionCase, PassTimes};
+use gqla_engine::cpu::measure::{AttentionCase, Figure, PassTimes};
 use gqla_model::{AttentionShape, DecodePath};
 use gqla_planner::{Calibration, GpuSpec, KernelFit, Runtime, Timed, TimedPass};
 
@@ -59,7 +59,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     grid::check_memory(&shape, args.place.cache_format(), &cases, (memory, scratch))?;
     let place = args.place.measure(memory, args.seconds / HOST_SHARE)?;
     let time = args.seconds - args.seconds / HOST_SHARE;
-    let bench = Bench::measure(&*place, &args.model, &shape, &cases, memory, time)?;
+    let layer = Layer { model: &args.model, shape: &shape, cases: &cases, memory };
+    let bench = layer.measure(&*place, time)?;
     let calibration = bench.calibration()?;
     if let Some(file) = &args.calibration {
         std::fs::write(file, serde_json::to_vec_pretty(&calibration)?)
@@ -67,6 +68,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     TableFormat::or_default(args.output).print(&calibration, |_| view::table(&bench))?;
     Ok(())
+}
+
+/// What is timed: a layer of a model over some passes, in so many bytes at most.
+pub(crate) struct Layer<'a> {
+    pub model: &'a str,
+    pub shape: &'a AttentionShape,
+    pub cases: &'a [AttentionCase],
+    pub memory: u64,
 }
 
 /// What was measured.
@@ -80,14 +89,22 @@ pub(crate) struct Bench<'a> {
 
 /// One path's part of it.
 struct PathBench {
-    path: DecodePath,
-    /// The largest.
-    cache_bytes: u64,
-    passes: Vec<Pass>,
+    times: PathTimes,
     fit: KernelFit,
 }
 
+/// The times of one path.
+pub(crate) struct PathTimes {
+    path: DecodePath,
+    /// Seconds of a pass with next to nothing to read.
+    floor: f64,
+    /// The largest.
+    cache_bytes: u64,
+    passes: Vec<Pass>,
+}
+
 /// A pass of a layer of this shape.
+#[derive(Clone, Copy)]
 struct Pass {
     shape: AttentionShape,
     case: AttentionCase,
@@ -100,58 +117,36 @@ const FLOOR: AttentionCase = AttentionCase { batch: 1, context: 1, query_tokens:
 pub(super) const HOST_SHARE: u32 = 8;
 const FLOOR_SHARE: u32 = 50;
 
-impl<'a> Bench<'a> {
-    /// Measures both paths over `cases`, in at most `memory` bytes and for about `time`.
-    pub(crate) fn measure(
-        place: &'a dyn Place,
-        model: &str,
-        shape: &AttentionShape,
-        cases: &[AttentionCase],
-        memory: u64,
-        time: Duration,
-    ) -> anyhow::Result<Self> {
-        let (deadline, gpu) = (Instant::now() + time, place.gpu()?);
-        let (mut paths, mut left_out) = (Vec::new(), 0);
+impl Layer<'_> {
+    /// Times both paths for about `time` and fits what they reach.
+    pub(crate) fn measure<'a>(&self, place: &'a dyn Place, time: Duration) -> anyhow::Result<Bench<'a>> {
+        self.fit(place, &[self.time(place, time)?])
+    }
+
+    /// Times both paths for about `time`.
+    pub(super) fn time(&self, place: &dyn Place, time: Duration) -> anyhow::Result<Vec<PathTimes>> {
+        let (deadline, mut paths) = (Instant::now() + time, Vec::new());
         for (index, path) in DecodePath::ALL.into_iter().enumerate() {
             let shares = u32::try_from(DecodePath::ALL.len() - index).unwrap_or(1);
-            let run = PathRun { place, model, shape, path, gpu: &gpu, memory };
-            let ends = deadline.saturating_duration_since(Instant::now()) / shares;
-            let bench = run.measure(cases, Instant::now() + ends, time / FLOOR_SHARE)?;
-            left_out += cases.len() * grid::shapes(shape).len() - bench.passes.len();
-            paths.push(bench);
+            let ends = Instant::now() + deadline.saturating_duration_since(Instant::now()) / shares;
+            paths.push(self.time_path(place, path, ends, time / FLOOR_SHARE)?);
         }
-        Ok(Self { place, gpu, paths, left_out })
+        Ok(paths)
     }
 
-    /// The place's rates and an entry per path whose shares are of these rates.
-    pub(crate) fn calibration(&self) -> anyhow::Result<Calibration> {
-        let kernels = self.paths.iter().map(|path| path.fit.kernel.clone()).collect();
-        Ok(Calibration { kernels, ..self.place.calibration()? })
-    }
-}
-
-struct PathRun<'a> {
-    place: &'a dyn Place,
-    model: &'a str,
-    shape: &'a AttentionShape,
-    path: DecodePath,
-    gpu: &'a GpuSpec,
-    memory: u64,
-}
-
-impl PathRun<'_> {
-    fn measure(
+    fn time_path(
         &self,
-        cases: &[AttentionCase],
+        place: &dyn Place,
+        path: DecodePath,
         ends: Instant,
         floor_time: Duration,
-    ) -> anyhow::Result<PathBench> {
-        let Self { place, path, .. } = *self;
+    ) -> anyhow::Result<PathTimes> {
+        let Self { cases, memory, .. } = *self;
         let (format, shapes) = (place.cache_format(), grid::shapes(self.shape));
         let last_level_cache = place.last_level_cache().unwrap_or(0);
         let (mut floor, mut cache_bytes, mut passes) = (f64::INFINITY, 0, Vec::new());
         for shape in &shapes {
-            let blocks = grid::blocks(shape, path, format, cases, self.memory, last_level_cache);
+            let blocks = grid::blocks(shape, path, format, cases, memory, last_level_cache);
             let mut timer = place.timer(shape, path, blocks)?;
             floor = floor.min(timer.time(&FLOOR, floor_time)?.core.median);
             cache_bytes = cache_bytes.max(blocks as u64 * grid::block_bytes(shape, path, format));
@@ -169,10 +164,27 @@ impl PathRun<'_> {
                 });
             }
         }
-        Ok(PathBench { path, cache_bytes, fit: self.fit(floor, &passes)?, passes })
+        Ok(PathTimes { path, floor, cache_bytes, passes })
     }
 
-    fn fit(&self, floor: f64, passes: &[Pass]) -> anyhow::Result<KernelFit> {
+    /// What paths reach of the place's rates, by what all `rounds` amount to.
+    pub(super) fn fit<'a>(
+        &self,
+        place: &'a dyn Place,
+        rounds: &[Vec<PathTimes>],
+    ) -> anyhow::Result<Bench<'a>> {
+        let (gpu, mut paths) = (place.gpu()?, Vec::new());
+        for path in DecodePath::ALL {
+            let rounds: Vec<_> = rounds.iter().flatten().filter(|times| times.path == path).collect();
+            let times = PathTimes::of_rounds(path, &rounds);
+            paths.push(PathBench { fit: self.fit_path(place, &gpu, &times)?, times });
+        }
+        let timed: usize = paths.iter().map(|path| path.times.passes.len()).sum();
+        let all = paths.len() * self.cases.len() * grid::shapes(self.shape).len();
+        Ok(Bench { place, gpu, paths, left_out: all - timed })
+    }
+
+    fn fit_path(&self, place: &dyn Place, gpu: &GpuSpec, times: &PathTimes) -> anyhow::Result<KernelFit> {
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
         let timed = |Pass { shape, case, times }: &Pass| TimedPass {
             shape: *shape,
@@ -181,19 +193,49 @@ impl PathRun<'_> {
             context: count(case.context),
             ns: times.core.median * 1e9,
         };
+        let PathTimes { path, floor, passes, .. } = times;
         let samples = passes.iter().fold(0, |sum: u32, pass| sum.saturating_add(pass.times.core.samples));
-        let provenance = self.place.provenance(format!("gqla bench attn on {}", self.model), samples);
+        let provenance = place.provenance(format!("gqla bench attn on {}", self.model), samples);
         let what = Timed {
             shape: self.shape,
-            path: self.path,
-            gpu: self.gpu,
-            cache_format: self.place.cache_format(),
+            path: *path,
+            gpu,
+            cache_format: place.cache_format(),
             runtime: Runtime::Native,
             build: VERSION,
             floor_us: floor * 1e6,
-            tile_rows: self.place.tile_rows(),
+            tile_rows: place.tile_rows(),
         };
         Ok(what.fit(&passes.iter().map(timed).collect::<Vec<_>>(), &provenance)?)
+    }
+}
+
+impl PathTimes {
+    /// What rounds over the same passes amount to. Passes that time did not suffice for are missing at a round's end.
+    fn of_rounds(path: DecodePath, rounds: &[&Self]) -> Self {
+        let most = rounds.iter().map(|round| round.passes.len()).max().unwrap_or(0);
+        let passes = (0..most).filter_map(|index| {
+            let of_rounds: Vec<_> = rounds.iter().filter_map(|round| round.passes.get(index)).collect();
+            let figure = |of: fn(&PassTimes) -> Figure| {
+                Figure::of_rounds(&of_rounds.iter().map(|pass| of(&pass.times)).collect::<Vec<_>>())
+            };
+            let times = PassTimes { core: figure(|times| times.core), call: figure(|times| times.call) };
+            Some(Pass { times, ..**of_rounds.first()? })
+        });
+        Self {
+            path,
+            floor: rounds.iter().map(|round| round.floor).fold(f64::INFINITY, f64::min),
+            cache_bytes: rounds.iter().map(|round| round.cache_bytes).max().unwrap_or(0),
+            passes: passes.collect(),
+        }
+    }
+}
+
+impl Bench<'_> {
+    /// The place's rates and an entry per path whose shares are of these rates.
+    pub(crate) fn calibration(&self) -> anyhow::Result<Calibration> {
+        let kernels = self.paths.iter().map(|path| path.fit.kernel.clone()).collect();
+        Ok(Calibration { kernels, ..self.place.calibration()? })
     }
 }
 
@@ -241,7 +283,8 @@ mod tests {
         let cases = grid::cases(&[1, 2], &[64], &[1]).unwrap();
         let time = Duration::from_millis(50);
         let place = Processor::measure(pool, 16 << 20, time);
-        let bench = Bench::measure(&place, "smollm2-135m-gqla", &shape, &cases, 16 << 20, time).unwrap();
+        let layer = Layer { model: "smollm2-135m-gqla", shape: &shape, cases: &cases, memory: 16 << 20 };
+        let bench = layer.measure(&place, time).unwrap();
         let calibration = bench.calibration().unwrap();
         calibration.validate().unwrap();
         let paths: Vec<_> = calibration.kernels.iter().map(|kernel| kernel.path).collect();

@@ -38,6 +38,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What was measured.
+#[derive(Clone)]
 pub(crate) struct Report {
     pub(super) machine: Machine,
     read: ReadRate,
@@ -45,6 +46,7 @@ pub(crate) struct Report {
     multiplied: Vec<Multiplied>,
 }
 
+#[derive(Clone, Copy)]
 struct Multiplied {
     set: InstructionSet,
     format: WeightFormat,
@@ -77,6 +79,23 @@ impl Report {
                 })
                 .collect(),
         }
+    }
+
+    /// What several runs on one machine amount to; nothing is none.
+    pub(super) fn of_rounds(rounds: &[Self]) -> Option<Self> {
+        let first = rounds.first()?;
+        let figure = |of: &dyn Fn(&Self) -> Option<Figure>| {
+            Figure::of_rounds(&rounds.iter().filter_map(of).collect::<Vec<_>>())
+        };
+        let multiplied = first.multiplied.iter().enumerate().map(|(index, kind)| Multiplied {
+            rate: figure(&|round| Some(round.multiplied.get(index)?.rate)),
+            ..*kind
+        });
+        Some(Self {
+            machine: first.machine.clone(),
+            read: ReadRate { rate: figure(&|round| Some(round.read.rate)), ..first.read },
+            multiplied: multiplied.collect(),
+        })
     }
 
     fn rates(&self, multiplied: &Multiplied) -> HostRates {

@@ -1,8 +1,9 @@
 //! `gqla bench paths`: whether the path the planner chooses is the faster one on this machine.
 //!
-//! The machine's rates and what kernels make of them are measured first, on a shape that is not judged. Then both paths of
-//! every judged shape are timed in turn, pass by pass, so that whatever else runs disturbs them alike. A choice costs its
-//! regret: how much longer the chosen path takes than the faster one, by medians.
+//! The machine's rates and what kernels make of them are measured on a shape that is not judged, both paths of every judged
+//! shape are timed in turn, pass by pass, and all that in rounds: whatever else runs for a minute disturbs both paths and
+//! what predicts them alike. A choice costs its regret: how much longer the chosen path takes than the faster one, by
+//! medians.
 
 mod pairs;
 mod view;
@@ -16,7 +17,7 @@ use gqla_planner::{Calibration, Constraints, Goal, GpuSpec, ModelName, Scope, pl
 
 use self::{pairs::Pairs, view::View};
 use super::{
-    attn::{Bench, HOST_SHARE, grid},
+    attn::{HOST_SHARE, Layer, grid},
     place::{Place, PlaceArgs, Timer},
 };
 use crate::{model, table::TableFormat};
@@ -55,6 +56,9 @@ pub struct Args {
     /// Pairs of timings per pass, one of each path; their medians count
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=999))]
     pairs: u32,
+    /// Times to calibrate and to judge anew, between which the pairs are shared out
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: u32,
     /// Time to calibrate for; judging takes what its pairs take
     #[arg(long, value_name = "N", default_value = "20", value_parser = super::seconds)]
     seconds: Duration,
@@ -70,15 +74,23 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let judge = Judge::new(args)?;
     let load = view::load();
-    eprintln!("measuring the place and its kernels on {CALIBRATED_ON} ...");
-    let place = args.place.measure(judge.memory, args.seconds / HOST_SHARE)?;
     let shape = shape(CALIBRATED_ON).attention;
     let cases = grid::cases(&[args.batch as usize], &CALIBRATED_CONTEXTS, &CALIBRATED_QUERIES)?;
-    let time = args.seconds - args.seconds / HOST_SHARE;
-    let bench = Bench::measure(&*place, CALIBRATED_ON.name(), &shape, &cases, judge.memory, time)?;
-    let calibration = bench.calibration()?;
-    let judged = judge.all(&*place, &calibration, args.pairs)?;
-    let view = View::new(&*place, &calibration, load, args.pairs, judged);
+    let layer = Layer { model: CALIBRATED_ON.name(), shape: &shape, cases: &cases, memory: judge.memory };
+    let (time, place_time) = (args.seconds / args.rounds, args.seconds / args.rounds / HOST_SHARE);
+    let mut place = args.place.measure(judge.memory, place_time)?;
+    let (mut times, mut pairs) = (Vec::new(), judge.pairs());
+    for round in 0..args.rounds {
+        if round > 0 {
+            place.measure_again(judge.memory, place_time)?;
+        }
+        eprintln!("round {} of {}: the place and its kernels on {CALIBRATED_ON} ...", round + 1, args.rounds);
+        times.push(layer.time(&*place, time - place_time)?);
+        judge.time(&*place, &mut pairs, args.pairs * (round + 1) / args.rounds)?;
+    }
+    let calibration = layer.fit(&*place, &times)?.calibration()?;
+    let judged = judge.all(&*place, &calibration, pairs)?;
+    let view = View::new(&*place, &calibration, load, (args.pairs, args.rounds), judged);
     TableFormat::or_default(args.output).print(&view, view::table)?;
     Ok(())
 }
@@ -137,28 +149,56 @@ impl Judge {
         self.degrees.iter().filter_map(move |degree| Some((*degree, grid::share(&attention, *degree)?)))
     }
 
-    fn all(&self, place: &dyn Place, calibration: &Calibration, pairs: u32) -> anyhow::Result<Vec<Judged>> {
-        let (gpu, format) = (&place.gpu()?, place.cache_format());
-        let rates = Calibration { devices: calibration.devices.clone(), ..Calibration::default() };
-        let mut judged = Vec::new();
+    /// Every pass to be judged: its model, the share of it that one rank of so many computes, and the case.
+    fn passes(&self) -> impl Iterator<Item = (&(String, ModelShape), u32, AttentionShape, &AttentionCase)> {
+        self.models.iter().flat_map(move |model| {
+            self.shares(&model.1).flat_map(move |(degree, share)| {
+                self.cases.iter().map(move |case| (model, degree, share, case))
+            })
+        })
+    }
+
+    /// No timings of every pass.
+    fn pairs(&self) -> Vec<Pairs> {
+        self.passes().map(|_| Pairs::default()).collect()
+    }
+
+    /// Times every pass until there are `count` of its pairs, which are in the order of [`Self::passes`].
+    fn time(&self, place: &dyn Place, pairs: &mut [Pairs], count: u32) -> anyhow::Result<()> {
+        let mut pairs = pairs.iter_mut();
         for (model, shape) in &self.models {
             for (degree, share) in self.shares(shape) {
                 eprintln!("timing both paths of {model} at TP {degree} ...");
                 let mut timers = self.timers(place, &share)?;
-                for case in &self.cases {
-                    let ask = |calibration| predict(shape, (gpu, format), degree, case, calibration);
-                    judged.push(Judged {
-                        model: model.clone(),
-                        tensor_parallel: degree,
-                        case: *case,
-                        calibrated: ask(calibration)?,
-                        by_rates: ask(&rates)?,
-                        measured: Pairs::measure(&mut timers, case, pairs)?,
-                    });
+                for (case, pairs) in self.cases.iter().zip(&mut pairs) {
+                    pairs.measure(&mut timers, case, count)?;
                 }
             }
         }
-        Ok(judged)
+        Ok(())
+    }
+
+    /// What the planner makes of every pass, beside its times.
+    fn all(
+        &self,
+        place: &dyn Place,
+        calibration: &Calibration,
+        pairs: Vec<Pairs>,
+    ) -> anyhow::Result<Vec<Judged>> {
+        let (gpu, format) = (&place.gpu()?, place.cache_format());
+        let rates = Calibration { devices: calibration.devices.clone(), ..Calibration::default() };
+        let judge = |((model, degree, _, case), measured): ((&(String, ModelShape), _, _, &_), _)| {
+            let ask = |calibration| predict(&model.1, (gpu, format), degree, case, calibration);
+            Ok(Judged {
+                model: model.0.clone(),
+                tensor_parallel: degree,
+                case: *case,
+                calibrated: ask(calibration)?,
+                by_rates: ask(&rates)?,
+                measured,
+            })
+        };
+        self.passes().zip(pairs).map(judge).collect()
     }
 
     /// A timer per path, whose cache takes all of its memory, so that passes find little of it in the last-level cache.
@@ -296,13 +336,17 @@ mod tests {
         let judge = judge("--model smollm2-135m-gqla --context 64,128 --s-q 1,2 --memory-mib 32").unwrap();
         let pool = Pool::new(Some(2)).unwrap();
         let place = Processor::measure(pool, 16 << 20, Duration::from_millis(20));
-        let judged = judge.all(&place, &Calibration::default(), 5).unwrap();
+        let mut pairs = judge.pairs();
+        for count in [2, 5] {
+            judge.time(&place, &mut pairs, count).unwrap();
+        }
+        let judged = judge.all(&place, &Calibration::default(), pairs).unwrap();
         assert_eq!(judged.len(), 2 * 4);
         for one in &judged {
             assert!(one.regret(&one.calibrated) >= 0.0 && one.measured.medians().iter().all(|s| *s > 0.0));
         }
         let calibration = Calibration::default();
-        let view = View::new(&place, &calibration, view::load(), 5, judged);
+        let view = View::new(&place, &calibration, view::load(), (5, 2), judged);
         let table = view::table(&view);
         assert!(table.contains("regret") && table.contains(InstructionSet::in_use().name()), "{table}");
         let json = serde_json::to_value(&view).unwrap();

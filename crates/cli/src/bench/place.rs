@@ -36,6 +36,9 @@ pub(crate) trait Place {
     fn last_level_cache(&self) -> Option<u64>;
     /// Rates that its class does not have.
     fn calibration(&self) -> anyhow::Result<Calibration>;
+    /// Measures the place's own rates once more, as [`PlaceArgs::measure`] does; what it then says of them is what all rounds
+    /// amount to.
+    fn measure_again(&mut self, memory: u64, time: Duration) -> anyhow::Result<()>;
     /// A layer of `shape` on `path`, with a cache of `blocks` blocks.
     fn timer<'a>(
         &'a self,
@@ -63,6 +66,8 @@ pub(crate) trait Timer {
 /// This machine's processor.
 pub(crate) struct Processor {
     pool: Pool,
+    rounds: Vec<Report>,
+    /// What they amount to.
     report: Report,
 }
 
@@ -70,7 +75,7 @@ impl Processor {
     /// Measures the machine's rates in `bytes` bytes for about `time`.
     pub(crate) fn measure(pool: Pool, bytes: usize, time: Duration) -> Self {
         let report = Report::measure_in_use(&pool, bytes, time);
-        Self { pool, report }
+        Self { pool, rounds: vec![report.clone()], report }
     }
 }
 
@@ -113,6 +118,12 @@ impl Place for Processor {
         self.report.calibration()
     }
 
+    fn measure_again(&mut self, memory: u64, time: Duration) -> anyhow::Result<()> {
+        self.rounds.push(Report::measure_in_use(&self.pool, bytes(memory), time));
+        self.report = Report::of_rounds(&self.rounds).context("nothing was measured")?;
+        Ok(())
+    }
+
     fn timer<'a>(
         &'a self,
         shape: &AttentionShape,
@@ -151,6 +162,8 @@ pub(crate) struct Card {
     device: Device,
     images: Images,
     class: GpuSpec,
+    rounds: Vec<Figure>,
+    /// What they amount to.
     copied: Figure,
     copied_bytes: usize,
 }
@@ -170,7 +183,7 @@ impl Card {
             );
         };
         let (class, copied) = (class.spec.clone(), device::copy_rate(&device, bytes, time)?);
-        Ok(Self { device, images, class, copied, copied_bytes: bytes })
+        Ok(Self { device, images, class, rounds: vec![copied], copied, copied_bytes: bytes })
     }
 }
 
@@ -229,6 +242,12 @@ impl Place for Card {
         Ok(Calibration::default())
     }
 
+    fn measure_again(&mut self, memory: u64, time: Duration) -> anyhow::Result<()> {
+        self.rounds.push(device::copy_rate(&self.device, bytes(memory), time)?);
+        self.copied = Figure::of_rounds(&self.rounds);
+        Ok(())
+    }
+
     fn timer<'a>(
         &'a self,
         shape: &AttentionShape,
@@ -273,6 +292,10 @@ pub(super) struct PlaceArgs {
     kernel_images: Option<std::path::PathBuf>,
 }
 
+fn bytes(memory: u64) -> usize {
+    usize::try_from(memory).unwrap_or(usize::MAX)
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum Where {
     /// This machine's processor
@@ -285,7 +308,7 @@ enum Where {
 impl PlaceArgs {
     /// Opens the place and measures its own rates in `memory` bytes at most, for about `time`.
     pub(super) fn measure(&self, memory: u64, time: Duration) -> anyhow::Result<Box<dyn Place>> {
-        let bytes = usize::try_from(memory).unwrap_or(usize::MAX);
+        let bytes = bytes(memory);
         Ok(match self.device {
             Where::Cpu => {
                 let pool = Pool::new(None).context("cannot start the threads that compute")?;

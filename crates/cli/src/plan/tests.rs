@@ -5,7 +5,7 @@ use gqla_engine::cpu::{Pool, measure::AttentionCase};
 use serde_json::Value;
 
 use super::*;
-use crate::bench::{AttentionBench, HostReport, Processor};
+use crate::bench::{HostReport, Layer, Processor};
 
 #[derive(clap::Parser)]
 struct Line {
@@ -146,9 +146,8 @@ fn what_benchmarks_print_is_planned_with() {
     let shape = model::resolve("smollm2-135m-gqla").unwrap().attention;
     let case = AttentionCase { batch: 1, context: 64, query_tokens: 1 };
     let place = Processor::measure(pool, 16 << 20, time);
-    let bench =
-        AttentionBench::measure(&place, "smollm2-135m-gqla", &shape, &[case], 16 << 20, time).unwrap();
-    let attention = bench.calibration().unwrap();
+    let layer = Layer { model: "smollm2-135m-gqla", shape: &shape, cases: &[case], memory: 16 << 20 };
+    let attention = layer.measure(&place, time).unwrap().calibration().unwrap();
     for calibration in [&host, &attention] {
         let plan = calibrated(line, &serde_json::to_string(calibration).unwrap());
         let first = &calibration.devices[0];

@@ -29,6 +29,18 @@ impl Figure {
         }
     }
 
+    /// What was measured at different times, as the median of each of its numbers: a machine that others share changes more
+    /// from one minute to the next than from sample to sample.
+    pub fn of_rounds(rounds: &[Self]) -> Self {
+        let median = |of: fn(&Self) -> f64| Self::of(rounds.iter().map(of).collect()).median;
+        Self {
+            median: median(|round| round.median),
+            lower: median(|round| round.lower),
+            upper: median(|round| round.upper),
+            samples: rounds.iter().fold(0, |sum: u32, round| sum.saturating_add(round.samples)),
+        }
+    }
+
     /// What lies between the quartiles, as a share of the median.
     pub fn spread(&self) -> f64 {
         (self.upper - self.lower) / self.median
@@ -49,6 +61,14 @@ mod tests {
             let count = samples.len() as u32;
             assert_eq!(Figure::of(samples), Figure { median, lower, upper, samples: count });
         }
+    }
+
+    #[test]
+    fn a_minute_that_differs_does_not_move_the_figure_of_all() {
+        let round = |median| Figure { median, lower: median - 1.0, upper: median + 2.0, samples: 5 };
+        let all = Figure::of_rounds(&[round(10.0), round(40.0), round(11.0)]);
+        assert_eq!(all, Figure { samples: 15, ..round(11.0) });
+        assert_eq!(Figure::of_rounds(&[round(3.0)]), round(3.0));
     }
 
     #[test]

@@ -29,12 +29,12 @@ pub(super) fn table(bench: &Bench) -> String {
     let rows: Vec<_> = bench
         .paths
         .iter()
-        .flat_map(|path| path.passes.iter().map(|pass| row(bench, path.path, pass)))
+        .flat_map(|path| path.times.passes.iter().map(|pass| row(bench, path.times.path, pass)))
         .collect();
     let mut text = format!("{}\n{}\n", bench.place.table(), columns(header, &rows));
     for path in &bench.paths {
         let _ = writeln!(text, "{}", calibrated(path));
-        if let Some(caution) = caution(path.cache_bytes, bench.place.last_level_cache()) {
+        if let Some(caution) = caution(path.times.cache_bytes, bench.place.last_level_cache()) {
             let _ = writeln!(text, "{caution}");
         }
     }
@@ -77,7 +77,7 @@ fn calibrated(path: &PathBench) -> String {
     let kernel = &path.fit.kernel;
     format!(
         "calibration of {}: floor {:.1} µs, bandwidth {:.3}, arithmetic {:.3} of the roof; off by {} on average",
-        path.path.flag(),
+        path.times.path.flag(),
         kernel.floor_us,
         kernel.bandwidth,
         kernel.arithmetic,

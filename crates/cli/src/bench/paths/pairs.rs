@@ -11,6 +11,7 @@ const MOST_PASSES: f64 = 1e4;
 const MISS: f64 = 0.025;
 
 /// Seconds of absorb and of GQA, pair by pair.
+#[derive(Default)]
 pub(super) struct Pairs(Vec<[f64; 2]>);
 
 /// A median and the interval in which it lies with 95 % confidence.
@@ -22,12 +23,13 @@ pub(super) struct Interval {
 }
 
 impl Pairs {
-    /// Times `count` pairs of `case`'s core; the path that goes first alternates.
+    /// Times pairs of `case`'s core until there are `count`; the path that goes first alternates.
     pub(super) fn measure(
+        &mut self,
         timers: &mut [Box<dyn Timer + '_>; 2],
         case: &AttentionCase,
         count: u32,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<()> {
         let mut passes = [1, 1];
         for (timer, passes) in timers.iter_mut().zip(&mut passes) {
             timer.prepare(case)?;
@@ -36,15 +38,15 @@ impl Pairs {
             let seconds = timer.core_seconds(1)?;
             *passes = (LEAST_SECONDS / seconds).ceil().clamp(1.0, MOST_PASSES) as u32;
         }
-        let pair = |index| -> anyhow::Result<[f64; 2]> {
+        for index in self.0.len()..count as usize {
             let mut seconds = [0.0; 2];
-            let order = if index % 2 == 0 { [0, 1] } else { [1, 0] };
+            let order = if index.is_multiple_of(2) { [0, 1] } else { [1, 0] };
             for path in order {
                 seconds[path] = timers[path].core_seconds(passes[path])?;
             }
-            Ok(seconds)
-        };
-        Ok(Self((0..count).map(pair).collect::<Result<_, _>>()?))
+            self.0.push(seconds);
+        }
+        Ok(())
     }
 
     #[cfg(test)]

@@ -23,6 +23,7 @@ pub(super) struct View<'a> {
     /// The system's load averages over a minute, before and after.
     load: [Option<f64>; 2],
     pairs: u32,
+    rounds: u32,
     calibration: &'a Calibration,
     calibrated: Regrets,
     by_rates: Regrets,
@@ -82,7 +83,7 @@ impl<'a> View<'a> {
         place: &dyn Place,
         calibration: &'a Calibration,
         load_before: Option<f64>,
-        pairs: u32,
+        (pairs, rounds): (u32, u32),
         judged: Vec<Judged>,
     ) -> Self {
         Self {
@@ -91,6 +92,7 @@ impl<'a> View<'a> {
             instruction_set: place.instruction_set(),
             load: [load_before, load()],
             pairs,
+            rounds,
             calibration,
             calibrated: Regrets::of(&judged, |judged| &judged.calibrated),
             by_rates: Regrets::of(&judged, |judged| &judged.by_rates),
@@ -181,10 +183,11 @@ pub(super) fn table(view: &View<'_>) -> String {
     let rows: Vec<_> = view.passes.iter().map(row).collect();
     let load = |load: Option<f64>| load.map_or("unknown".to_owned(), |load| format!("{load:.1}"));
     let mut text = format!(
-        "{}, {}, {} pairs a pass, load average {} before and {} after\n",
+        "{}, {}, {} pairs a pass in {} rounds, load average {} before and {} after\n",
         view.machine,
         view.instruction_set,
         view.pairs,
+        view.rounds,
         load(view.load[0]),
         load(view.load[1])
     );
