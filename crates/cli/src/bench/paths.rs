@@ -149,12 +149,11 @@ impl Judge {
         self.degrees.iter().filter_map(move |degree| Some((*degree, grid::share(&attention, *degree)?)))
     }
 
-    /// Every pass to be judged: its model, the share of it that one rank of so many computes, and the case.
-    fn passes(&self) -> impl Iterator<Item = (&(String, ModelShape), u32, AttentionShape, &AttentionCase)> {
+    /// Every pass to be judged: a model, a degree that divides it, and a case.
+    fn passes(&self) -> impl Iterator<Item = (&(String, ModelShape), u32, &AttentionCase)> {
         self.models.iter().flat_map(move |model| {
-            self.shares(&model.1).flat_map(move |(degree, share)| {
-                self.cases.iter().map(move |case| (model, degree, share, case))
-            })
+            let degrees = self.shares(&model.1).map(|(degree, _)| degree);
+            degrees.flat_map(move |degree| self.cases.iter().map(move |case| (model, degree, case)))
         })
     }
 
@@ -187,10 +186,10 @@ impl Judge {
     ) -> anyhow::Result<Vec<Judged>> {
         let (gpu, format) = (&place.gpu()?, place.cache_format());
         let rates = Calibration { devices: calibration.devices.clone(), ..Calibration::default() };
-        let judge = |((model, degree, _, case), measured): ((&(String, ModelShape), _, _, &_), _)| {
-            let ask = |calibration| predict(&model.1, (gpu, format), degree, case, calibration);
+        let judge = |(((model, shape), degree, case), measured): ((&(String, ModelShape), _, &_), _)| {
+            let ask = |calibration| predict(shape, (gpu, format), degree, case, calibration);
             Ok(Judged {
-                model: model.0.clone(),
+                model: model.clone(),
                 tensor_parallel: degree,
                 case: *case,
                 calibrated: ask(calibration)?,
