@@ -59,7 +59,7 @@ pub struct Args {
     /// Times to calibrate and to judge anew, between which the pairs are shared out
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
-    /// Time to calibrate for; judging takes what its pairs take
+    /// Time to calibrate for in all rounds; judging takes what its pairs take
     #[arg(long, value_name = "N", default_value = "20", value_parser = super::seconds)]
     seconds: Duration,
     /// Memory that the cache of one path may take
