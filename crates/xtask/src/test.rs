@@ -27,8 +27,7 @@ pub fn run_all() -> Result<()> {
             .env("GQLA_TEST_CUDA", &binaries.stand_ins.cuda)
             .env("GQLA_TEST_DEVICE_PLUGIN", &binaries.stand_ins.device_plugin))
     })?;
-    // The whole suite ran on the best instruction set of this machine; other machines have less.
-    for isa in ["avx2+fma", "portable"].into_iter().filter(|isa| *isa == "portable" || has_avx2()) {
+    for isa in lesser_instruction_sets() {
         step(&format!("Kernel and engine tests on {isa}"), || {
             let tests = ["--lib", "--test", "golden", "-p", "gqla-kernels", "-p", "gqla-engine"];
             let test = ["test", "--locked", "--quiet"];
@@ -41,12 +40,20 @@ pub fn run_all() -> Result<()> {
     e2e::run(&e2e::Args::default())
 }
 
+/// What other machines have: the whole suite runs on the best set of this one.
+fn lesser_instruction_sets() -> &'static [&'static str] {
+    if has_avx512() { &["avx2+fma", "portable"] } else { &["portable"] }
+}
+
 #[cfg(target_arch = "x86_64")]
-fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw")
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn has_avx2() -> bool {
+fn has_avx512() -> bool {
     false
 }
