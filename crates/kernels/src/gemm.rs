@@ -8,6 +8,7 @@
 
 use crate::{
     memory::{give_back, scratch},
+    prefetch::{self, LINE, prefetch_stream},
     simd::{Isa, Simd, dispatch},
 };
 
@@ -157,16 +158,23 @@ pub(crate) const UNROLLED: usize = 4;
 /// `acc[r][p] += Σ_i x[r][i] · b[p][i · PANEL ..]`, in the order of i.
 ///
 /// # Safety
-/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of a panel.
+/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of a panel, which are asked for where the
+/// processor wants it and `ask` says they come from memory.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
     acc: &mut [[S::V; P]; R],
     x: &[*const f32; R],
     b: &[*const E; P],
     k: usize,
+    ask: bool,
 ) {
     let (mut sums, mut x, mut b) = (*acc, *x, *b);
     for _ in 0..k / UNROLLED {
+        if ask {
+            for p in 0..P {
+                prefetch_stream(b[p].cast(), UNROLLED * PANEL * size_of::<E>() / LINE);
+            }
+        }
         for i in 0..UNROLLED {
             // SAFETY: within `k` steps; the caller's contract.
             unsafe { step::<S, E, R, P>(&mut sums, &x, &b, i) };
@@ -361,7 +369,9 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const P: usize>(
             b[p] = task.panels.add(output / PANEL * PANEL * task.k + output % PANEL);
         }
         let mut acc = [[S::splat(0.0); P]; R];
-        tile::<S, E, R, P>(&mut acc, &x, &b, task.k);
+        // Wide numbers come as fast unasked, and a later tile's are near.
+        let ask = E::PACKED && row == 0 && prefetch::always_pays();
+        tile::<S, E, R, P>(&mut acc, &x, &b, task.k, ask);
         for r in 0..R {
             let y = task.y.add(task.y_rows.offset(row + r));
             for p in 0..P {

@@ -23,6 +23,7 @@ mod memory;
 mod mixture;
 pub mod ops;
 mod pool;
+mod prefetch;
 pub mod reference;
 pub mod sample;
 mod shared;

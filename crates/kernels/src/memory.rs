@@ -11,10 +11,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use crate::gemm::Element;
-
-/// Bytes of a cache line, which vectors of f32 should not straddle.
-const LINE: usize = 64;
+use crate::{gemm::Element, prefetch::LINE};
 
 /// Bytes of a chunk that matrices share. What nobody touched of it costs address space only.
 const CHUNK: usize = 64 << 20;

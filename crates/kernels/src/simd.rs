@@ -105,18 +105,6 @@ impl InstructionSet {
     }
 }
 
-/// Asks for the cache line at `p` to be brought near, though not nearest; nothing happens where there is no such memory.
-#[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that reads nothing; all processors of this architecture have it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Lanes of f32 and what can be done with them.
 ///
 /// # Safety

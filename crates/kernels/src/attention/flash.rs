@@ -13,6 +13,7 @@ use super::cache::{BLOCK_TOKENS, LayerCache, Numbers, Segment};
 use crate::{
     Pool,
     memory::{give_back, scratch},
+    prefetch,
     shared::SharedMut,
     simd::{Simd, dispatch},
 };
@@ -28,26 +29,8 @@ pub(super) use sets::{HeadSet, KeyPart, Keys, Values, strip};
 use values::{Weighing, add_values};
 use weights::weigh;
 
-/// Calls `$f::<$t.., R>(args, row)` for tiles of R rows.
-macro_rules! for_tiles {
-    ($rows:expr, $max:expr, ($($t:tt),*), $f:ident($($arg:expr),*)) => {{
-        let mut row = 0;
-        while row < $rows {
-            // Evenly, because a tile of few rows costs nearly as much as a full one.
-            let left = $rows - row;
-            let left = left.div_ceil(left.div_ceil($max));
-            match left {
-                1 => $f::<$($t),*, 1>($($arg),*, row),
-                2 => $f::<$($t),*, 2>($($arg),*, row),
-                3 => $f::<$($t),*, 3>($($arg),*, row),
-                4 => $f::<$($t),*, 4>($($arg),*, row),
-                5 => $f::<$($t),*, 5>($($arg),*, row),
-                _ => $f::<$($t),*, 6>($($arg),*, row),
-            }
-            row += left;
-        }
-    }};
-}
+#[macro_use]
+mod tiles;
 
 mod ahead;
 mod blocks;
@@ -334,9 +317,9 @@ unsafe fn run_chunk_in<S: Simd, A: Products<S>, const P: usize, const C: usize>(
         let first = index * BLOCK_TOKENS;
         let tokens = (last + 1 - first).min(BLOCK_TOKENS);
         let block = task.cache.block(part.segment.blocks[index]);
-        let mut ahead = task.ahead::<S, A, P>(chunk, index, end, tokens);
         for (number, set) in part.sets.iter().enumerate() {
             let (gathered, queries) = (partial.set(number), Queries::of(part, number, room));
+            let mut ahead = task.ahead::<S, A, P>(chunk, (index, end), number, tokens);
             // SAFETY: the block exists and holds `tokens` tokens; the caller's contract.
             unsafe {
                 match &set.keys {
@@ -399,23 +382,32 @@ unsafe fn pack_values<S: Simd, A: RowProducts<S>>(
 }
 
 impl<E: Stored> Task<'_, E> {
-    /// What to ask for while block `index` is multiplied, which holds so many tokens: the chunk's next block up to `end`, or
-    /// the first one of the chunk that this thread will probably take next.
+    /// What to ask for while set `number` meets block `index`, which holds so many tokens: what the next set reads, or the
+    /// first one of the chunk's next block before `end`, or of the chunk that this thread will probably take next. No more,
+    /// because a block of many groups is as large as a core's second-level cache.
     #[inline(always)]
     fn ahead<S: Simd, A: Products<S, Number = E>, const P: usize>(
         &self,
         chunk: usize,
-        index: usize,
-        end: usize,
+        (index, end): (usize, usize),
+        number: usize,
         tokens: usize,
     ) -> Ahead {
-        let next = if index + 1 < end { index + 1 } else { (chunk + self.stride) * CHUNK_BLOCKS };
-        let (Some(next), Some(worth)) = (self.part.segment.blocks.get(next), S::ASKS_FROM) else {
+        let (sets, blocks) = (self.part.sets, self.part.segment.blocks);
+        let next = (number + 1) % sets.len();
+        let block = match next {
+            0 if index + 1 < end => index + 1,
+            0 => (chunk + self.stride) * CHUNK_BLOCKS,
+            _ => index,
+        };
+        let (Some(block), Some(worth)) = (blocks.get(block), S::ASKS_FROM) else {
             return Ahead::NOTHING;
         };
+        let asked = sets[next].stretch(next == 0);
+        let first = self.cache.block(*block).numbers.wrapping_add(asked.start);
         let asks = self.part.asks::<S, A, P>(tokens);
-        let (next, bytes) = (self.cache.block(*next).numbers.cast(), self.cache.block_bytes());
-        Ahead::of(next, bytes, self.part.products(), (asks, worth[usize::from(A::ROUNDS)]))
+        let worth = if prefetch::always_pays() { 0.0 } else { worth[usize::from(A::ROUNDS)] };
+        Ahead::of(first.cast(), asked.len() * size_of::<E>(), self.part.products(), (asks, worth))
     }
 }
 
@@ -426,15 +418,15 @@ impl Part<'_> {
         self.segment.start + (self.row + row) / self.sets[0].heads
     }
 
-    /// Products of all rows with a block's keys and values.
+    /// Products of a set's rows with a block's keys and values.
     #[inline(always)]
     fn products(&self) -> usize {
         let set = &self.sets[0];
         let (Keys::Columns([one, other]) | Keys::Rows([one, other], _)) = set.keys;
-        self.sets.len() * self.rows * BLOCK_TOKENS * (one.dim + other.dim + set.values.dim)
+        self.rows * BLOCK_TOKENS * (one.dim + other.dim + set.values.dim)
     }
 
-    /// Times [`gather`](products::gather) asks ahead over `tokens` of a block.
+    /// Times [`gather`](products::gather) asks ahead while a set meets `tokens` of a block.
     #[inline(always)]
     fn asks<S: Simd, A: Products<S>, const P: usize>(&self, tokens: usize) -> usize {
         let (set, lanes) = (&self.sets[0], P * S::LANES);
@@ -447,7 +439,7 @@ impl Part<'_> {
             Keys::Rows(..) => (0, A::Rows::PACK * A::Rows::UNROLLED, A::Rows::TILE),
         };
         let values = set.values.dim.div_ceil(lanes) * (tokens / per_ask);
-        self.sets.len() * self.rows.div_ceil(tile) * (keys + values)
+        self.rows.div_ceil(tile) * (keys + values)
     }
 
     /// Chunks up to the last row's token.

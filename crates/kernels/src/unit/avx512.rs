@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     gemm::{PANEL, finish},
+    prefetch::{self, prefetch_stream},
     simd::Avx512,
 };
 
@@ -91,8 +92,13 @@ unsafe fn strip<N: Dot, const R: usize, const T: usize>(task: &UnitTask, row: us
             for p in 0..PANELS {
                 w[p] = task.panel(first + p);
             }
+            // A later tile's weights are near.
+            let ask = row == 0 && prefetch::always_pays();
             for _ in 0..task.row_bytes / 4 {
                 for p in 0..PANELS {
+                    if ask {
+                        prefetch_stream(w[p], 1);
+                    }
                     let weights = _mm512_loadu_si512(w[p].cast());
                     w[p] = w[p].wrapping_add(64);
                     for t in 0..T {

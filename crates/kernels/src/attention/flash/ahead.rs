@@ -4,10 +4,7 @@
 //! prefetcher does not look beyond what was read last. Where arithmetic takes about as long as reading, the two times were
 //! measured to add up.
 
-use crate::simd::prefetch;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+use crate::prefetch::{LINE, prefetch};
 
 /// What is asked for every few steps of a block's products.
 #[derive(Clone, Copy)]

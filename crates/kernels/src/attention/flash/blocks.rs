@@ -40,12 +40,6 @@ impl<E> Blocks<E> {
         Self { first, elements: cache.block_elements(), scales: cache.block_scales() }
     }
 
-    /// Bytes of a block's numbers.
-    #[inline(always)]
-    pub fn block_bytes(&self) -> usize {
-        self.elements * size_of::<E>()
-    }
-
     #[inline(always)]
     pub fn block(&self, index: u32) -> Block<E> {
         let Block { numbers, scales } = self.first;

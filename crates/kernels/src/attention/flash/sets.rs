@@ -1,5 +1,7 @@
 //! Where keys, values and queries of heads that attend to the same lie.
 
+use std::ops::Range;
+
 use super::products::Stored;
 use crate::{
     attention::cache::BLOCK_TOKENS,
@@ -75,6 +77,19 @@ impl HeadSet {
     pub(super) fn rounded_query(&self) -> usize {
         let (Keys::Columns([first, second]) | Keys::Rows([first, second], _)) = self.keys;
         2 + first.dim / 2 + second.dim / 2
+    }
+
+    /// Which numbers of a block the set reads; of a key that others read too only where asked `with_shared`.
+    #[inline(always)]
+    pub(super) fn stretch(&self, with_shared: bool) -> Range<usize> {
+        match self.keys {
+            Keys::Columns([own, shared]) => {
+                let before = with_shared && shared.block + BLOCK_TOKENS * shared.dim == own.block;
+                let first = if before { shared.block } else { own.block };
+                first..self.values.block + BLOCK_TOKENS * self.values.dim
+            }
+            Keys::Rows([first, _], stride) => first.block..first.block + BLOCK_TOKENS * stride,
+        }
     }
 
     /// Numbers of room that a block's values take where they are packed: two narrow ones in each.
