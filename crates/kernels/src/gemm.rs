@@ -155,11 +155,10 @@ pub(crate) const FEW_VECTORS: usize = 2;
 /// somebody else's thread has half of them.
 pub(crate) const UNROLLED: usize = 4;
 
-/// `acc[r][p] += Σ_i x[r][i] · b[p][i · PANEL ..]`, in the order of i.
+/// `acc[r][p] += Σ_i x[r][i] · b[p][i · PANEL ..]`, in the order of i. `ask` has the panels asked for by hand.
 ///
 /// # Safety
-/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of a panel, which are asked for where the
-/// processor wants it and `ask` says they come from memory.
+/// Every `x[r]` holds `k` numbers; every `b[p]` one vector at each of `k` steps of a panel.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const P: usize>(
     acc: &mut [[S::V; P]; R],
